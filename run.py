@@ -1,0 +1,236 @@
+"""Options, run directories, whole files and logs: what every stage shares that is not mathematics.
+
+Standard library only, so that it imports in milliseconds and runs anywhere.
+
+    parse(Options)            a frozen dataclass from the command line, with --help
+    claim(directory, record)  make a run directory, or check that it is the one asked for
+    publish(path)             a temporary path that becomes `path` whole, or not at all
+    stage(function, Options)  a stage's `main`: errors in one line, no traceback
+"""
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import typing
+from importlib import metadata
+from pathlib import Path
+
+INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
+
+
+def option(default, help, choices=None, recorded=True):
+    """A dataclass field for `parse`: its default, the text --help prints, and the words allowed.
+
+    `recorded=False` marks options of the machine (device, where to write) that do not change what
+    is computed: a run directory may be gone on with under other values of these.
+    """
+    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, recorded=recorded))
+
+
+def parse(cls, argv=None, description=None):
+    """Build the dataclass `cls` from command line words (`sys.argv` by default).
+
+    A bool becomes --x / --no-x, a tuple takes comma-separated items, an optional value takes
+    "none". A field without a default must be given. Unknown words and bad values exit with
+    status 2, as argparse does.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    types = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        flag, about = "--" + field.name.replace("_", "-"), dict(field.metadata)
+        help = about["help"].replace("%", "%%")
+        if about.get("hidden"):
+            continue
+        if types[field.name] is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default,
+                                help=f"{help} (default: {'yes' if field.default else 'no'})")
+            continue
+        if field.default is dataclasses.MISSING:
+            how = dict(required=True, help=help)
+        else:
+            how = dict(default=field.default, help=f"{help} (default: {_show(field.default)})")
+        parser.add_argument(flag, type=functools.partial(_convert, types[field.name]), choices=about["choices"],
+                            metavar=None if about["choices"] else field.name.upper(), **how)
+    return cls(**vars(parser.parse_args(argv)))
+
+
+def _show(value):
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else "none" if value is None else value
+
+
+def _convert(kind, word):
+    """One command line word as a value of type `kind`: int, float, str, an optional of these, or a tuple."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        try:
+            return tuple(arguments[0](part) for part in word.split(",") if part and word != "none")
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{word!r} is not a comma-separated list of {arguments[0].__name__}") from None
+    if type(None) in arguments:
+        if word.lower() == "none":
+            return None
+        kind = arguments[0]
+    try:
+        return kind(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a valid {kind.__name__}") from None
+
+
+def stage(function, cls, description, argv=None):
+    """Parse the options, run `function(options)`, and turn what can go wrong into one line on stderr.
+
+    ValueError, OSError and running out of memory exit with status 1, an interrupt with 130;
+    anything else is a defect of this program and keeps its traceback.
+    """
+    name = Path(sys.argv[0]).name
+    try:
+        return function(parse(cls, argv, description))
+    except KeyboardInterrupt as interrupt:
+        print(f"{name}: interrupted{'; ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, MemoryError) as error:
+        sys.exit(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def recorded(options):
+    """The options that decide the result, as JSON gives them back: what a file stores and `claim` compares."""
+    return json.loads(json.dumps({f.name: getattr(options, f.name) for f in dataclasses.fields(options)
+                                  if f.metadata.get("recorded", True)}))
+
+
+def provenance(device=None):
+    """Where a file comes from: commit, library versions, machine and device, as a dict for JSON."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent)]
+        commit = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=12"],
+                                capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "triton", "safetensors", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return dict(commit=commit, versions=versions, host=platform.node(), machine=platform.machine(),
+                device=str(device) if device is not None else None)
+
+
+@contextlib.contextmanager
+def publish(path):
+    """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
+
+    The file is flushed to disk before it takes its name: a file that exists is whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path, value):
+    """Publish `value` as JSON at `path`, one key a line."""
+    with publish(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path):
+    """The JSON value in `path`. Raises ValueError naming the file if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); remove it and run again") from None
+
+
+def claim(directory, record):
+    """Make `directory` the run directory of `record`, or check that it already is.
+
+    `record` is a dict for config.json; its "options" and "data" decide what is computed. Returns
+    True if the directory is new. Raises ValueError naming each value that differs, or if the
+    directory holds something else.
+    """
+    path = Path(directory) / "config.json"
+    if not path.exists():
+        if path.parent.exists() and any(not entry.name.startswith(".") for entry in path.parent.iterdir()):
+            raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
+        write_json(path, record)
+        return True
+    there = read_json(path)
+    differences = []
+    for part in ("options", "data"):
+        old, new = there.get(part) or {}, record.get(part) or {}
+        differences += [f"{key}: {old.get(key)!r} there, {new.get(key)!r} asked"
+                        for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if differences:
+        raise ValueError(f"{directory} was made with other options ({'; '.join(differences)}); "
+                         "choose another --out, or remove it")
+    return False
+
+
+class Log:
+    """log.jsonl of a run directory: one JSON object a line, appended and flushed at once.
+
+    A torn last line (the process was killed while writing) and lines after step `step` (they will
+    be made again) are dropped when the log is opened.
+    """
+
+    def __init__(self, path, step=0):
+        self.path = Path(path)
+        if self.path.exists():
+            lines = [line for line in read_log(self.path) if line["step"] <= step]
+            with publish(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def write(self, **values):
+        with open(self.path, "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_log(path):
+    """The whole lines of a log.jsonl, as dicts."""
+    lines = []
+    for line in Path(path).read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Yield a function that tells whether SIGINT or SIGTERM has come; a second signal acts at once.
+
+    Outside the main thread, where Python takes no signals, it always says no.
+    """
+    came = []
+
+    def note(number, frame):
+        came.append(number)
+        signal.signal(number, previous[number])
+
+    previous = {}
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,366 @@
+"""The DDPM++ and NCSN++ U-Nets and the denoiser D(x; sigma) around them.
+
+The networks of Song et al. (2021, arXiv 2011.13456) as configured by EDM (Karras et al. 2022, arXiv
+2206.00364) and by the paper (section 2, appendix A), with the published parameter names, so that
+published weights load as they are. DDPM++ and NCSN++ share one U-Net and differ in the encoder
+(plain, or with a residual input pyramid), the width of the noise embedding and the resampling filter.
+
+    D = Denoiser("ddpmpp", "vp", img_resolution=32, img_channels=3, width=128)
+    x_denoised = D(x, sigma)             # x [B, C, H, W] in [-1, 1] plus noise, sigma [B]
+    loss = D.loss(y, sigma, noise)       # [B]
+"""
+import json
+import math
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from run import publish
+
+ARCHITECTURES = dict(
+    ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1)),
+    ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1)))
+PRECONDITIONINGS = ("vp", "ve", "edm")
+EMBEDDINGS = ("positional", "fourier")
+
+EMBEDDING_MULT = 4     # width of the time embedding, in units of `width`
+SKIP_SCALE = 0.5**0.5  # of the sum of a block and its input: keeps the variance
+NORM_EPS = 1e-6
+SMALL_GAIN = 1e-5      # initial scale of each residual branch's last layer: blocks start near the identity
+
+VP_BETA_D, VP_BETA_MIN, VP_EPSILON_T, VP_STEPS = 19.9, 0.1, 1e-5, 1000
+VE_SIGMA_MIN, VE_SIGMA_MAX = 0.02, 100.0
+EDM_SIGMA_DATA, EDM_P_MEAN, EDM_P_STD = 0.5, -1.2, 1.2
+
+
+class Linear(nn.Module):
+    def __init__(self, cin, cout, gain=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(cout, cin))
+        self.bias = nn.Parameter(torch.empty(cout))
+        self.gain = gain
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(nn.Module):
+    """A convolution, after resampling by 2 ("up" or "down") with the separable filter `taps`.
+
+    `filter_last` convolves first, with the padding widened by the filter's: the order of NCSN++'s input pyramid.
+    """
+
+    def __init__(self, cin, cout, kernel, gain=1.0, resample=None, taps=(1, 1), filter_last=False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(cout, cin, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(cout))
+        self.gain, self.resample, self.filter_last = gain, resample, filter_last
+        self.padding, self.filter_padding = kernel // 2, (len(taps) - 1) // 2
+        self.plain_filter = tuple(taps) == (1, 1)  # nearest neighbour up, mean of 2x2 down
+        if resample and not self.plain_filter:
+            f = torch.tensor(taps, dtype=torch.float32)
+            self.register_buffer("filter", torch.outer(f, f)[None, None] / f.sum()**2, persistent=False)
+
+    def forward(self, x):
+        if self.filter_last:
+            x = F.conv2d(x, self.weight, padding=self.padding + self.filter_padding)
+            x = F.conv2d(x, self.filter.expand(x.shape[1], -1, -1, -1), stride=2, groups=x.shape[1])
+            return x + self.bias[:, None, None]
+        if self.resample == "up" and self.plain_filter:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        elif self.resample == "up":
+            x = F.conv_transpose2d(x, 4 * self.filter.expand(x.shape[1], -1, -1, -1), stride=2,
+                                   padding=self.filter_padding, groups=x.shape[1])
+        elif self.resample == "down" and self.plain_filter:
+            x = F.avg_pool2d(x, 2)
+        elif self.resample == "down":
+            x = F.conv2d(x, self.filter.expand(x.shape[1], -1, -1, -1), stride=2,
+                         padding=self.filter_padding, groups=x.shape[1])
+        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
+
+
+def group_norm(channels):
+    groups = min(32, channels // 4)
+    if groups == 0 or channels % groups:
+        raise ValueError(f"a norm of {channels} channels does not divide into {groups} groups; "
+                         "choose width and channel_mult so that every layer has a multiple of 4 channels, "
+                         "and a multiple of 32 from 128 up (a width that is a multiple of 32 always works)")
+    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+
+
+class Block(nn.Module):
+    """Residual block: norm, silu, conv, + time embedding, norm, silu, dropout, conv; then self-attention."""
+
+    def __init__(self, cin, cout, embedding_channels, dropout, attention=False, resample=None, taps=(1, 1)):
+        super().__init__()
+        self.norm0 = group_norm(cin)
+        self.conv0 = Conv2d(cin, cout, 3, resample=resample, taps=taps)
+        self.affine = Linear(embedding_channels, cout)
+        self.norm1 = group_norm(cout)
+        self.conv1 = Conv2d(cout, cout, 3, gain=SMALL_GAIN)
+        self.skip = Conv2d(cin, cout, 1, resample=resample, taps=taps) if cin != cout or resample else None
+        self.dropout, self.attention = dropout, attention
+        if attention:
+            self.norm2 = group_norm(cout)
+            self.qkv = Conv2d(cout, 3 * cout, 1, gain=0.2**0.5)
+            self.proj = Conv2d(cout, cout, 1, gain=SMALL_GAIN)
+
+    def forward(self, x, embedding):
+        h = self.conv0(F.silu(self.norm0(x))) + self.affine(embedding)[:, :, None, None]
+        h = F.dropout(F.silu(self.norm1(h)), self.dropout, self.training)
+        x = (self.conv1(h) + (x if self.skip is None else self.skip(x))) * SKIP_SCALE
+        if self.attention:
+            B, C, H, W = x.shape
+            qkv = self.qkv(self.norm2(x)).reshape(B, 1, C, 3, H * W).transpose(2, 4)  # [B, 1, HW, 3, C]
+            h = F.scaled_dot_product_attention(*qkv.unbind(3))                        # [B, 1, HW, C]
+            x = (self.proj(h.transpose(2, 3).reshape(B, C, H, W)) + x) * SKIP_SCALE
+        return x
+
+
+class FourierFrequencies(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("freqs", torch.empty(channels // 2))
+
+
+class UNet(nn.Module):
+    """F(x; c_noise, labels): [B, C, H, W] -> [B, C, H, W]. Arguments as for `Denoiser`."""
+
+    def __init__(self, arch, img_resolution, img_channels, label_dim, width, blocks, channel_mult,
+                 attn_resolutions, embedding, skip_connections, dropout):
+        super().__init__()
+        form = ARCHITECTURES[arch]
+        self.skip_connections, self.label_dim = skip_connections, label_dim
+        noise_channels, embedding_channels = width * form["noise_mult"], width * EMBEDDING_MULT
+        self.noise_channels = noise_channels
+        self.map_noise = FourierFrequencies(noise_channels) if embedding == "fourier" else None
+        self.map_label = Linear(label_dim, noise_channels) if label_dim else None
+        self.map_layer0 = Linear(noise_channels, embedding_channels)
+        self.map_layer1 = Linear(embedding_channels, embedding_channels)
+
+        def block(cin, cout, **how):
+            return Block(cin, cout, embedding_channels, dropout, taps=form["taps"], **how)
+
+        self.enc, skips, c, pyramid = nn.ModuleDict(), [], width, img_channels
+        for level, mult in enumerate(channel_mult):
+            r = img_resolution >> level
+            if level == 0:
+                self.enc[f"{r}x{r}_conv"] = Conv2d(img_channels, c, 3)
+            else:
+                self.enc[f"{r}x{r}_down"] = block(c, c, resample="down")
+                if form["residual_encoder"]:
+                    self.enc[f"{r}x{r}_aux_residual"] = Conv2d(pyramid, c, 3, resample="down", taps=form["taps"],
+                                                               filter_last=True)
+                    pyramid = c
+            skips.append(c)
+            for i in range(blocks):
+                self.enc[f"{r}x{r}_block{i}"] = block(c, width * mult, attention=r in attn_resolutions)
+                c = width * mult
+                skips.append(c)
+
+        self.dec = nn.ModuleDict()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            r = img_resolution >> level
+            if level == len(channel_mult) - 1:
+                self.dec[f"{r}x{r}_in0"] = block(c, c, attention=True)
+                self.dec[f"{r}x{r}_in1"] = block(c, c)
+            else:
+                self.dec[f"{r}x{r}_up"] = block(c, c, resample="up")
+            for i in range(blocks + 1):
+                self.dec[f"{r}x{r}_block{i}"] = block(c + skips.pop(), width * mult,
+                                                      attention=i == blocks and r in attn_resolutions)
+                c = width * mult
+        self.dec[f"{r}x{r}_aux_norm"] = group_norm(c)
+        self.dec[f"{r}x{r}_aux_conv"] = Conv2d(c, img_channels, 3, gain=SMALL_GAIN)
+
+    def embed(self, c_noise, labels):
+        """The time (and label) embedding [B, 4 width] of noise levels c_noise [B] and labels [B] or None."""
+        if self.map_noise is not None:
+            frequencies = 2 * math.pi * self.map_noise.freqs
+        else:
+            half = self.noise_channels // 2
+            frequencies = (1 / 10000) ** (torch.arange(half, dtype=torch.float32, device=c_noise.device) / (half - 1))
+        phase = torch.outer(c_noise, frequencies)
+        e = torch.cat([phase.sin(), phase.cos()], dim=1)
+        if self.map_label is not None:
+            e = e + self.map_label.bias
+            if labels is not None:  # the published one-hot * sqrt(label_dim) times the matrix, as a look-up
+                e = e + F.embedding(labels, self.map_label.weight.t()) * self.label_dim**0.5
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
+
+    def forward(self, x, c_noise, labels=None):
+        embedding = self.embed(c_noise, labels)
+        skips, kept, pyramid = [], iter(self.skip_connections), x
+        for name, layer in self.enc.items():
+            if name.endswith("_aux_residual"):
+                x = pyramid = (x + layer(pyramid)) * SKIP_SCALE
+                if keep:  # the running sum replaces the stored skip only where that skip is kept
+                    skips[-1] = x
+            else:
+                x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
+                keep = next(kept)
+                skips.append(x if keep else torch.zeros_like(x))
+        for name, layer in self.dec.items():
+            if name.endswith("_aux_norm"):
+                x = F.silu(layer(x))
+            elif name.endswith("_aux_conv"):
+                x = layer(x)
+            else:
+                x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
+        return x
+
+
+class Denoiser(nn.Module):
+    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), the preconditioned U-Net (EDM, table 1).
+
+    arch              "ddpmpp" or "ncsnpp"
+    precond           "vp", "ve" or "edm": preconditioning, loss weight and noise levels of training
+    img_resolution    pixels a side, divisible by 2^(levels - 1)
+    img_channels      1 or 3
+    label_dim         number of labels, 0 for an unconditional model
+    width             channels of the first convolution, a multiple of 4
+    blocks            residual blocks a resolution (the decoder has one more)
+    channel_mult      channels of each level in units of `width`; its length is the number of levels
+    attn_resolutions  resolutions with self-attention; none of them by default means half of img_resolution
+    embedding         "positional" or "fourier"; by default what arch was published with
+    skip_connections  0/1 mask in encoder order, (blocks + 1) a level; a 0 replaces that skip by zeros
+    dropout           probability, in training mode
+    generator         draws the initial weights (torch's default generator if None)
+
+    Raises ValueError, naming the value and the rule, for what cannot be built.
+    """
+
+    def __init__(self, arch, precond, img_resolution, img_channels, label_dim=0, width=128, blocks=2,
+                 channel_mult=(2, 2, 2), attn_resolutions=None, embedding=None, skip_connections=None,
+                 dropout=0.13, generator=None):
+        super().__init__()
+        embedding = embedding or ("fourier" if arch == "ncsnpp" else "positional")
+        attn_resolutions = [img_resolution // 2] if attn_resolutions is None else list(attn_resolutions)
+        skips = (blocks + 1) * len(channel_mult)
+        skip_connections = [1] * skips if skip_connections is None else [int(s) for s in skip_connections]
+        for value, allowed in ((arch, tuple(ARCHITECTURES)), (precond, PRECONDITIONINGS), (embedding, EMBEDDINGS)):
+            if value not in allowed:
+                raise ValueError(f"{value!r} is unknown; choose one of {', '.join(allowed)}")
+        if not channel_mult or min(channel_mult) < 1 or blocks < 1:
+            raise ValueError(f"channel_mult={list(channel_mult)}, blocks={blocks}: both need 1 or more everywhere")
+        if img_resolution < 1 or img_resolution % 2 ** (len(channel_mult) - 1):
+            raise ValueError(f"img_resolution={img_resolution} is not divisible by {2 ** (len(channel_mult) - 1)}, "
+                             f"as the {len(channel_mult)} levels of channel_mult need")
+        if img_channels < 1 or label_dim < 0:
+            raise ValueError(f"img_channels={img_channels}, label_dim={label_dim}: need 1 and 0 or more")
+        if width < 4 or width % 4:
+            raise ValueError(f"width={width} is not a multiple of 4, as its norms need")
+        if len(skip_connections) != skips or not set(skip_connections) <= {0, 1}:
+            raise ValueError(f"skip_connections={skip_connections} must be {skips} zeros or ones: "
+                             f"{blocks + 1} at each of {len(channel_mult)} levels")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} is not in [0, 1)")
+        self.config = dict(arch=arch, precond=precond, img_resolution=img_resolution, img_channels=img_channels,
+                           label_dim=label_dim, width=width, blocks=blocks, channel_mult=list(channel_mult),
+                           attn_resolutions=attn_resolutions, embedding=embedding,
+                           skip_connections=skip_connections, dropout=dropout)
+        self.precond, self.label_dim = precond, label_dim
+        self.model = UNet(**{key: value for key, value in self.config.items() if key != "precond"})
+        self.initialize(generator)
+        if precond == "vp":
+            self.sigma_min, self.sigma_max = (float(vp_sigma(torch.tensor(t))) for t in (VP_EPSILON_T, 1.0))
+        else:
+            self.sigma_min, self.sigma_max = (VE_SIGMA_MIN, VE_SIGMA_MAX) if precond == "ve" else (0.0, math.inf)
+
+    @torch.no_grad()
+    def initialize(self, generator=None):
+        """Draw the weights as published: Xavier uniform times a gain, zero biases; frequencies 16 * normal."""
+        for module in self.modules():
+            if isinstance(module, (Linear, Conv2d)):
+                fan_out, fan_in = module.weight.shape[:2]
+                kernel = module.weight[0, 0].numel()
+                bound = module.gain * math.sqrt(6 / ((fan_in + fan_out) * kernel))
+                module.weight.uniform_(-bound, bound, generator=generator)
+                module.bias.zero_()
+            elif isinstance(module, FourierFrequencies):
+                module.freqs.normal_(generator=generator).mul_(16)
+
+    def forward(self, x, sigma, labels=None):
+        """The denoised image [B, C, H, W] in float32 of x at noise level sigma ([B] or a number).
+
+        labels: int64 class numbers [B] below label_dim; None means "no label", an all-zero one-hot.
+        """
+        x = x.to(torch.float32)
+        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
+        if self.precond == "vp":
+            c_skip, c_out, c_in = 1, -sigma, 1 / (sigma**2 + 1).sqrt()
+            c_noise = (VP_STEPS - 1) * vp_sigma_inverse(sigma)
+        elif self.precond == "ve":
+            c_skip, c_out, c_in, c_noise = 1, sigma, 1, (0.5 * sigma).log()
+        else:
+            total = sigma**2 + EDM_SIGMA_DATA**2
+            c_skip, c_out = EDM_SIGMA_DATA**2 / total, sigma * EDM_SIGMA_DATA / total.sqrt()
+            c_in, c_noise = 1 / total.sqrt(), sigma.log() / 4
+        c_noise = c_noise.flatten().expand(len(x))
+        return c_skip * x + c_out * self.model(c_in * x, c_noise, labels)
+
+    def loss(self, y, sigma, noise, labels=None):
+        """Denoising loss of each image [B]: weight(sigma) * |D(y + sigma noise; sigma) - y|^2 over pixels.
+
+        y [B, C, H, W] in [-1, 1], sigma [B], noise a unit normal like y (paper, eq. 2; EDM, eq. 8).
+        """
+        s = sigma.reshape(-1, 1, 1, 1)
+        weight = 1 / sigma**2 + (1 / EDM_SIGMA_DATA**2 if self.precond == "edm" else 0)
+        return weight * (self(y + s * noise, sigma, labels) - y).square().flatten(1).sum(1)
+
+    def training_sigma(self, count, generator=None, device=None):
+        """Noise levels [count] drawn as this preconditioning is trained with."""
+        if self.precond == "edm":
+            z = torch.randn(count, generator=generator, device=device)
+            return (z * EDM_P_STD + EDM_P_MEAN).exp()
+        u = torch.rand(count, generator=generator, device=device)
+        return vp_sigma(1 + u * (VP_EPSILON_T - 1)) if self.precond == "vp" \
+            else VE_SIGMA_MIN * (VE_SIGMA_MAX / VE_SIGMA_MIN) ** u
+
+
+def vp_sigma(t):
+    """sigma(t) of the VP process. exp(.) - 1 and not expm1: in float32 these are the published noise levels."""
+    return ((0.5 * VP_BETA_D * t**2 + VP_BETA_MIN * t).exp() - 1).sqrt()
+
+
+def vp_sigma_inverse(sigma):
+    return ((VP_BETA_MIN**2 + 2 * VP_BETA_D * (1 + sigma**2).log()).sqrt() - VP_BETA_MIN) / VP_BETA_D
+
+
+def load_weights(D, tensors):
+    """Put named weights into the U-Net of D. Published state dicts load too: a "model." prefix and stored
+    resampling filters (constants here) are dropped. Raises ValueError naming what is missing or left over."""
+    tensors = {name.removeprefix("model."): t for name, t in tensors.items() if not name.endswith("resample_filter")}
+    there = D.model.state_dict()
+    wrong = [name for name in there.keys() | tensors.keys() if name not in there or name not in tensors
+             or there[name].shape != tensors[name].shape]
+    if wrong:
+        raise ValueError(f"the weights do not fit the network: {len(wrong)} names or shapes differ, "
+                         f"such as {min(wrong)}")
+    D.model.load_state_dict(tensors)
+
+
+def save(path, D, weights=None, **metadata):
+    """Publish the U-Net's weights (those of D, or `weights` by name) and what rebuilds D as safetensors."""
+    weights = weights if weights is not None else D.model.state_dict()
+    # copies: safetensors refuses views that share memory
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+    with publish(path) as temporary:
+        save_file(tensors, temporary, {"network": json.dumps(D.config),
+                                       **{key: json.dumps(value) for key, value in metadata.items()}})
+
+
+def load(path, device="cpu"):
+    """The Denoiser in a file that `save` made, in evaluation mode, and its metadata as a dict."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        D = Denoiser(**metadata["network"])
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a snapshot of train.py ({error})") from None
+    load_weights(D, tensors)
+    return D.to(device).eval().requires_grad_(False), metadata
