@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +62,9 @@ class Images:
         return len(self.images)
 
     def fingerprint(self):
-        """What a run directory records of its data: count, shape and a SHA-256 of pixels and labels."""
-        digest = hashlib.sha256(self.images.contiguous().numpy())
-        if self.label_dim:
-            digest.update(self.labels.numpy())
-        return dict(count=len(self), shape=list(self.images.shape[1:]), label_dim=self.label_dim,
-                    sha256=digest.hexdigest())
+        """What a run directory records of its data: count, shape and SHA-256 of pixels and of labels."""
+        return dict(count=len(self), shape=list(self.images.shape[1:]), sha256=sha256(self.images),
+                    label_dim=self.label_dim, labels_sha256=sha256(self.labels) if self.label_dim else None)
 
 
 def load(options):
@@ -97,6 +94,25 @@ def load(options):
     else:
         labels = classes
     return Images(images, labels.to(torch.int64), label_dim, [names[i] for i in index.tolist()])
+
+
+def sha256(tensor):
+    """SHA-256 of a tensor's values, in hexadecimal."""
+    return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()
+
+
+def of_run(directory):
+    """The training set of a run directory of train.py. Raises ValueError if its data have changed since."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json")
+    config = read_json(path)
+    known = {field.name for field in fields(Options)}
+    options = Options(**{key: value for key, value in config["options"].items() if key in known})
+    D = load(options)
+    if D.fingerprint() != config["data"]:
+        raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
+    return D
 
 
 def label_count(labels, n, classes):
@@ -282,3 +298,14 @@ def _check_labels(classes, count, source):
         raise ValueError(f"{source}: labels must be {count} whole numbers from 0 up, "
                          f"not {classes.dtype} {list(classes.shape)}")
     return classes.astype(np.int64)
+
+
+def pick_device(name):
+    """The torch device of a --device word: auto, cpu, cuda or cuda:N."""
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("no CUDA GPU is available")
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:N") from None
+    return device

@@ -173,16 +173,21 @@ def claim(directory, record):
             raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
         write_json(path, record)
         return True
-    there = read_json(path)
-    differences = []
-    for part in ("options", "data"):
-        old, new = there.get(part) or {}, record.get(part) or {}
-        differences += [f"{key}: {old.get(key)!r} there, {new.get(key)!r} asked"
-                        for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    if differences:
-        raise ValueError(f"{directory} was made with other options ({'; '.join(differences)}); "
+    different = differences(read_json(path), record)
+    if different:
+        raise ValueError(f"{directory} was made with other options ({different}); "
                          "choose another --out, or remove it")
     return False
+
+
+def differences(old, new):
+    """What differs between two records in the parts that decide what is computed, in words; "" if nothing does."""
+    found = []
+    for part in ("options", "data", "source"):
+        there, asked = old.get(part) or {}, new.get(part) or {}
+        found += [f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked"
+                  for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+    return "; ".join(found)
 
 
 class Log:

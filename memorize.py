@@ -1,0 +1,220 @@
+"""Measure how many generated images are memorized: the share that all but repeats a training image.
+
+    python memorize.py --samples runs/n1000 --train runs/n1000        a run's samples, its training set
+    python memorize.py --samples my_samples/ --train my_training_images/ --pairs pairs.png --csv pairs.csv
+
+A sample x is memorized if its L2 distance to the nearest training image is under 1/3 of that to the
+second nearest (paper, section 2). Distances and verdicts are exact, in whole numbers. SAMPLES and TRAIN
+are image folders, zips, npz files, cifar10, digits, or run directories (samples.npz; the training set).
+"""
+import csv
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+import data
+import run
+from kernels import nearest_two
+from run import option
+
+CONFIDENCE_95 = 1.959964  # standard normal quantile of a two-sided 95% interval
+MAX_DENOMINATOR = 2**15   # of the threshold p/q: q^2 times a squared distance (below 2^32) stays within int64
+CELL = 96                 # pixels a side of an image on the pair sheet
+
+
+@dataclass(frozen=True)
+class Options(data.Subset):
+    samples: str = option("", "generated images: folder, zip, npz, or run directory")
+    train: str = option("", "training images: cifar10, digits, folder, zip, npz, or run directory")
+    threshold: str = option("1/3", "memorized below this ratio of nearest distances, a fraction p/q in (0, 1)")
+    distinct: bool = option(False, "drop exact duplicates from the training images first")
+    out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default", recorded=False)
+    csv: str = option("", "also write every sample with its two nearest training images here", recorded=False)
+    pairs: str = option("", "also draw the most and the least memorized samples beside their nearest here", recorded=False)
+    pair_rows: int = option(8, "samples of each kind on the pair sheet", recorded=False)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("samples", "train"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is needed: an image folder, a zip, an npz file or a run directory")
+        parse_threshold(self.threshold)
+        if self.pair_rows < 1:
+            raise ValueError(f"--pair-rows {self.pair_rows}: at least 1")
+
+
+def parse_threshold(text):
+    """(p, q) of a threshold such as "1/3" or "0.5". Raises ValueError unless it lies strictly in (0, 1)."""
+    try:
+        ratio = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        ratio = Fraction(0)
+    if not 0 < ratio < 1 or ratio.denominator > MAX_DENOMINATOR:
+        raise ValueError(f"--threshold {text!r} is not a fraction p/q strictly between 0 and 1 with q <= {MAX_DENOMINATOR}; "
+                         "give one such as 1/3")
+    return ratio.numerator, ratio.denominator
+
+
+def is_memorized(distances, threshold=(1, 3)):
+    """bool [Q] of squared distances int64 [Q, 2]: sqrt(d1) / sqrt(d2) < p / q, decided in whole numbers.
+
+    A sample at d1 = d2 = 0 copies an image that the training set holds twice: by the ratio, not memorized.
+    """
+    p, q = threshold
+    return q * q * distances[:, 0] < p * p * distances[:, 1]
+
+
+def wilson(hits, count, z=CONFIDENCE_95):
+    """Wilson's score interval for a share of hits among count (Wilson 1927): (low, high)."""
+    share, correction = hits / count, z * z / count
+    middle = (share + correction / 2) / (1 + correction)
+    half = z / (1 + correction) * (share * (1 - share) / count + correction / (4 * count)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def duplicates(images):
+    """bool [N]: whether an equal image stands earlier in uint8 images [N, ...]."""
+    rows = np.ascontiguousarray(images.flatten(1).numpy())
+    _, first = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True)
+    mask = np.ones(len(rows), bool)
+    mask[first] = False
+    return torch.from_numpy(mask)
+
+
+def score(samples, train, threshold=(1, 3)):
+    """Compare samples with training images, both uint8 [*, C, H, W] on one device.
+
+    Returns a summary for JSON, and distances int64 [Q, 2] and indices int64 [Q, 2] of the nearest two.
+    Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
+    (what the published scorer prints).
+    """
+    distances, index = (a.cpu() for a in nearest_two(samples, train))
+    memorized = is_memorized(distances, threshold)
+    hits, count = int(memorized.sum()), len(samples)
+    low, high = wilson(hits, count)
+    mean = distances.double().sqrt().mean(0).tolist()
+    summary = dict(
+        samples=count, training_images=len(train), memorized=hits, ratio=hits / count, interval_95=[low, high],
+        threshold=f"{threshold[0]}/{threshold[1]}",
+        copied_training_images=len(index[memorized, 0].unique()),
+        pixel_exact_copies=int((distances[:, 0] == 0).sum()),
+        copies_of_duplicates=int((distances[:, 1] == 0).sum()),
+        mean_distance=mean[0], mean_second_distance=mean[1],
+        duplicate_training_images=int(duplicates(train.cpu()).sum()))
+    return summary, distances, index
+
+
+def memorize(options):
+    """Score the samples that the options name; returns the summary, which is also written to `out` if set.
+
+    Raises ValueError for images that cannot be read or compared, or if `out` holds another result.
+    """
+    device = data.pick_device(options.device)
+    train, train_names = training_images(options)
+    samples_path = Path(options.samples)
+    of_run = (samples_path / "config.json").is_file()
+    samples, _, sample_names = data.read(str(samples_path / "samples.npz") if of_run else options.samples,
+                                         0 if of_run else options.resolution)
+    if options.distinct:
+        keep = ~duplicates(train)
+        train, train_names = train[keep], [name for name, kept in zip(train_names, keep.tolist()) if kept]
+    about = dict(options=run.recorded(options),
+                 source=dict(samples_sha256=data.sha256(samples), train_sha256=data.sha256(train)))
+    out = Path(options.out) if options.out else samples_path / "memorize.json" if of_run else None
+    if out and out.exists():
+        there = run.read_json(out)
+        different = run.differences(there, about)
+        if different:
+            raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
+        if not options.csv and not options.pairs:
+            return there
+    summary, distances, index = score(samples.to(device), train.to(device), parse_threshold(options.threshold))
+    if options.csv:
+        write_csv(options.csv, distances, index, is_memorized(distances, parse_threshold(options.threshold)),
+                  sample_names, train_names)
+    if options.pairs:
+        with run.publish(options.pairs) as temporary:
+            pair_sheet(samples, train, distances, index, options.pair_rows).save(temporary, format="PNG")
+    result = summary | about | run.provenance(device)
+    if out:
+        run.write_json(out, result)
+    return result
+
+
+def training_images(options):
+    """The training images uint8 [N, C, H, W] and their names: a run's training set, or (a subset of) a source."""
+    subset = {name: getattr(options, name) for name in ("n", "classes", "resolution", "subset_seed")}
+    if (Path(options.train) / "config.json").is_file():
+        if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
+            raise ValueError(f"--train {options.train} is a run directory, which has its own n, classes, resolution and "
+                             "subset-seed; leave them out")
+        D = data.of_run(options.train)
+    else:
+        D = data.load(data.Options(data=options.train, **subset))
+    return D.images, D.names
+
+
+def write_csv(path, distances, index, memorized, sample_names, train_names):
+    """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255) and both images."""
+    with run.publish(path) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["sample", "memorized", "ratio", "distance", "second_distance", "nearest", "second_nearest"])
+        for i, name in enumerate(sample_names):
+            d, (a, b) = distances[i].double().sqrt().tolist(), index[i].tolist()
+            table.writerow([name, int(memorized[i]), f"{d[0] / d[1]:.6f}" if d[1] else "", f"{d[0]:.4f}", f"{d[1]:.4f}",
+                            train_names[a], train_names[b]])
+
+
+def pair_sheet(samples, train, distances, index, rows=8):
+    """A picture of the most (left) and the least (right) memorized samples: sample, nearest, second nearest, ratio."""
+    d = distances.double().sqrt()
+    ratio = torch.where(d[:, 1] > 0, d[:, 0] / d[:, 1], 1.0)
+    order = ratio.argsort(stable=True).tolist()
+    rows = min(rows, len(order))
+    panels = (("most memorized", order[:rows]), ("least memorized", order[::-1][:rows]))
+    pad, head, text = 8, 44, 88
+    width = 3 * (CELL + pad) + text
+    sheet = Image.new("RGB", (2 * width + 3 * pad, head + rows * (CELL + pad) + pad), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for panel, (title, chosen) in enumerate(panels):
+        left = pad + panel * (width + pad)
+        pen.text((left, 4), title, fill="black", font=font)
+        for column, word in enumerate(("sample", "nearest", "second", "ratio")):
+            pen.text((left + column * (CELL + pad), 24), word, fill="black", font=font)
+        for row, i in enumerate(chosen):
+            top = head + row * (CELL + pad)
+            for column, image in enumerate((samples[i], train[index[i, 0]], train[index[i, 1]])):
+                array = image.permute(1, 2, 0).numpy()
+                picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+                sheet.paste(picture.resize((CELL, CELL), Image.Resampling.NEAREST), (left + column * (CELL + pad), top))
+            lines = [f"{ratio[i]:.3f}" if d[i, 1] > 0 else "0 / 0", f"d1 {d[i, 0]:.1f}", f"d2 {d[i, 1]:.1f}"]
+            pen.multiline_text((left + 3 * (CELL + pad), top + CELL // 4), "\n".join(lines), fill="black", font=font)
+    return sheet
+
+
+def report(result):
+    """The summary in words, for people."""
+    low, high = result["interval_95"]
+    lines = [f"{result['memorized']} of {result['samples']} samples memorized: {result['ratio']:.2%} "
+             f"(95% interval {low:.2%} to {high:.2%}), ratio of distances under {result['threshold']}",
+             f"{result['copied_training_images']} of {result['training_images']} training images copied at least once; "
+             f"{result['pixel_exact_copies']} samples equal a training image in every pixel",
+             f"mean L2 distance to the nearest {result['mean_distance']:.1f}, to the second nearest "
+             f"{result['mean_second_distance']:.1f} (pixel values 0 to 255)"]
+    if result["duplicate_training_images"]:
+        lines.append(f"{result['duplicate_training_images']} training images repeat an earlier one: copies of those "
+                     f"({result['copies_of_duplicates']} to the pixel) cannot count as memorized; --distinct drops the repeats")
+    return "\n".join(lines)
+
+
+def main():
+    print(report(run.stage(memorize, Options, __doc__)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Draw samples from a snapshot of train.py, or from the closed-form optimum of a training set.
+
+    python sample.py --run runs/n1000 --seeds 0-9999             10,000 samples of the last EMA weights
+    python sample.py --optimum --data digits --n 100 --seeds 0-999 --out optimum.npz    seconds on two cores
+
+Makes an npz (arr_0 uint8 [N, H, W, C], seeds, labels, and the options as JSON) and beside it a grid of the
+first hundred as PNG. The sampler is the published one: deterministic Heun, 18 steps, float64 state (EDM,
+algorithm 1; paper, section 2). Sample i depends on its seed alone.
+"""
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import data
+import run
+import unet
+from kernels import Optimum
+from run import option
+
+GRID = 10         # images a side of the grid
+GRID_PIXELS = 64  # small images are enlarged to about this
+
+
+@dataclass(frozen=True)
+class Options(data.Options):
+    run: str = option("", "run directory (its last weights) or snapshot file", recorded=False)
+    optimum: bool = option(False, "sample the closed-form optimum of --data, or of the training set of --run")
+    seeds: str = option("0-9999", "one sample a seed: ranges and numbers, such as 0-99,200")
+    label: int | None = option(None, "give every sample this label; none draws labels as in training")
+    heun_steps: int = option(18, "sampling steps")
+    sigma_min: float = option(0.002, "lowest noise level, raised to the network's")
+    sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
+    rho: float = option(7.0, "exponent of the spacing of noise levels")
+    batch: int = option(256, "samples at once", recorded=False)
+    out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
+    png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        parse_seeds(self.seeds)
+        if not self.run and not self.optimum:
+            raise ValueError("nothing to sample from; give --run RUN, or --optimum and --data")
+        if self.heun_steps < 2 or self.batch < 1:
+            raise ValueError(f"--heun-steps {self.heun_steps}, --batch {self.batch}: need at least 2 and 1")
+        if not 0 < self.sigma_min < self.sigma_max or self.rho <= 0:
+            raise ValueError(f"--sigma-min {self.sigma_min}, --sigma-max {self.sigma_max}, --rho {self.rho}: "
+                             "need 0 < sigma_min < sigma_max and rho > 0")
+
+
+def parse_seeds(text):
+    """The numbers in a list of ranges such as "0-99,200". Raises ValueError for what is none."""
+    seeds = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or dash and not last.isdigit() or dash and int(last) < int(first):
+            raise ValueError(f"--seeds {text!r}: {part!r} is not a number or a rising range; write 0-9999 or 0-99,200")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def noise_levels(sigma_min, sigma_max, steps=18, rho=7.0, device=None):
+    """sigma_0 > ... > sigma_{steps-1}, then 0, as float64 [steps + 1] (EDM, eq. 5)."""
+    i = torch.arange(steps, dtype=torch.float64, device=device) / (steps - 1)
+    sigma = (sigma_max ** (1 / rho) + i * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return torch.cat([sigma, sigma.new_zeros(1)])
+
+
+@torch.inference_mode()
+def heun(D, latents, sigmas, labels=None):
+    """Solve the probability-flow ODE from unit normal latents [B, C, H, W]; float64 [B, C, H, W] in about [-1, 1].
+
+    Deterministic second-order Heun steps over `sigmas`, Euler for the last (EDM, algorithm 1).
+    """
+    x = latents.to(torch.float64) * sigmas[0]
+    for i, (now, after) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+        slope = (x - D(x, now, labels).to(torch.float64)) / now
+        ahead = x + (after - now) * slope
+        if i < len(sigmas) - 2:
+            slope_ahead = (ahead - D(ahead, after, labels).to(torch.float64)) / after
+            ahead = x + (after - now) * (0.5 * slope + 0.5 * slope_ahead)
+        x = ahead
+    return x
+
+
+def draw(D, seeds, label_counts=None):
+    """Latents float32 [B, C, H, W] and labels [B] (None for an unconditional D): each from its seed alone.
+
+    Drawn on the CPU, so that every device gets the same. Labels follow `label_counts`, the number of
+    training images of each label.
+    """
+    shape = [D.config["img_channels"], D.config["img_resolution"], D.config["img_resolution"]]
+    generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+    latents = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    if not label_counts:
+        return latents, None
+    share = torch.tensor(label_counts, dtype=torch.float64).cumsum(0)
+    u = torch.cat([torch.rand(1, dtype=torch.float64, generator=g) for g in generators])
+    return latents, torch.searchsorted(share, u * share[-1], right=True)
+
+
+def generate(D, seeds, label_counts=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
+             batch=256, device="cpu"):
+    """Samples of D, one a seed: uint8 [N, H, W, C] and their labels int64 [N] (None if unconditional)."""
+    sigmas = noise_levels(max(sigma_min, D.sigma_min), min(sigma_max, D.sigma_max), steps, rho, device)
+    images, labels = [], []
+    for i in tqdm(range(0, len(seeds), batch), desc="sample", unit="batch", disable=None):
+        latents, drawn = draw(D, seeds[i:i + batch], label_counts)
+        if label is not None:
+            drawn = torch.full((len(latents),), label)
+        x = heun(D, latents.to(device), sigmas, drawn.to(device) if drawn is not None else None)
+        images.append((x * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu())  # [B, H, W, C]
+        labels.append(drawn)
+    return torch.cat(images).numpy(), torch.cat(labels).numpy() if labels[0] is not None else None
+
+
+def sample(options):
+    """Draw the samples that the options describe; returns the path of the npz. One that exists is kept.
+
+    Raises ValueError if the npz there was made with other options or from other weights.
+    """
+    device = data.pick_device(options.device)
+    model = Path(options.run)
+    if model.is_dir():
+        model = model / "model.safetensors"
+    if options.optimum:
+        D = data.of_run(model.parent) if options.run else data.load(options)
+        source = dict(optimum_of=D.fingerprint()["sha256"])
+        out = model.parent / "optimum.npz"
+    else:
+        if not model.is_file():
+            raise ValueError(f"no trained model at {model}; give the run directory of a finished train.py, or a snapshot file")
+        with open(model, "rb") as file:
+            source = dict(weights_sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        out = model.with_name(model.stem.replace("model", "samples").replace("snapshot", "samples") + ".npz")
+    out = Path(options.out) if options.out else out
+    about = dict(options=run.recorded(options), source=source)
+    if not out.exists():
+        if options.optimum:
+            D, counts = Optimum(D.images.to(device)), None
+        else:
+            D, metadata = unet.load(model, device)
+            counts = metadata["label_counts"]
+        if options.label is not None and not 0 <= options.label < D.config["label_dim"]:
+            raise ValueError(f"--label {options.label}: the model has {D.config['label_dim']} labels, counted from 0")
+        images, labels = generate(D, parse_seeds(options.seeds), counts, options.label, options.heun_steps,
+                                  options.sigma_min, options.sigma_max, options.rho, options.batch, device)
+        arrays = dict(arr_0=images, seeds=np.array(parse_seeds(options.seeds)),
+                      about=json.dumps(about | run.provenance(device)))
+        with run.publish(out) as temporary:
+            np.savez(temporary, **arrays, **(dict(labels=labels) if labels is not None else {}))
+    with np.load(out, allow_pickle=False) as file:
+        there = json.loads(str(file["about"])) if "about" in file.files else {}
+        images, seeds = file["arr_0"], file["seeds"]
+    differences = run.differences(there, about)
+    if differences:
+        raise ValueError(f"{out} holds other samples ({differences}); choose another --out, or remove it")
+    with run.publish(out.with_suffix(".png")) as temporary:
+        grid(images[:GRID * GRID]).save(temporary)
+    if options.png:
+        for seed, image in zip(seeds, images):
+            with run.publish(Path(options.png) / f"{seed:06d}.png") as temporary:
+                picture(image).save(temporary)
+    return out
+
+
+def picture(image):  # [H, W, C]
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def grid(images):
+    """The images [N, H, W, C] as one picture of `GRID` columns, small ones enlarged."""
+    rows, (h, w, c) = -(-len(images) // GRID), images.shape[1:]
+    sheet = np.zeros((rows * GRID, h, w, c), np.uint8)
+    sheet[:len(images)] = images
+    sheet = sheet.reshape(rows, GRID, h, w, c).swapaxes(1, 2).reshape(rows * h, GRID * w, c)
+    scale = max(1, GRID_PIXELS // w)
+    return picture(sheet.repeat(scale, 0).repeat(scale, 1))
+
+
+def main():
+    print(f"wrote {run.stage(sample, Options, __doc__)}")
+
+
+if __name__ == "__main__":
+    main()

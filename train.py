@@ -1,0 +1,322 @@
+"""Train a diffusion model on a training set D and write EMA snapshots of it.
+
+    python train.py --data cifar10 --n 1000 --out runs/n1000                  the paper's base run
+    python train.py --data digits --n 20 --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 \\
+        --steps 600 --warmup-steps 50 --dropout 0 --out runs/digits           half a minute on two CPU cores
+
+Makes OUT/model.safetensors, the last EMA weights with their options; OUT/snapshot-STEP.safetensors on the
+way; OUT/config.json and OUT/log.jsonl. The defaults are the published procedure (paper, section 2 and
+appendix A): a number of epochs and not of steps, so that steps grow with |D|. The same command goes on
+where an interrupted run stopped, to the same weights bit for bit on one machine with one software.
+"""
+import hashlib
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+import data
+import run
+import unet
+from run import option
+
+EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
+LINE_SECONDS = 20        # between progress lines where stderr is no terminal
+
+
+@dataclass(frozen=True)
+class Options(data.Options):
+    out: str = option("runs/train", "run directory", recorded=False)
+    # model
+    arch: str = option("ddpmpp", "network", tuple(unet.ARCHITECTURES))
+    precond: str = option("vp", "preconditioning and the loss that goes with it", unet.PRECONDITIONINGS)
+    width: int = option(128, "channels of the first convolution")
+    blocks: int = option(2, "residual blocks a resolution (the paper's depth)")
+    channel_mult: tuple[int, ...] = option((2, 2, 2), "channels of each level, in units of the width")
+    attn_resolutions: tuple[int, ...] | None = option(None, "resolutions with attention; none means half of the images'")
+    embedding: str | None = option(None, "time embedding; none means positional for ddpmpp, fourier for ncsnpp")
+    skip_connections: tuple[int, ...] | None = option(None, "0/1 mask of the skips kept, encoder order; none keeps all")
+    dropout: float = option(0.13, "dropout probability")
+    # training
+    epochs: float = option(40000, "duration in passes over the training set")
+    steps: int | None = option(None, "duration in steps, instead of epochs")
+    warmup_epochs: float = option(200, "the learning rate rises linearly over this many epochs")
+    warmup_steps: int | None = option(None, "or over this many steps")
+    batch: int = option(512, "images a step")
+    batch_device: int = option(0, "images at once, to save memory (gradients add up); 0 means the batch")
+    optimizer: str = option("adam", "optimizer", ("adam", "sgd"))
+    learning_rate: float = option(2e-4, "learning rate after the warm-up")
+    momentum: float = option(0.9, "momentum of sgd; beta1 of adam")
+    beta2: float = option(0.999, "beta2 of adam")
+    weight_decay: float = option(0.0, "L2 penalty added to the gradient")
+    ema_halflife: float = option(500_000 / EMA_IMAGES_A_STEP, "half-life of the averaged weights in steps")
+    ema_rampup_epochs: float = option(200, "the half-life rises linearly over this many epochs")
+    ema_rampup_steps: int | None = option(None, "or over this many steps")
+    ema_rate: float | None = option(None, "a fixed EMA rate a step instead; 0 takes the last weights")
+    seed: int = option(0, "of initial weights, order of the data, noise and dropout")
+    reshuffle: bool = option(False, "draw a new order of the data each epoch instead of one for all")
+    # files
+    snapshots: int = option(16, "snapshots over the run, evenly spaced, the last at its end")
+    log_steps: int = option(100, "steps a line of log.jsonl", recorded=False)
+    save_seconds: float = option(300, "write the resume state this often", recorded=False)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in dict(steps=1, warmup_epochs=0, warmup_steps=0, batch=1, batch_device=0, weight_decay=0,
+                                ema_halflife=0, ema_rampup_epochs=0, ema_rampup_steps=0, snapshots=1, log_steps=1,
+                                save_seconds=0, seed=0, learning_rate=0, epochs=0).items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be a finite number of at least {least}")
+        for name in ("momentum", "beta2", "ema_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be in [0, 1)")
+        if self.batch_device and self.batch % self.batch_device:
+            raise ValueError(f"--batch-device {self.batch_device} does not divide --batch {self.batch}")
+
+
+def total_steps(options, n):
+    """Steps of a run on n images: `steps`, or enough to see each image `epochs` times."""
+    return options.steps or max(1, math.ceil(options.epochs * n / options.batch))
+
+
+def schedule(options, n, step):
+    """Learning-rate factor and EMA rate (weight of the old average) at a step, counted from 0.
+
+    As published, the first step has rate 0, and beta = 0.5^(1 / half-life) with a half-life that rises
+    from 0 over the first 200 epochs: 0.99929 thereafter at any |D| and batch.
+    """
+    epoch = step * options.batch / n
+
+    def progress(epochs, steps):  # 0 to 1 over the given epochs, or steps
+        done, span = (epoch, epochs) if steps is None else (step, steps)
+        return min(done / span, 1.0) if span > 0 else float(step > 0)
+
+    if options.ema_rate is not None:
+        beta = options.ema_rate if step else 0.0
+    else:
+        halflife = options.ema_halflife * progress(options.ema_rampup_epochs, options.ema_rampup_steps)
+        beta = 0.5 ** (1 / halflife) if halflife > 0 else 0.0
+    return progress(options.warmup_epochs, options.warmup_steps), beta
+
+
+def mix(*parts):
+    """A seed of 32 bits (all that torch's CPU generator takes) from numbers and words, well spread."""
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest(), "big")
+
+
+@lru_cache(maxsize=256)
+def _order(n, seed, epoch):
+    return np.random.RandomState(mix(seed, "order", epoch)).permutation(n)
+
+
+def batch_index(n, batch, step, seed, reshuffle=False):
+    """The images (int64 [batch]) of a step: the data in an order drawn by seed, read round and round."""
+    first = step * batch
+    epochs = range(first // n, (first + batch - 1) // n + 1)
+    order = np.concatenate([_order(n, seed, epoch if reshuffle else 0) for epoch in epochs])
+    return order[first % n:][:batch]
+
+
+def snapshots(directory):
+    """The snapshot files of a run directory in order of their steps, the final model last."""
+    directory = Path(directory)
+    model = directory / "model.safetensors"
+    return sorted(directory.glob("snapshot-*.safetensors")) + [model] * model.exists()
+
+
+def train(options):
+    """Train as the options say; returns the path of the final model. A finished run returns at once.
+
+    Raises ValueError if the run directory was made with other options or data, or if the loss is no
+    longer finite; KeyboardInterrupt after saving the state.
+    """
+    D = data.load(options)
+    n, out = len(D), Path(options.out)
+    device = data.pick_device(options.device)
+    net = unet.Denoiser(options.arch, options.precond, square(D), D.images.shape[1], D.label_dim, options.width,
+                        options.blocks, options.channel_mult, options.attn_resolutions, options.embedding,
+                        options.skip_connections, options.dropout, torch.Generator().manual_seed(mix(options.seed, "weights")))
+    levels = [square(D) >> level for level in range(len(options.channel_mult))]
+    if not set(options.attn_resolutions or ()) <= set(levels):
+        raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
+    run.claim(out, dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device)))
+    if (out / "model.safetensors").exists():
+        return out / "model.safetensors"
+
+    net.to(device).train()
+    parameters = dict(net.model.named_parameters())
+    ema = {name: p.detach().clone() for name, p in parameters.items()}
+    optimizer = make_optimizer(options, list(parameters.values()))
+    images, labels = D.images.to(device), D.labels.to(device) if D.label_dim else None
+    step, seconds = load_state(out / "state.safetensors", net, ema, optimizer)
+    log = run.Log(out / "log.jsonl", step)
+    total = total_steps(options, n)
+    snapshot_steps = {round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)}
+    about = dict(options=run.recorded(options), data=D.fingerprint(), **run.provenance(device),
+                 label_counts=torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None)
+
+    def write_snapshot(path):
+        unet.save(path, net, {**net.model.state_dict(), **ema}, step=step, epoch=step * options.batch / n, **about)
+
+    losses, tick, saved = [], time.perf_counter(), time.perf_counter()
+    with run.interruptible() as interrupted, Progress(out, step, total) as progress:
+        while step < total:
+            loss = train_step(options, net, ema, optimizer, images, labels, step)
+            losses.append(loss)
+            step += 1
+            stop = interrupted()
+            due = step in snapshot_steps or stop or time.perf_counter() - saved > options.save_seconds
+            if not (due or step % options.log_steps == 0 or step == total):
+                continue
+            values = torch.stack(losses).tolist()  # the only wait for the device
+            for i, value in enumerate(values):
+                if not math.isfinite(value):
+                    raise ValueError(f"the loss of step {step - len(values) + i} is {value}; what was saved before is kept. "
+                                     f"Lower --learning-rate {options.learning_rate:g} or lengthen the warm-up")
+            now = time.perf_counter()
+            seconds += now - tick
+            log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
+                      loss=sum(values) / len(values), images_per_second=round(len(values) * options.batch / (now - tick), 1),
+                      memory_mb=memory_mb(device), seconds=round(seconds, 3))
+            progress.update(step, sum(values) / len(values))
+            losses, tick = [], now
+            if step in snapshot_steps and step < total:
+                write_snapshot(out / f"snapshot-{step:08d}.safetensors")
+            if due and step < total:
+                save_state(out / "state.safetensors", net, ema, optimizer, step, seconds)
+                saved = time.perf_counter()
+            if stop and step < total:
+                raise KeyboardInterrupt(f"the state of step {step} is in {out}; the same command goes on from there")
+    write_snapshot(out / "model.safetensors")
+    (out / "state.safetensors").unlink(missing_ok=True)
+    return out / "model.safetensors"
+
+
+def train_step(options, net, ema, optimizer, images, labels, step):
+    """One step, in place; returns its mean loss as a tensor on the device, without waiting for it.
+
+    All randomness of a step comes from (seed, step). With `batch_device` the noise stays the same;
+    dropout, which is drawn in the forward pass, does not.
+    """
+    torch.manual_seed(mix(options.seed, step))
+    index = torch.from_numpy(batch_index(len(images), options.batch, step, options.seed, options.reshuffle)).to(images.device)
+    y = images[index].float() / 127.5 - 1                                   # [B, C, H, W]
+    sigma = net.training_sigma(len(y), device=y.device)
+    noise = torch.randn_like(y)
+    total = torch.zeros((), device=y.device)
+    optimizer.zero_grad(set_to_none=True)
+    size = options.batch_device or len(y)
+    for part in (slice(i, i + size) for i in range(0, len(y), size)):
+        loss = net.loss(y[part], sigma[part], noise[part], labels[index[part]] if labels is not None else None).sum() / len(y)
+        loss.backward()
+        total += loss.detach()
+    factor, beta = schedule(options, len(images), step)
+    for group in optimizer.param_groups:
+        group["lr"] = options.learning_rate * factor
+    optimizer.step()
+    torch._foreach_lerp_(list(ema.values()), [p.detach() for p in net.model.parameters()], 1 - beta)
+    return total
+
+
+def make_optimizer(options, parameters):
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=options.momentum,
+                               weight_decay=options.weight_decay)
+    return torch.optim.Adam(parameters, lr=options.learning_rate, betas=(options.momentum, options.beta2),
+                            weight_decay=options.weight_decay, fused=True)
+
+
+def save_state(path, net, ema, optimizer, step, seconds):
+    """Publish all that the next step needs: weights, their average, the optimizer's state, the step."""
+    tensors = {f"net.{name}": t for name, t in net.model.state_dict().items()}
+    tensors |= {f"ema.{name}": t for name, t in ema.items()}
+    tensors |= {f"optimizer.{i}.{name}": t for i, state in optimizer.state_dict()["state"].items()
+                for name, t in state.items() if t is not None}
+    with run.publish(path) as temporary:
+        save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, temporary,
+                  dict(step=str(step), seconds=repr(seconds)))
+
+
+def load_state(path, net, ema, optimizer):
+    """Put a saved state in place; returns its step and the seconds trained so far, or 0, 0 if there is none."""
+    if not path.exists():
+        return 0, 0.0
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            step, seconds = int(file.metadata()["step"]), float(file.metadata()["seconds"])
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to train from the start") from None
+    unet.load_weights(net, {name[4:]: t for name, t in tensors.items() if name.startswith("net.")})
+    states = {}
+    for name, t in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "ema":
+            ema[rest].copy_(t)
+        elif kind == "optimizer":
+            i, key = rest.split(".")
+            states.setdefault(int(i), {})[key] = t
+    optimizer.load_state_dict(dict(state=states, param_groups=optimizer.state_dict()["param_groups"]))
+    return step, seconds
+
+
+class Progress:
+    """A bar on a terminal, a plain line now and then elsewhere; on stderr."""
+
+    def __init__(self, out, step, total):
+        self.bar = tqdm(desc=str(out), initial=step, total=total, unit="step", disable=None)
+        self.out, self.total, self.start, self.last = out, total, step, time.perf_counter()
+        self.begin = self.last
+
+    def update(self, step, loss):
+        self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+        self.bar.update(step - self.bar.n)
+        now = time.perf_counter()
+        if self.bar.disable and (now - self.last > LINE_SECONDS or step == self.total):
+            rate = (now - self.begin) / max(1, step - self.start)
+            print(f"{self.out}: step {step} of {self.total}, loss {loss:.4g}, {1e3 * rate:.0f} ms a step, "
+                  f"{(self.total - step) * rate:.0f} s left", file=sys.stderr, flush=True)
+            self.last = now
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+
+def square(D):
+    """Pixels a side of the images of D. Raises ValueError if they are not square."""
+    height, width = D.images.shape[-2:]
+    if height != width:
+        raise ValueError(f"the images are {width}x{height}; the networks need square ones: give --resolution")
+    return height
+
+
+def memory_mb(device):
+    """Peak memory so far in MB: the GPU's, or the process's on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    # ru_maxrss is in KB on Linux and in bytes on macOS
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def main():
+    model = run.stage(train, Options, __doc__)
+    print(f"wrote {model}")
+
+
+if __name__ == "__main__":
+    main()
