@@ -25,13 +25,14 @@ from pathlib import Path
 INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 
 
-def option(default, help, choices=None, recorded=True):
+def option(default, help, choices=None, recorded=True, hidden=False):
     """A dataclass field for `parse`: its default, the text --help prints, and the words allowed.
 
+    `hidden` leaves it out of the command line.
     `recorded=False` marks options of the machine (device, where to write) that do not change what
     is computed: a run directory may be gone on with under other values of these.
     """
-    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, recorded=recorded))
+    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, recorded=recorded, hidden=hidden))
 
 
 def parse(cls, argv=None, description=None):
@@ -47,7 +48,7 @@ def parse(cls, argv=None, description=None):
     for field in dataclasses.fields(cls):
         flag, about = "--" + field.name.replace("_", "-"), dict(field.metadata)
         help = about["help"].replace("%", "%%")
-        if about.get("hidden"):
+        if about["hidden"]:
             continue
         if types[field.name] is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default,

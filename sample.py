@@ -23,6 +23,7 @@ import unet
 from kernels import Optimum
 from run import option
 
+CHUNK = 64        # images a network sees at once, always: see `in_chunks`
 GRID = 10         # images a side of the grid
 GRID_PIXELS = 64  # small images are enlarged to about this
 
@@ -37,7 +38,7 @@ class Options(data.Options):
     sigma_min: float = option(0.002, "lowest noise level, raised to the network's")
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
     rho: float = option(7.0, "exponent of the spacing of noise levels")
-    batch: int = option(256, "samples at once", recorded=False)
+    batch: int = option(256, "samples at once; changes no sample", recorded=False)
     out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
@@ -89,6 +90,19 @@ def heun(D, latents, sigmas, labels=None):
     return x
 
 
+def in_chunks(D):
+    """D, evaluated on exactly CHUNK images at a time, the last ones padded with copies.
+
+    Convolution kernels change with the batch size, and with them the last bits of float32 and, now and then,
+    a pixel by one level. In chunks of one size, a sample is the same in whatever batch it is drawn.
+    """
+    def chunked(x, sigma, labels=None):
+        pad = -len(x) % CHUNK
+        index = torch.arange(len(x) + pad, device=x.device).clamp(max=len(x) - 1).split(CHUNK)
+        return torch.cat([D(x[i], sigma, labels[i] if labels is not None else None) for i in index])[:len(x)]
+    return chunked
+
+
 def draw(D, seeds, label_counts=None):
     """Latents float32 [B, C, H, W] and labels [B] (None for an unconditional D): each from its seed alone.
 
@@ -108,13 +122,14 @@ def draw(D, seeds, label_counts=None):
 def generate(D, seeds, label_counts=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
              batch=256, device="cpu"):
     """Samples of D, one a seed: uint8 [N, H, W, C] and their labels int64 [N] (None if unconditional)."""
+    denoise = in_chunks(D) if isinstance(D, unet.Denoiser) else D
     sigmas = noise_levels(max(sigma_min, D.sigma_min), min(sigma_max, D.sigma_max), steps, rho, device)
     images, labels = [], []
     for i in tqdm(range(0, len(seeds), batch), desc="sample", unit="batch", disable=None):
         latents, drawn = draw(D, seeds[i:i + batch], label_counts)
         if label is not None:
             drawn = torch.full((len(latents),), label)
-        x = heun(D, latents.to(device), sigmas, drawn.to(device) if drawn is not None else None)
+        x = heun(denoise, latents.to(device), sigmas, drawn.to(device) if drawn is not None else None)
         images.append((x * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu())  # [B, H, W, C]
         labels.append(drawn)
     return torch.cat(images).numpy(), torch.cat(labels).numpy() if labels[0] is not None else None
@@ -138,7 +153,7 @@ def sample(options):
             raise ValueError(f"no trained model at {model}; give the run directory of a finished train.py, or a snapshot file")
         with open(model, "rb") as file:
             source = dict(weights_sha256=hashlib.file_digest(file, "sha256").hexdigest())
-        out = model.with_name(model.stem.replace("model", "samples").replace("snapshot", "samples") + ".npz")
+        out = default_out(model)
     out = Path(options.out) if options.out else out
     about = dict(options=run.recorded(options), source=source)
     if not out.exists():
@@ -168,6 +183,11 @@ def sample(options):
             with run.publish(Path(options.png) / f"{seed:06d}.png") as temporary:
                 picture(image).save(temporary)
     return out
+
+
+def default_out(model):
+    """Where the samples of a snapshot file go: samples.npz or samples-STEP.npz beside it."""
+    return model.with_name(model.stem.replace("model", "samples").replace("snapshot", "samples") + ".npz")
 
 
 def picture(image):  # [H, W, C]

@@ -14,7 +14,7 @@ import math
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -353,14 +353,21 @@ def save(path, D, weights=None, **metadata):
                                        **{key: json.dumps(value) for key, value in metadata.items()}})
 
 
-def load(path, device="cpu"):
-    """The Denoiser in a file that `save` made, in evaluation mode, and its metadata as a dict."""
+def read_metadata(path):
+    """What `save` stored beside the weights, as a dict. Raises ValueError if `path` is not such a file."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        D = Denoiser(**metadata["network"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a snapshot of train.py ({error})") from None
-    load_weights(D, tensors)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a whole snapshot file ({error})") from None
+    if "network" not in metadata:
+        raise ValueError(f"{path} is not a snapshot of train.py: it does not describe its network")
+    return metadata
+
+
+def load(path, device="cpu"):
+    """The Denoiser in a file that `save` made, in evaluation mode on `device`, and the file's metadata."""
+    metadata = read_metadata(path)
+    D = Denoiser(**metadata["network"])
+    load_weights(D, load_file(path))
     return D.to(device).eval().requires_grad_(False), metadata

@@ -1,0 +1,97 @@
+# Train, sample, score, and search for EMM. `make help` lists what there is.
+# Files are targets: what exists is not made again, and no target depends on a source file,
+# so that a git checkout retrains nothing.
+
+DATA      ?= cifar10
+N         ?= 1000
+RES       ?= 0
+CLASSES   ?= 0
+LABELS    ?= none
+ARCH      ?= ddpmpp
+WIDTH     ?= 128
+BLOCKS    ?= 2
+BATCH     ?= 512
+EPOCHS    ?= 40000
+SEED      ?= 0
+SAMPLES   ?= 10000
+N_MIN     ?= 500
+N_MAX     ?= 0
+EPS       ?= 0.1
+TOLERANCE ?= 0.1
+RUNS      ?= runs
+FLAGS     ?=
+PYTHON    ?= .venv/bin/python
+
+# the directory's name holds every variable that changes the result; the default ones of data and model are left out
+empty :=
+space := $(empty) $(empty)
+part   = $(if $(filter-out $(2),$($(1))),-$(3)$(subst :,,$($(1))))
+flags := $(subst $(space),,$(subst /,_,$(subst :,,$(subst =,,$(FLAGS)))))
+NAME  := $(basename $(notdir $(DATA)))$(call part,RES,0,r)$(call part,CLASSES,0,c)$(call part,LABELS,none,)$(call part,ARCH,ddpmpp,)-w$(WIDTH)-b$(BLOCKS)-B$(BATCH)-e$(EPOCHS)-s$(SEED)$(flags)
+RUN    = $(RUNS)/$(NAME)-n$(N)
+SEARCH = $(RUNS)/$(NAME)-emm
+OPTIONS = --data $(DATA) --resolution $(RES) --classes $(CLASSES) --labels $(LABELS) --arch $(ARCH) --width $(WIDTH) \
+          --blocks $(BLOCKS) --batch $(BATCH) --epochs $(EPOCHS) --seed $(SEED) $(FLAGS)
+
+ifeq ($(PYTHON),.venv/bin/python)
+READY := .venv/ready
+endif
+
+.PHONY: help setup train sample memorize emm plot demo test clean
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "variables, with their defaults:"
+	@awk '/^[A-Z_]+ +\?=/ {name = $$1; sub(/^[A-Z_]+ +\?= */, ""); printf "  %s=%s", name, $$0} END {print ""}' $(firstword $(MAKEFILE_LIST)) | fold -s -w 110
+	@echo "  FLAGS takes any option of train.py (train, sample, memorize) or emm.py (emm); see their --help"
+	@echo "directories of these variables:"
+	@echo "  train, sample, memorize: $(RUN)"
+	@echo "  emm, plot:               $(SEARCH)"
+
+setup: $(READY) ## make .venv from requirements.txt (once); PYTHON=... uses an environment of yours
+
+.venv/ready: requirements.txt
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+train: $(RUN)/model.safetensors ## train one model on N images
+
+sample: $(RUN)/samples.npz ## and draw SAMPLES samples of it
+
+memorize: $(RUN)/memorize.json ## and count the memorized ones; draws pairs.png
+	@$(PYTHON) memorize.py --samples $(RUN) --train $(RUN)
+
+$(RUN)/model.safetensors: | $(READY)
+	$(PYTHON) train.py --out $(@D) --n $(N) $(OPTIONS)
+
+$(RUN)/samples.npz: $(RUN)/model.safetensors
+	$(PYTHON) sample.py --run $(@D) --seeds 0-$$(($(SAMPLES) - 1))
+
+$(RUN)/memorize.json: $(RUN)/samples.npz
+	$(PYTHON) memorize.py --samples $(@D) --train $(@D) --pairs $(@D)/pairs.png --csv $(@D)/pairs.csv > /dev/null
+
+emm: | $(READY) ## find EMM from N_MIN images up: trains, samples and scores every size it needs
+	$(PYTHON) emm.py --out $(SEARCH) --n-min $(N_MIN) --n-max $(N_MAX) --eps $(EPS) --tolerance $(TOLERANCE) --samples $(SAMPLES) $(OPTIONS)
+	$(PYTHON) plot.py --emm $(SEARCH)/emm.json
+
+plot: | $(READY) ## draw that search again
+	$(PYTHON) plot.py --emm $(SEARCH)/emm.json
+
+# The recipe that memorizes on a CPU: a small network, a high constant rate, no dropout, an average that follows.
+DEMO = --data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --epochs 6000 --warmup-steps 50 --dropout 0 \
+       --ema-halflife 50 --ema-rampup-epochs 6000 --snapshots 4 --n-min 20 --samples 500
+
+demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot, a sheet of copied digits
+	$(PYTHON) emm.py --out demo $(DEMO)
+	$(PYTHON) plot.py --emm demo/emm.json
+	$(PYTHON) memorize.py --samples $$(ls -d demo/n*/samples*.npz | tail -n 1) --train $$(ls -d demo/n* | tail -n 1) --pairs demo/pairs.png
+	@echo "EMM and every probe: demo/emm.json   plot: demo/emm.png   copied digits beside their originals: demo/pairs.png"
+
+test: | $(READY) ## run the tests
+	$(PYTHON) -m pytest -q tests
+
+clean: ## remove the demo and caches; runs, data and .venv stay
+	rm -rf demo .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +

@@ -1,0 +1,213 @@
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+import data
+
+
+def options(**given):
+    return data.Options(**dict(dict(data="digits"), **given))
+
+
+def test_digits():
+    D = data.load(options())
+    assert D.images.shape == (1797, 1, 8, 8) and D.images.dtype == torch.uint8
+    assert D.images.max() == 255 and D.images.min() == 0
+    assert D.labels.dtype == torch.int64 and set(D.labels.tolist()) == set(range(10)) and D.label_dim == 0
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_subsets_are_balanced_and_nested(seed):
+    large, small = (data.load(options(n=n, subset_seed=seed, labels="true")) for n in (500, 130))
+    assert torch.bincount(large.labels).tolist() == [50] * 10
+    assert torch.bincount(small.labels).tolist() == [13] * 10
+    assert set(small.names) < set(large.names)
+    assert large.names[:130] == small.names
+
+
+def test_default_subset_is_the_first_of_each_class():
+    images, classes, _ = data.read("digits")
+    D = data.load(options(n=30, labels="true"))
+    for c in range(10):
+        assert torch.equal(D.images[D.labels == c], images[classes == c][:3])
+
+
+def test_subset_seeds_differ():
+    names = [tuple(data.load(options(n=50, subset_seed=seed)).names) for seed in (None, 0, 1)]
+    assert len(set(names)) == 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.none() | st.integers(0, 9), st.data())
+def test_any_prefix_is_as_even_as_it_can_be(classes, seed, draw):
+    classes = torch.tensor(classes)
+    order = data.balanced_order(classes, seed)
+    assert sorted(order.tolist()) == list(range(len(classes)))
+    n = draw.draw(st.integers(1, len(classes)))
+    available, taken = torch.bincount(classes, minlength=5), torch.bincount(classes[order[:n]], minlength=5)
+    most = taken.max()
+    assert all(t >= most - 1 or t == a for t, a in zip(taken, available))  # behind only where a class is used up
+
+
+def test_classes_keeps_the_first():
+    D = data.load(options(classes=3, n=31, labels="true"))
+    assert torch.bincount(D.labels).tolist() == [11, 10, 10] and D.label_dim == 3
+
+
+@pytest.mark.parametrize("labels, label_dim", [("none", 0), ("true", 10), ("random:4", 4), ("unique", 60)])
+def test_labels(labels, label_dim):
+    D = data.load(options(n=60, labels=labels))
+    assert D.label_dim == label_dim
+    if labels == "unique":
+        assert D.labels.tolist() == list(range(60))
+    if labels == "random:4":
+        assert set(D.labels.tolist()) == set(range(4))
+        assert D.labels.tolist() == data.load(options(n=90, labels=labels)).labels[:60].tolist()
+        assert D.labels.tolist() != data.load(options(n=60, labels=labels, label_seed=1)).labels.tolist()
+
+
+def test_resolution_is_lanczos_of_8_bit_images(tmp_path, write_images, noise):
+    images = noise(3, 32, 32, 3)
+    D = data.load(options(data=str(write_images(tmp_path / "a", images)), resolution=8))
+    expected = [np.asarray(Image.fromarray(i).resize((8, 8), Image.Resampling.LANCZOS)) for i in images]
+    assert np.array_equal(D.images.permute(0, 2, 3, 1).numpy(), expected)
+    assert data.load(options(n=20, resolution=16)).images.shape == (20, 1, 16, 16)
+
+
+def test_folder_flat_and_with_classes(tmp_path, write_images, noise):
+    images = noise(4, 8, 8, 3)
+    flat = write_images(tmp_path / "flat", images)
+    read, classes, names = data.read(str(flat))
+    assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), images)
+    assert classes.tolist() == [0] * 4 and names[2] == "0002.png"
+    write_images(tmp_path / "classes" / "cat", images[:1])
+    write_images(tmp_path / "classes" / "ant", images[1:])
+    Image.fromarray(images[0]).save(tmp_path / "classes" / "cat" / "photo.JPEG")
+    _, classes, names = data.read(str(tmp_path / "classes"))
+    assert classes.tolist() == [0, 0, 0, 1, 1] and names[-1] == "cat/photo.JPEG"
+
+
+def test_grey_palette_and_bilevel_files(tmp_path, noise):
+    grey = noise(8, 8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey > 127).save(tmp_path / "b.png")
+    images, _, _ = data.read(str(tmp_path))
+    assert images.shape == (2, 1, 8, 8) and np.array_equal(images[0, 0], grey)
+    Image.fromarray(noise(8, 8, 3)).quantize(16).save(tmp_path / "c.png")
+    images, _, _ = data.read(str(tmp_path))
+    assert images.shape == (3, 3, 8, 8) and np.array_equal(images[0, 2], grey)  # grey among colour: all RGB
+
+
+def write_zip(path, images, labels=None):
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, image in enumerate(images):
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "PNG")
+            archive.writestr(f"00000/img{i:08d}.png", file.getvalue())
+        if labels is not None:
+            archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    return str(path)
+
+
+def test_zip_of_edm(tmp_path, noise):
+    images = noise(3, 8, 8, 3)
+    labels = [[f"00000/img{i:08d}.png", c] for i, c in enumerate((2, 0, 1))]
+    read, classes, _ = data.read(write_zip(tmp_path / "a.zip", images, labels))
+    assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == [2, 0, 1]
+    assert data.read(write_zip(tmp_path / "b.zip", images))[1].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="no label for '00000/img00000002.png'"):
+        data.read(write_zip(tmp_path / "c.zip", images, labels[:2]))
+
+
+@pytest.mark.parametrize("key, axes", [("arr_0", (0, 1, 2, 3)), ("images", (0, 1, 2, 3)), ("images", (0, 3, 1, 2))])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_npz(tmp_path, noise, key, axes, channels):
+    images = noise(5, 8, 8, channels)
+    np.savez(tmp_path / "a.npz", **{key: images.transpose(axes)}, labels=np.arange(5))
+    read, classes, _ = data.read(str(tmp_path / "a.npz"))
+    assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("arrays, words", [
+    (dict(arr_0=np.zeros((2, 8, 8, 3))), "uint8"), (dict(x=np.zeros(3)), "neither arr_0 nor images"),
+    (dict(arr_0=np.zeros((2, 8, 8, 4), np.uint8)), "1 or 3 channels"), (dict(arr_0=np.zeros((0, 8, 8, 3), np.uint8)), "uint8"),
+    (dict(arr_0=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0.5, 1])), "whole numbers"),
+    (dict(arr_0=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([-1, 1])), "whole numbers"),
+    (dict(arr_0=np.array([None])), "not a readable npz")])
+def test_bad_npz(tmp_path, arrays, words):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=words):
+        data.read(str(tmp_path / "a.npz"))
+
+
+def test_bad_files(tmp_path, write_images, noise):
+    with pytest.raises(ValueError, match="no data at"):
+        data.read(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="no PNG or JPEG"):
+        data.read(str(tmp_path))
+    folder = write_images(tmp_path / "mixed", noise(2, 8, 8, 3))
+    Image.fromarray(noise(16, 16, 3)).save(folder / "z.png")
+    with pytest.raises(ValueError, match=r"mixed/z.png is 16x16, 0000.png is 8x8; give --resolution"):
+        data.read(str(folder))
+    assert data.read(str(folder), 8)[0].shape == (3, 3, 8, 8)
+    (folder / "z.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="z.png cannot be read"):
+        data.read(str(folder))
+    Image.fromarray(noise(8, 8, 4), "RGBA").save(folder / "z.png")
+    with pytest.raises(ValueError, match="z.png has mode RGBA"):
+        data.read(str(folder))
+    for name in ("a.zip", "a.npz", "a.txt"):
+        (tmp_path / name).write_bytes(b"torn")
+        with pytest.raises(ValueError, match=name):
+            data.read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(n=1798), "1798 is more than the 1797"), (dict(n=-1), "--n -1"), (dict(classes=11), "has 10"),
+    (dict(labels="random"), "unknown"), (dict(labels="random:0"), "unknown"), (dict(labels="all"), "unknown"),
+    (dict(subset_seed=-1), "subset-seed")])
+def test_bad_options(given, words):
+    with pytest.raises(ValueError, match=words):
+        data.load(options(**given))
+
+
+def test_cifar10_through_torchvision(monkeypatch, noise):
+    import torchvision.datasets
+
+    class Fake:
+        def __init__(self, root, train, download):
+            assert (root, train, download) == ("data", True, True)
+            self.data, self.targets = noise(20, 32, 32, 3), list(range(10)) * 2
+
+        def __len__(self):
+            return 20
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
+    D = data.load(options(data="cifar10", n=10, labels="true"))
+    assert D.images.shape == (10, 3, 32, 32) and D.labels.tolist() == list(range(10))
+    assert np.array_equal(D.images[3].permute(1, 2, 0).numpy(), noise(20, 32, 32, 3)[3])
+
+    def offline(*arguments, **named):
+        raise OSError("name not known")
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    with pytest.raises(ValueError, match="cannot be downloaded .* use --data with digits"):
+        data.load(options(data="cifar10"))
+
+
+def test_fingerprint_sees_pixels_and_labels():
+    prints = [data.load(options(n=20, **more)).fingerprint() for more in
+              (dict(), dict(subset_seed=1), dict(labels="unique"), dict(labels="random:3"))]
+    assert len({json.dumps(p) for p in prints}) == 4
+    assert prints[0] == data.load(options(n=20)).fingerprint()
+
+
+def test_real_cifar(cifar10k):
+    D = data.load(options(data=cifar10k, n=500, labels="true"))
+    assert D.images.shape == (500, 3, 32, 32) and torch.bincount(D.labels).tolist() == [50] * 10
+    assert D.names[0] == "airplane/0000.jpg" and D.names[10] == "airplane/0001.jpg"

@@ -1,0 +1,129 @@
+import json
+import os
+import signal
+import stat
+from dataclasses import dataclass
+
+import pytest
+
+import run
+
+
+@dataclass(frozen=True)
+class Options:
+    width: int = run.option(128, "channels, 100% of them")
+    rate: float = run.option(2e-4, "rate")
+    mult: tuple[int, ...] = run.option((2, 2), "multipliers")
+    mask: tuple[int, ...] | None = run.option(None, "mask")
+    seed: int | None = run.option(None, "seed")
+    arch: str = run.option("a", "network", ("a", "b"))
+    shuffle: bool = run.option(False, "shuffle")
+    out: str = run.option("runs", "where", recorded=False)
+    inner: int = run.option(7, "not on the command line", hidden=True)
+
+
+def test_parse_defaults_and_words():
+    assert run.parse(Options, []) == Options()
+    words = "--width 8 --rate 1e-3 --mult 1,2,2 --mask 1,0 --seed none --arch b --shuffle --out x".split()
+    assert run.parse(Options, words) == Options(8, 1e-3, (1, 2, 2), (1, 0), None, "b", True, "x")
+    assert run.parse(Options, ["--mask", "none", "--no-shuffle"]) == Options()
+
+
+@pytest.mark.parametrize("words", ["--width x", "--mult 1,x", "--arch c", "--wid 8", "--inner 3", "--rate"])
+def test_parse_refuses(words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run.parse(Options, words.split())
+    assert exit.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_help_shows_defaults(capsys):
+    with pytest.raises(SystemExit):
+        run.parse(Options, ["--help"], "About.\n    kept as it is")
+    text = capsys.readouterr().out
+    assert "100% of them" in text and "default: 2,2" in text and "default: none" in text and "    kept as it is" in text
+    assert "--inner" not in text
+
+
+@pytest.mark.parametrize("error, status", [(ValueError("n=3 is odd;\nuse 4"), 1), (FileNotFoundError("no file"), 1),
+                                           (KeyboardInterrupt("saved"), 130)])
+def test_stage_reports_in_one_line(error, status, capsys):
+    def fail(options):
+        raise error
+    with pytest.raises(SystemExit) as exit:
+        run.stage(fail, Options, "About.", [])
+    message = capsys.readouterr().err if status == 130 else exit.value.code + "\n"
+    assert (exit.value.code == status) if status == 130 else isinstance(exit.value.code, str)  # a string: status 1
+    assert message.count("\n") == 1 and str(error).split()[-1] in message
+
+
+def test_stage_keeps_the_traceback_of_defects():
+    with pytest.raises(KeyError):
+        run.stage(lambda options: {}["x"], Options, "About.", [])
+
+
+def test_publish_is_whole_or_nothing(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    with run.publish(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(RuntimeError), run.publish(path) as temporary:
+        temporary.write_text("tw")
+        raise RuntimeError
+    assert path.read_text() == "one" and os.listdir(path.parent) == ["file.txt"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_claim_names_each_difference(tmp_path):
+    out = tmp_path / "run"
+    record = dict(options=run.recorded(Options()), data=dict(sha256="ab"))
+    assert run.claim(out, record) is True
+    assert run.claim(out, record) is False
+    assert "out" not in json.loads((out / "config.json").read_text())["options"]
+    other = dict(options=run.recorded(Options(width=8, mult=(1,))), data=dict(sha256="cd"))
+    with pytest.raises(ValueError, match=r"mult: \[2, 2\] there, \[1\] asked; width: 128 there, 8 asked; sha256: 'ab'"):
+        run.claim(out, other)
+
+
+def test_claim_refuses_a_foreign_folder(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="not empty"):
+        run.claim(tmp_path, {})
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_damaged_json_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is not valid JSON"):
+        run.claim(tmp_path, {})
+
+
+def test_log_drops_what_will_be_made_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = run.Log(path)
+    for step in (1, 2, 3):
+        log.write(step=step)
+    with open(path, "a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    assert [line["step"] for line in run.read_log(path)] == [1, 2, 3]
+    run.Log(path, step=2).write(step=3, again=True)
+    assert run.read_log(path) == [dict(step=1), dict(step=2), dict(step=3, again=True)]
+
+
+def test_interruptible_notes_the_first_signal_only():
+    with run.interruptible() as interrupted:
+        assert not interrupted()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_provenance_names_the_machine():
+    about = run.provenance("cpu")
+    assert about["device"] == "cpu" and about["versions"]["torch"] and about["host"]
