@@ -69,20 +69,18 @@ def _show(value):
 
 def _convert(kind, word):
     """One command line word as a value of type `kind`: int, float, str, an optional of these, or a tuple."""
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) is tuple:
-        try:
-            return tuple(arguments[0](part) for part in word.split(",") if part and word != "none")
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{word!r} is not a comma-separated list of {arguments[0].__name__}") from None
-    if type(None) in arguments:
+    if type(None) in typing.get_args(kind):
         if word.lower() == "none":
             return None
-        kind = arguments[0]
+        kind = typing.get_args(kind)[0]
     try:
+        if typing.get_origin(kind) is tuple:
+            item = typing.get_args(kind)[0]
+            return tuple(item(part) for part in word.split(",") if part)
         return kind(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a valid {kind.__name__}") from None
+        name = f"comma-separated list of {item.__name__}" if typing.get_origin(kind) is tuple else kind.__name__
+        raise argparse.ArgumentTypeError(f"{word!r} is not a valid {name}") from None
 
 
 def stage(function, cls, description, argv=None):

@@ -1,0 +1,253 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.nn import functional as F
+
+import unet
+from conftest import ROOT, SHARED
+from unet import Denoiser
+
+RELATIVE = 1e-4  # of float32 outputs of a deep network, against the published code's on another machine
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.npz"))
+
+
+def golden(path):
+    """(arrays, D with the file's weights, labels) of a golden file; how weights are drawn: shared/golden/README.md."""
+    file = np.load(path, allow_pickle=False)
+    config = json.loads(str(file["config"]))
+    rs, tensors = np.random.RandomState(int(file["seed"])), {}
+    for name, shape in json.loads(str(file["parameters"])):
+        z = rs.standard_normal(shape).astype(np.float32)
+        if name.endswith("freqs"):
+            z = 16 * z
+        elif len(shape) > 1:
+            z = z / np.float32(math.sqrt(np.prod(shape[1:])))
+        elif "norm" in name and name.endswith("weight"):
+            z = 1 + np.float32(0.2) * z
+        else:
+            z = np.float32(0.1) * z
+        tensors[name] = torch.from_numpy(z)
+    D = Denoiser(**{key: value for key, value in config.items() if key not in ("parameters", "sigma_min", "sigma_max")})
+    unet.load_weights(D, tensors)
+    arrays = {key: torch.from_numpy(file[key]) for key in file.files if file[key].ndim}
+    labels = arrays["labels_onehot"].argmax(1) if "labels_onehot" in arrays else None
+    return config, arrays, D.eval(), labels
+
+
+def close(a, b):
+    return float((a - b).abs().max()) <= RELATIVE * float(b.abs().max())
+
+
+def test_all_golden_files_are_here():
+    assert len(GOLDEN) >= 5
+    if (SHARED / "golden").exists():
+        assert {p.name for p in GOLDEN} >= {p.name for p in (SHARED / "golden").glob("*.npz")}
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_denoiser_and_loss_agree_with_the_published_networks(path):
+    config, a, D, labels = golden(path)
+    assert D.sigma_min == config["sigma_min"] and D.sigma_max == config["sigma_max"]
+    assert sum(p.numel() for p in D.parameters()) == config["parameters"]
+    with torch.no_grad():
+        assert close(D(a["x"], a["sigma"], labels), a["denoised"])
+        noise = (a["x"] - a["clean"]) / a["sigma"].reshape(-1, 1, 1, 1)
+        loss = D.loss(a["clean"], a["sigma"], noise, labels)
+    assert loss.shape == a["loss_per_image"].shape
+    assert ((loss - a["loss_per_image"]).abs() <= RELATIVE * a["loss_per_image"]).all()
+
+
+def reference(D, x, c_noise, labels=None):
+    """F(x; c_noise, labels) written out plainly: transposed convolutions, one-hot labels, explicit softmax."""
+    c, w = D.config, {name: t.detach() for name, t in D.model.state_dict().items()}
+    taps = torch.tensor([1.0, 1.0] if c["arch"] == "ddpmpp" else [1.0, 3.0, 3.0, 1.0])
+    f, pad = torch.outer(taps, taps)[None, None] / taps.sum()**2, (len(taps) - 1) // 2
+
+    def conv(name, x, up=False, down=False):
+        many = f.tile(x.shape[1], 1, 1, 1)
+        if up:
+            x = F.conv_transpose2d(x, many * 4, stride=2, padding=pad, groups=x.shape[1])
+        if down:
+            x = F.conv2d(x, many, stride=2, padding=pad, groups=x.shape[1])
+        weight = w[name + ".weight"]
+        return F.conv2d(x, weight, w[name + ".bias"], padding=weight.shape[-1] // 2)
+
+    def norm(name, x):
+        return F.group_norm(x, min(32, x.shape[1] // 4), w[name + ".weight"], w[name + ".bias"], 1e-6)
+
+    def block(name, x, e):
+        how = dict(up=name.endswith("_up"), down=name.endswith("_down"))
+        h = conv(name + ".conv0", F.silu(norm(name + ".norm0", x)), **how)
+        h = h + (e @ w[name + ".affine.weight"].T + w[name + ".affine.bias"])[:, :, None, None]
+        h = conv(name + ".conv1", F.silu(norm(name + ".norm1", h)))
+        x = (h + (conv(name + ".skip", x, **how) if name + ".skip.weight" in w else x)) / math.sqrt(2)
+        if name + ".qkv.weight" in w:
+            q, k, v = conv(name + ".qkv", norm(name + ".norm2", x)).reshape(len(x), x.shape[1], 3, -1).unbind(2)
+            attention = torch.einsum("ncq,nck->nqk", q, k / math.sqrt(x.shape[1])).softmax(2)
+            a = torch.einsum("nqk,nck->ncq", attention, v).reshape(x.shape)
+            x = (conv(name + ".proj", a) + x) / math.sqrt(2)
+        return x
+
+    half = c["width"] * (1 if c["arch"] == "ddpmpp" else 2) // 2
+    if c["embedding"] == "fourier":
+        phase = c_noise[:, None] * (2 * math.pi * w["map_noise.freqs"])
+    else:
+        phase = c_noise[:, None] * (1 / 10000) ** (torch.arange(half) / (half - 1))
+    e = torch.cat([phase.sin(), phase.cos()], 1)
+    if c["label_dim"]:
+        one_hot = F.one_hot(labels, c["label_dim"]).float() if labels is not None else torch.zeros(len(x), c["label_dim"])
+        e = e + (one_hot * math.sqrt(c["label_dim"])) @ w["map_label.weight"].T + w["map_label.bias"]
+    for layer in ("map_layer0", "map_layer1"):
+        e = F.silu(e @ w[layer + ".weight"].T + w[layer + ".bias"])
+
+    skips, mask, pyramid = [], list(c["skip_connections"]), x
+    for name in D.model.enc:
+        if name.endswith("aux_residual"):
+            weight = w[f"enc.{name}.weight"]
+            h = F.conv2d(pyramid, weight, padding=1 + pad)
+            h = F.conv2d(h, f.tile(h.shape[1], 1, 1, 1), stride=2, groups=h.shape[1]) + w[f"enc.{name}.bias"][:, None, None]
+            x = pyramid = (x + h) / math.sqrt(2)
+            skips[-1] = x * kept
+        else:
+            x = conv("enc." + name, x) if name.endswith("_conv") else block("enc." + name, x, e)
+            kept = mask.pop(0)
+            skips.append(x * kept)
+    for name in D.model.dec:
+        if name.endswith("aux_norm"):
+            x = F.silu(norm("dec." + name, x))
+        elif name.endswith("aux_conv"):
+            x = conv("dec." + name, x)
+        else:
+            x = block("dec." + name, torch.cat([x, skips.pop()], 1) if "_block" in name else x, e)
+    return x
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(arch=st.sampled_from(["ddpmpp", "ncsnpp"]), precond=st.sampled_from(["vp", "ve", "edm"]),
+       resolution=st.sampled_from([8, 16, 32, 64]), channels=st.sampled_from([1, 3]), label_dim=st.sampled_from([0, 1, 7]),
+       width=st.sampled_from([4, 8, 12, 32]), blocks=st.integers(1, 2),
+       mult=st.sampled_from([(2, 2, 2), (1, 2), (2,), (1, 2, 2, 2)]), embedding=st.sampled_from([None, "positional", "fourier"]),
+       attention=st.sampled_from([None, (), (8,), (64, 16, 4)]), draw=st.data())
+def test_any_network_agrees_with_the_plain_reference(arch, precond, resolution, channels, label_dim, width, blocks, mult,
+                                                     embedding, attention, draw):
+    mask = draw.draw(st.lists(st.integers(0, 1), min_size=(blocks + 1) * len(mult), max_size=(blocks + 1) * len(mult)))
+    generator = torch.Generator().manual_seed(0)
+    D = Denoiser(arch, precond, resolution, channels, label_dim, width, blocks, mult, attention, embedding, mask).eval()
+    with torch.no_grad():
+        for p in D.parameters():  # weights of a trained network's size in every branch
+            p.normal_(generator=generator).div_(p[0].numel() ** 0.5 if p.ndim > 1 else 5)
+        x = torch.randn(2, channels, resolution, resolution, generator=generator)
+        c_noise = torch.tensor([0.3, 400.0])
+        labels = draw.draw(st.sampled_from([None, torch.tensor([0, label_dim - 1])])) if label_dim else None
+        assert close(D.model(x, c_noise, labels), reference(D, x, c_noise, labels))
+
+
+def test_preconditioning_reaches_the_identity_at_low_noise():
+    for precond in unet.PRECONDITIONINGS:
+        D = Denoiser("ddpmpp", precond, 8, 1, width=8).eval()
+        x = torch.rand(2, 1, 8, 8) * 2 - 1
+        with torch.no_grad():
+            assert torch.allclose(D(x, 1e-3), x, atol=1e-2)                  # a number for sigma
+            assert torch.equal(D(x.double(), torch.tensor([1e-3, 1e-3])), D(x, 1e-3))
+
+
+def test_training_noise_levels():
+    g = torch.Generator().manual_seed(0)
+    vp, ve, edm = (Denoiser("ddpmpp", p, 8, 1, width=8).training_sigma(100_000, g) for p in unet.PRECONDITIONINGS)
+    assert vp.min() >= 9e-4 and vp.max() <= 152.2 and abs(vp.median() - float(unet.vp_sigma(torch.tensor(0.5)))) < 0.1
+    assert ve.min() >= 0.02 and ve.max() <= 100 and abs(ve.log().mean() - math.log(0.02 * 100) / 2) < 0.03
+    assert abs(edm.log().mean() + 1.2) < 0.02 and abs(edm.log().std() - 1.2) < 0.02
+    t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
+    assert torch.allclose(unet.vp_sigma(t), (torch.tensor(19.9 / 2) * t**2 + 0.1 * t).expm1().sqrt())
+    c_noise = unet.vp_sigma_inverse(unet.vp_sigma(t))
+    assert torch.allclose(c_noise, t)
+
+
+def test_initial_weights_are_the_published_ones():
+    D = Denoiser("ncsnpp", "ve", 16, 3, label_dim=10, width=32, generator=torch.Generator().manual_seed(1))
+    gains = dict(conv1=1e-5, proj=1e-5, aux_conv=1e-5, qkv=0.2**0.5)
+    for name, p in D.model.named_parameters():
+        if name.endswith("bias"):
+            assert not p.any(), name
+        elif "norm" in name:
+            assert (p == 1).all(), name
+        else:
+            fan_out, fan_in = (n * p[0, 0].numel() for n in p.shape[:2])
+            gain = next((g for word, g in gains.items() if name.endswith(word + ".weight")), 1.0)
+            bound = gain * math.sqrt(6 / (fan_in + fan_out))
+            assert p.abs().max() <= bound and p.abs().max() > 0.9 * bound, name
+            assert abs(p.mean()) < 5 * bound / p.numel() ** 0.5, name
+    assert 10 < D.model.map_noise.freqs.std() < 22
+    again = Denoiser("ncsnpp", "ve", 16, 3, label_dim=10, width=32, generator=torch.Generator().manual_seed(1))
+    assert all(torch.equal(a, b) for a, b in zip(D.model.state_dict().values(), again.model.state_dict().values()))
+
+
+def test_defaults_follow_the_architecture():
+    assert Denoiser("ddpmpp", "vp", 32, 3, width=8).config["embedding"] == "positional"
+    D = Denoiser("ncsnpp", "ve", 32, 3, width=8)
+    assert D.config["embedding"] == "fourier" and D.config["attn_resolutions"] == [16]
+    assert D.config["skip_connections"] == [1] * 9
+
+
+def test_base_run_has_the_published_size():
+    with torch.device("meta"):
+        D = unet.UNet("ddpmpp", 32, 3, 0, 128, 2, (2, 2, 2), (16,), "positional", [1] * 9, 0.13)
+    assert sum(p.numel() for p in D.parameters()) == 35_125_251  # counted in the published network
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(img_resolution=10), "img_resolution=10 is not divisible by 4"), (dict(skip_connections=[1] * 8), "must be 9"),
+    (dict(skip_connections=[2] * 9), "zeros or ones"), (dict(width=6), "width=6 is not a multiple of 4"),
+    (dict(width=68), "multiple of 32"), (dict(arch="unet"), "'unet' is unknown"), (dict(precond="ddim"), "unknown"),
+    (dict(embedding="learned"), "unknown"), (dict(blocks=0), "blocks=0"), (dict(channel_mult=()), "channel_mult"),
+    (dict(dropout=1.0), "dropout=1.0"), (dict(img_channels=0), "img_channels=0")])
+def test_what_cannot_be_built_is_named(given, words):
+    base = dict(arch="ddpmpp", precond="vp", img_resolution=32, img_channels=3, width=8)
+    with pytest.raises(ValueError, match=words):
+        Denoiser(**{**base, **given})
+
+
+def test_dropout_only_while_training():
+    D = Denoiser("ddpmpp", "vp", 8, 1, width=8, dropout=0.5)
+    with torch.no_grad():
+        for p in D.parameters():
+            p.normal_(std=0.3)
+        x = torch.randn(4, 1, 8, 8)
+        assert not torch.equal(D(x, 1.0), D(x, 1.0))
+        D.eval()
+        assert torch.equal(D(x, 1.0), D(x, 1.0))
+
+
+def test_save_and_load(tmp_path):
+    D = Denoiser("ncsnpp", "edm", 8, 1, label_dim=3, width=8, skip_connections=[1, 0] * 4 + [1]).eval()
+    unet.save(tmp_path / "a.safetensors", D, step=7, options=dict(seed=1))
+    again, metadata = unet.load(tmp_path / "a.safetensors")
+    assert metadata["step"] == 7 and metadata["options"] == dict(seed=1) and again.config == D.config and not again.training
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(D(x, 1.0, torch.tensor([0, 2])), again(x, 1.0, torch.tensor([0, 2])))
+
+
+def test_published_state_dicts_load_as_they_are():
+    D, other = (Denoiser("ddpmpp", "vp", 8, 1, width=8, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    published = {"model." + name: t for name, t in D.model.state_dict().items()}
+    published["model.enc.4x4_down.conv0.resample_filter"] = torch.full((1, 1, 2, 2), 0.25)
+    unet.load_weights(other, published)
+    assert all(torch.equal(a, b) for a, b in zip(D.model.state_dict().values(), other.model.state_dict().values()))
+    published.pop("model.map_layer0.bias")
+    with pytest.raises(ValueError, match="map_layer0.bias"):
+        unet.load_weights(other, published)
+
+
+def test_damaged_snapshots_are_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    unet.save(path, Denoiser("ddpmpp", "vp", 8, 1, width=8))
+    whole = path.read_bytes()
+    for bad in (b"", b"torn", whole[:len(whole) // 2]):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="a.safetensors"):
+            unet.load(path)
