@@ -349,15 +349,15 @@ def save(path, D, weights=None, **metadata):
     # copies: safetensors refuses views that share memory
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
     with publish(path) as temporary:
-        save_file(tensors, temporary, {"network": json.dumps(D.config),
-                                       **{key: json.dumps(value) for key, value in metadata.items()}})
+        # one entry: safetensors writes several in random order, and equal snapshots would differ in their bytes
+        save_file(tensors, temporary, dict(about=json.dumps(dict(network=D.config, **metadata))))
 
 
 def read_metadata(path):
     """What `save` stored beside the weights, as a dict. Raises ValueError if `path` is not such a file."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            metadata = json.loads((file.metadata() or {}).get("about", "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a whole snapshot file ({error})") from None
     if "network" not in metadata:

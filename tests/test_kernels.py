@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+import kernels.nearest
+import kernels.optimum
+from kernels import Optimum, nearest_two
+
+SAME_MEAN = 1e-9  # float64 posterior means of two orders of summation, in [-1, 1] units
+
+
+def brute_force(queries, references):
+    """Distances and indices by whole-number subtraction and a stable sort."""
+    x, y = (t.flatten(1).numpy().astype(np.int64) for t in (queries, references))
+    d = ((x[:, None] - y[None]) ** 2).sum(2)
+    order = d.argsort(1, kind="stable")[:, :2]
+    return torch.from_numpy(np.take_along_axis(d, order, 1)), torch.from_numpy(order)
+
+
+def check(queries, references):
+    d, i = nearest_two(queries, references)
+    expected_d, expected_i = brute_force(queries, references)
+    assert d.dtype == i.dtype == torch.int64
+    assert torch.equal(d, expected_d) and torch.equal(i, expected_i)
+
+
+@pytest.mark.parametrize("Q, N, shape", [(1, 2, (64,)), (5, 3, (1, 8, 8)), (17, 127, (3, 8, 8)), (9, 1000, (3, 16, 16)),
+                                         (3, 50, (3, 32, 32)), (2, 5, (3, 64, 64))])
+def test_random_images(noise, Q, N, shape):
+    check(torch.from_numpy(noise(Q, *shape)), torch.from_numpy(noise(N, *shape, seed=1)))
+
+
+def test_ties_duplicates_twins_and_extremes(noise):
+    y = torch.from_numpy(noise(40, 3072))
+    y[7] = y[3]                      # an exact duplicate
+    y[20] = y[5]
+    y[20, 100] ^= 1                  # a one-pixel twin
+    y[30:34] = 0
+    y[34:36] = 255
+    x = torch.cat([y[[3, 7, 5, 20, 30, 34]], torch.zeros(1, 3072, dtype=torch.uint8),
+                   torch.full((1, 3072), 255, dtype=torch.uint8), torch.full((1, 3072), 128, dtype=torch.uint8)])
+    check(x, y)
+    d, i = nearest_two(x, y)
+    assert i[0].tolist() == i[1].tolist() == [3, 7] and d[2].tolist() == [0, 1] and i[4].tolist() == [30, 31]
+
+
+@settings(max_examples=60, deadline=None)
+@given(Q=st.integers(1, 20), N=st.integers(2, 60), D=st.integers(1, 40), levels=st.sampled_from([1, 2, 4, 256]), seed=st.integers(0, 99))
+def test_any_shape_over_several_blocks(Q, N, D, levels, seed):
+    rs = np.random.RandomState(seed)
+    x, y = (torch.from_numpy(rs.randint(0, levels, (n, D)).astype(np.uint8)) for n in (Q, N))
+    expected = brute_force(x, y)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels.nearest, "REFERENCES_A_BLOCK", 7)
+        patch.setattr(kernels.nearest, "BLOCK_BYTES", 8 * 7 * 3)
+        found = nearest_two(x, y)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_largest_distances_are_exact():
+    D = kernels.nearest.MAX_PIXELS
+    x, y = torch.zeros(1, D, dtype=torch.uint8), torch.full((2, D), 255, dtype=torch.uint8)
+    assert nearest_two(x, y)[0].tolist() == [[D * 255**2] * 2] and D * 255**2 < 2**32
+    with pytest.raises(ValueError, match="at most"):
+        nearest_two(torch.zeros(1, D + 1, dtype=torch.uint8), torch.zeros(2, D + 1, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("x, y, words", [
+    (torch.zeros(1, 4), torch.zeros(2, 4), "uint8"), (torch.zeros(1, 4, dtype=torch.uint8), torch.zeros(1, 4, dtype=torch.uint8), "at least 2"),
+    (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "cannot be compared")])
+def test_what_cannot_be_compared(x, y, words):
+    with pytest.raises(ValueError, match=words):
+        nearest_two(x, y)
+
+
+def posterior_mean(images, x, sigma):
+    y = images.double() / 127.5 - 1
+    d = (x.double()[:, None] - y[None]).flatten(2).square().sum(2)
+    return torch.einsum("bn,nchw->bchw", (-d / (2 * sigma**2)).softmax(1), y)
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.02, 0.5, 5.0, 80.0])
+def test_optimum_is_the_posterior_mean(noise, sigma, monkeypatch):
+    images = torch.from_numpy(noise(50, 3, 8, 8))
+    images[1] = images[0]
+    images[3] = images[2]
+    images[3, 0, 0, 0] ^= 1
+    x = images[:9].double() / 127.5 - 1 + sigma * torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = posterior_mean(images, x, sigma)
+    assert (Optimum(images)(x, sigma) - expected).abs().max() < SAME_MEAN
+    assert (Optimum(images)(x, torch.full((9,), sigma)) - expected).abs().max() < SAME_MEAN
+    monkeypatch.setattr(kernels.optimum, "BLOCK_BYTES", 8 * 192 * 4)  # many blocks of images and of queries
+    assert (Optimum(images)(x, sigma) - expected).abs().max() < SAME_MEAN

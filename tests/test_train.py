@@ -1,0 +1,227 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import run
+import train
+import unet
+from conftest import ROOT
+
+SCHEDULE = json.loads((ROOT / "tests" / "golden" / "schedule.json").read_text())
+TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=12, warmup_steps=3,
+            learning_rate=2e-3, snapshots=3, log_steps=5, device="cpu")
+SAME_GRADIENT = 1e-5  # float32 sums in another order, relative to the largest weight change
+
+
+def options(out, **given):
+    return train.Options(**{**TINY, "out": str(out), **given})
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("row", SCHEDULE["rows"], ids=lambda row: f"{row['n_train']}-{row['batch']}-{row['step']}")
+def test_published_schedule(row):
+    o = train.Options(batch=row["batch"])
+    factor, beta = train.schedule(o, row["n_train"], row["step"])
+    assert factor == pytest.approx(row["lr_factor"], rel=1e-9) and beta == pytest.approx(row["ema_beta"], rel=1e-9, abs=1e-12)
+
+
+def test_schedule_in_steps_and_fixed_rates():
+    o = train.Options(warmup_steps=10, ema_rate=0.9)
+    assert [train.schedule(o, 100, k) for k in (0, 5, 10, 20)] == [(0.0, 0.0), (0.5, 0.9), (1.0, 0.9), (1.0, 0.9)]
+    o = train.Options(warmup_epochs=0, ema_halflife=4, ema_rampup_steps=2)
+    assert train.schedule(o, 100, 0) == (0.0, 0.0) and train.schedule(o, 100, 1) == (1.0, 0.5 ** (1 / 2))
+    assert train.schedule(train.Options(ema_rate=0.0), 100, 9)[1] == 0
+
+
+def test_steps_grow_with_the_data():
+    assert train.total_steps(train.Options(), 1000) == 78125 == -(-40000 * 1000 // 512)
+    assert train.total_steps(train.Options(), 500) == 39063
+    assert train.total_steps(train.Options(steps=7), 500) == 7
+
+
+@pytest.mark.parametrize("n, batch", [(10, 4), (5, 16), (7, 7), (1, 3)])
+@pytest.mark.parametrize("reshuffle", [False, True])
+def test_data_are_read_round_and_round(n, batch, reshuffle):
+    stream = np.concatenate([train.batch_index(n, batch, k, 5, reshuffle) for k in range(20)])
+    epochs = [stream[i:i + n] for i in range(0, len(stream) - n + 1, n)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    if n > 4:
+        same = [np.array_equal(epochs[0], epoch) for epoch in epochs]
+        assert all(same) if not reshuffle else not all(same)
+        other = np.concatenate([train.batch_index(n, batch, k, 6, reshuffle) for k in range(20)])
+        assert not np.array_equal(stream, other)
+
+
+def test_a_run_and_its_files(tmp_path):
+    o = options(tmp_path / "run", labels="true")
+    model = train.train(o)
+    D, about = unet.load(model)
+    assert about["step"] == 12 and about["options"]["n"] == 20 and about["label_counts"] == [2] * 10
+    assert D.config["label_dim"] == 10 and D.config["img_resolution"] == 8 and about["commit"] is not None
+    assert [unet.read_metadata(p)["step"] for p in train.snapshots(o.out)] == [4, 8, 12]
+    log = run.read_log(tmp_path / "run" / "log.jsonl")
+    assert [line["step"] for line in log] == [4, 5, 8, 10, 12] and log[-1]["images"] == 192
+    assert {"epoch", "loss", "images_per_second", "memory_mb", "seconds"} <= set(log[0])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["data"]["count"] == 20 and config["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert not (tmp_path / "run" / "state.safetensors").exists()
+    before = digest(model), model.stat().st_mtime_ns
+    assert train.train(o) == model and (digest(model), model.stat().st_mtime_ns) == before  # at once
+    with pytest.raises(ValueError, match="width: 4 there, 8 asked"):
+        train.train(options(tmp_path / "run", labels="true", width=8))
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    weights = [unet.load(train.train(options(tmp_path / name, seed=seed, steps=4)))[0].model.state_dict()
+               for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    assert all(torch.equal(x, y) for x, y in zip(weights[0].values(), weights[1].values()))
+    assert not all(torch.equal(x, y) for x, y in zip(weights[0].values(), weights[2].values()))
+
+
+def test_interrupted_anywhere_and_gone_on_is_the_same_run(tmp_path, monkeypatch):
+    whole = train.train(options(tmp_path / "whole", dropout=0.13))
+    o, calls, step = options(tmp_path / "broken", dropout=0.13), [], train.train_step
+
+    def interrupt(*arguments):
+        calls.append(arguments[-1])
+        if len(calls) in (1, 4, 8):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", interrupt)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt, match="goes on from there"):
+            train.train(o)
+    broken = train.train(o)
+    assert calls == list(range(12))  # nothing done twice
+    for a, b in zip(train.snapshots(tmp_path / "whole"), train.snapshots(tmp_path / "broken")):
+        wa, wb = unet.load(a)[0].model.state_dict(), unet.load(b)[0].model.state_dict()
+        assert all(torch.equal(wa[name], wb[name]) for name in wa)
+    assert digest(whole) == digest(broken)
+
+
+COMMAND = [sys.executable, str(ROOT / "train.py"), "--data", "digits", "--n", "20", "--width", "4", "--blocks", "1",
+           "--channel-mult", "1,1", "--batch", "16", "--warmup-steps", "5", "--device", "cpu"]
+
+
+def test_killed_half_way_resumes_to_the_same_weights(tmp_path):
+    flags = ["--steps", "160", "--snapshots", "4", "--save-seconds", "0.2"]
+    subprocess.run([*COMMAND, *flags, "--out", tmp_path / "whole"], check=True, capture_output=True)
+    process = subprocess.Popen([*COMMAND, *flags, "--out", tmp_path / "killed"], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "snapshot-00000080.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert (tmp_path / "killed" / "state.safetensors").exists() and not (tmp_path / "killed" / "model.safetensors").exists()
+    subprocess.run([*COMMAND, *flags, "--out", tmp_path / "killed"], check=True, capture_output=True)
+    for name in ("snapshot-00000080.safetensors", "model.safetensors"):
+        assert digest(tmp_path / "whole" / name) == digest(tmp_path / "killed" / name)
+    steps = [line["step"] for line in run.read_log(tmp_path / "killed" / "log.jsonl")]
+    assert steps == sorted(set(steps)) and steps[-1] == 160
+
+
+def test_ctrl_c_saves_and_says_so_in_one_line(tmp_path):
+    process = subprocess.Popen([*COMMAND, "--steps", "100000", "--log-steps", "1", "--out", tmp_path / "run"],
+                               stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "log.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and error.count("\n") == 1 and "the same command goes on" in error
+    assert (tmp_path / "run" / "state.safetensors").exists()
+
+
+def one_step(given, net=None):
+    o = options("unused", **given)
+    D = data.load(o)
+    net = unet.Denoiser("ddpmpp", o.precond, 8, 1, D.label_dim, 4, 1, (1, 1), dropout=o.dropout,
+                        generator=torch.Generator().manual_seed(0)).train()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    before = {name: p.detach().clone() for name, p in net.model.named_parameters()}
+    ema = {name: p.clone() for name, p in before.items()}
+    optimizer = train.make_optimizer(o, list(net.parameters()))
+    loss = train.train_step(o, net, ema, optimizer, D.images, D.labels if D.label_dim else None, 3)
+    gradients = {name: p.grad for name, p in net.model.named_parameters()}
+    return loss, before, dict(net.model.named_parameters()), gradients, ema, o
+
+
+@pytest.mark.parametrize("precond", unet.PRECONDITIONINGS)
+@pytest.mark.parametrize("labels", ["none", "unique"])
+def test_gradient_accumulation_changes_nothing(precond, labels):
+    whole, parts = (one_step(dict(precond=precond, labels=labels, dropout=0.0, batch_device=b)) for b in (0, 4))
+    assert torch.allclose(whole[0], parts[0])
+    for name, g in whole[3].items():
+        assert (g - parts[3][name]).abs().max() <= SAME_GRADIENT * max(g.abs().max(), 1), name
+
+
+def test_loss_is_summed_over_pixels_and_averaged_over_images():
+    loss, _, _, _, _, o = one_step(dict(dropout=0.0))
+    D = data.load(o)
+    y = D.images[train.batch_index(20, 16, 3, 0)].float() / 127.5 - 1
+    net = one_step(dict(dropout=0.0, learning_rate=0.0))[2]
+    N = unet.Denoiser("ddpmpp", "vp", 8, 1, 0, 4, 1, (1, 1), dropout=0.0)
+    unet.load_weights(N, {name: p.detach() for name, p in net.items()})
+    torch.manual_seed(train.mix(o.seed, 3))
+    sigma = N.training_sigma(16)
+    x = y + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(y)
+    expected = ((N(x, sigma) - y) ** 2 / sigma.reshape(-1, 1, 1, 1) ** 2).sum() / 16
+    assert torch.allclose(loss, expected)
+
+
+def test_weight_decay_is_an_l2_penalty_and_sgd_is_sgd():
+    given = dict(optimizer="sgd", momentum=0.0, dropout=0.0, warmup_steps=6)  # step 3: half the rate
+    _, before, after, gradients, _, o = one_step(dict(given, weight_decay=0.1))
+    for name, p in after.items():
+        assert torch.allclose(p, before[name] - 0.5 * o.learning_rate * (gradients[name] + 0.1 * before[name]), atol=1e-7), name
+
+
+def test_ema_follows_the_rate():
+    _, before, after, _, ema, o = one_step(dict(ema_rate=0.75))
+    for name, average in ema.items():
+        assert torch.allclose(average, 0.75 * before[name] + 0.25 * after[name], atol=1e-7)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was(tmp_path):
+    o = options(tmp_path / "run", learning_rate=1e30, steps=40, snapshots=40, warmup_steps=0)
+    with pytest.raises(ValueError, match=r"the loss of step \d+ is (nan|inf).*--learning-rate"):
+        train.train(o)
+    kept = train.snapshots(o.out)
+    assert kept and not (tmp_path / "run" / "model.safetensors").exists()
+    for path in kept:
+        unet.load(path)
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(batch_device=5), "does not divide"), (dict(learning_rate=-1.0), "learning-rate -1.0"),
+    (dict(learning_rate=float("nan")), "finite"), (dict(ema_rate=1.0), "ema-rate"), (dict(steps=0), "--steps 0"),
+    (dict(snapshots=0), "snapshots"), (dict(attn_resolutions=(5,)), "attn-resolutions"), (dict(device="tpu"), "--device tpu"),
+    (dict(skip_connections=(1, 1)), "must be 4"), (dict(n=2000), "more than the 1797")])
+def test_bad_options_are_named(tmp_path, given, words):
+    with pytest.raises(ValueError, match=words):
+        train.train(options(tmp_path / "run", **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_state_is_named(tmp_path):
+    o = options(tmp_path / "run")
+    train.train(o)
+    (tmp_path / "run" / "model.safetensors").unlink()
+    (tmp_path / "run" / "state.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="state.safetensors is damaged"):
+        train.train(o)
