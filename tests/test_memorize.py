@@ -1,0 +1,159 @@
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from PIL import Image
+from scipy.stats import binomtest
+
+import data
+import memorize
+import sample
+from conftest import ROOT
+
+
+def options(samples, train, **given):
+    return memorize.Options(samples=str(samples), train=str(train), device="cpu", **given)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(1, 2**15), st.integers(1, 2**15))
+def test_verdict_is_exact(d1, d2, p, q):
+    if p < q:
+        verdict = memorize.is_memorized(torch.tensor([[d1, d2]]), (p, q))
+        assert bool(verdict[0]) == (q * q * d1 < p * p * d2)  # Python's whole numbers do not overflow
+
+
+def test_verdict_at_the_border():
+    d = torch.tensor([[99, 900], [100, 900], [101, 900], [0, 0], [0, 1], [2**32 // 9, 2**32 - 1]])
+    assert memorize.is_memorized(d).tolist() == [True, False, False, False, True, 9 * (2**32 // 9) < 2**32 - 1]
+
+
+@pytest.mark.parametrize("text, fraction", [("1/3", (1, 3)), ("0.5", (1, 2)), ("2/4", (1, 2)), ("0.333", (333, 1000))])
+def test_thresholds(text, fraction):
+    assert memorize.parse_threshold(text) == fraction
+
+
+@pytest.mark.parametrize("text", ["0", "1", "4/3", "-1/3", "1/0", "x", "1/99999", "nan", "inf"])
+def test_bad_thresholds(text):
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        memorize.parse_threshold(text)
+
+
+@pytest.mark.parametrize("hits, count", [(0, 10), (10, 10), (3, 7), (9000, 10000)])
+def test_wilson_agrees_with_scipy(hits, count):
+    expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert memorize.wilson(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def two_folders(tmp_path, write_images, noise):
+    """Training images, and samples of which the first 6 all but repeat training images 0, 0, 1, 2, 3, 4."""
+    train_images = noise(30, 8, 8, 3)
+    samples = noise(10, 8, 8, 3, seed=1)
+    samples[:6] = train_images[[0, 0, 1, 2, 3, 4]] ^ 1
+    samples[5] = train_images[4]
+    return write_images(tmp_path / "samples", samples), write_images(tmp_path / "train", train_images)
+
+
+def test_two_folders_of_png_files(tmp_path, write_images, noise):
+    samples, train = two_folders(tmp_path, write_images, noise)
+    command = [sys.executable, str(ROOT / "memorize.py"), "--samples", samples, "--train", train, "--out", tmp_path / "X.json",
+               "--csv", tmp_path / "x.csv", "--pairs", tmp_path / "pairs.png"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "6 of 10 samples memorized: 60.00%" in result.stdout and "5 of 30 training images copied" in result.stdout
+    found = json.loads((tmp_path / "X.json").read_text())
+    assert (found["samples"], found["memorized"], found["ratio"], found["copied_training_images"]) == (10, 6, 0.6, 5)
+    assert found["pixel_exact_copies"] == 1 and found["duplicate_training_images"] == 0 and found["training_images"] == 30
+    assert found["interval_95"] == pytest.approx(memorize.wilson(6, 10))
+    with open(tmp_path / "x.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["memorized"] for row in rows] == ["1"] * 6 + ["0"] * 4
+    assert rows[2]["sample"] == "0002.png" and rows[2]["nearest"] == "0001.png" and float(rows[2]["distance"]) == pytest.approx(192**0.5, abs=1e-4)
+    sheet = Image.open(tmp_path / "pairs.png")
+    assert sheet.mode == "RGB" and len(sheet.getcolors(10**6)) > 100
+
+
+def test_mean_distances(tmp_path, write_images, noise):
+    samples, train = two_folders(tmp_path, write_images, noise)
+    x, y = (data.read(str(f))[0].flatten(1).double() for f in (samples, train))
+    nearest = torch.cdist(x, y).topk(2, largest=False).values.mean(0)
+    found = memorize.memorize(options(samples, train))
+    assert (found["mean_distance"], found["mean_second_distance"]) == pytest.approx(nearest.tolist())
+
+
+def test_the_same_again_returns_and_another_is_refused(tmp_path, write_images, noise):
+    samples, train = two_folders(tmp_path, write_images, noise)
+    first = memorize.memorize(options(samples, train, out=str(tmp_path / "X.json")))
+    assert memorize.memorize(options(samples, train, out=str(tmp_path / "X.json"))) == json.loads(json.dumps(first))
+    with pytest.raises(ValueError, match="threshold: '1/3' there, '1/2' asked"):
+        memorize.memorize(options(samples, train, out=str(tmp_path / "X.json"), threshold="1/2"))
+    Image.fromarray(noise(8, 8, 3, seed=9)).save(samples / "0000.png")
+    with pytest.raises(ValueError, match="samples_sha256"):
+        memorize.memorize(options(samples, train, out=str(tmp_path / "X.json")))
+
+
+def test_duplicates_in_the_training_set(tmp_path, write_images, noise):
+    train_images = noise(20, 8, 8, 1)
+    train_images[10:13] = train_images[0]
+    train = write_images(tmp_path / "train", train_images)
+    samples = write_images(tmp_path / "samples", train_images[[0, 5]])
+    found = memorize.memorize(options(samples, train))
+    assert (found["duplicate_training_images"], found["copies_of_duplicates"], found["memorized"]) == (3, 1, 1)
+    assert "--distinct drops the repeats" in memorize.report(found)
+    found = memorize.memorize(options(samples, train, distinct=True))
+    assert (found["duplicate_training_images"], found["training_images"], found["memorized"]) == (0, 17, 2)
+
+
+def test_optimum_is_memorized_and_held_out_images_are_not(tmp_path):
+    npz = sample.sample(sample.Options(optimum=True, data="digits", n=200, seeds="0-499", out=str(tmp_path / "o.npz"), device="cpu"))
+    assert memorize.memorize(options(npz, "digits", n=200))["ratio"] >= 0.99
+    D = data.load(data.Options(data="digits"))
+    train, held_out = D.images[:200], D.images[200:]
+    summary, _, _ = memorize.score(held_out, train)
+    assert summary["ratio"] <= 0.01
+
+
+def test_optimum_and_held_out_on_real_cifar(tmp_path, cifar10k):
+    npz = sample.sample(sample.Options(optimum=True, data=cifar10k, n=500, resolution=16, seeds="0-99", out=str(tmp_path / "o.npz"), device="cpu"))
+    assert memorize.memorize(options(npz, cifar10k, n=500, resolution=16))["ratio"] >= 0.99
+    D = data.load(data.Options(data=cifar10k))
+    assert memorize.score(D.images[1000:2000], D.images[:1000])[0]["ratio"] <= 0.01
+
+
+def test_run_directories(tmp_path):
+    import train
+    out = tmp_path / "run"
+    train.train(train.Options(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, out=str(out), device="cpu"))
+    sample.sample(sample.Options(run=str(out), seeds="0-4", device="cpu"))
+    found = memorize.memorize(options(out, out))
+    assert found["training_images"] == 20 and found["samples"] == 5
+    assert json.loads((out / "memorize.json").read_text()) == json.loads(json.dumps(found))
+    with pytest.raises(ValueError, match="has its own n"):
+        memorize.memorize(options(out, out, n=10))
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(samples=""), "--samples is needed"), (dict(train=""), "--train is needed"), (dict(threshold="4/3"), "4/3"),
+    (dict(pair_rows=0), "pair-rows")])
+def test_bad_options(given, words):
+    with pytest.raises(ValueError, match=words):
+        memorize.Options(**{**dict(samples="a", train="b"), **given})
+
+
+def test_images_that_cannot_be_compared(tmp_path, write_images, noise):
+    small, large = write_images(tmp_path / "a", noise(3, 8, 8, 3)), write_images(tmp_path / "b", noise(3, 16, 16, 3))
+    with pytest.raises(ValueError, match=r"\[3, 8, 8\] cannot be compared with images of shape \[3, 16, 16\]; resize"):
+        memorize.memorize(options(small, large))
+    assert memorize.memorize(options(small, large, resolution=8))["samples"] == 3
+    one = write_images(tmp_path / "c", noise(1, 8, 8, 3))
+    with pytest.raises(ValueError, match="at least 2"):
+        memorize.memorize(options(small, one))
+
+
+def test_one_line_and_no_traceback(tmp_path):
+    result = subprocess.run([sys.executable, str(ROOT / "memorize.py"), "--samples", tmp_path / "x", "--train", "digits"],
+                            capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "no data at" in result.stderr

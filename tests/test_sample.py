@@ -1,0 +1,144 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import sample
+import train
+import unet
+from kernels import Optimum
+from test_unet import GOLDEN, close, golden
+
+TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "labelled"
+    train.train(train.Options(**TRAINING, labels="random:3", out=str(out)))
+    return out
+
+
+def options(**given):
+    return sample.Options(**{**dict(seeds="0-9", device="cpu"), **given})
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_sampler_agrees_with_the_published_one(path):
+    config, a, D, labels = golden(path)
+    sigmas = sample.noise_levels(max(0.002, D.sigma_min), min(80, D.sigma_max))
+    x = sample.heun(D, a["latents"], sigmas, labels)
+    assert x.dtype == torch.float64 and close(x, a["sampled"])
+
+
+def test_noise_levels():
+    sigmas = sample.noise_levels(0.002, 80.0)
+    assert len(sigmas) == 19 and sigmas[0] == pytest.approx(80) and sigmas[-2] == pytest.approx(0.002) and sigmas[-1] == 0
+    assert (sigmas.diff() < 0).all() and sigmas.dtype == torch.float64
+
+
+def test_heun_is_of_second_order():
+    """For one training image y the flow is linear: x(sigma) - y falls in proportion to sigma, at any step size."""
+    y = torch.full((1, 1, 2, 2), 0.25, dtype=torch.float64)
+    x = sample.heun(lambda x, sigma, labels: y.expand_as(x), torch.randn(3, 1, 2, 2), sample.noise_levels(0.002, 80.0))
+    assert torch.allclose(x, y.expand_as(x), atol=1e-12)
+
+    def error(steps):  # Gaussian data of variance 1: D(x) = x / (1 + sigma^2), and x(0) = x(sigma) / sqrt(1 + sigma^2)
+        sigmas = sample.noise_levels(0.002, 80.0, steps)
+        x = sample.heun(lambda x, sigma, labels: x / (1 + sigma**2), torch.ones(1, 1, 1, 1), sigmas)
+        return float((x - 80 / (1 + 80**2) ** 0.5).abs())
+    assert error(36) < 0.35 * error(18)
+
+
+@pytest.mark.parametrize("text, seeds", [("3", [3]), ("0-3", [0, 1, 2, 3]), ("5,0-1", [5, 0, 1])])
+def test_seeds(text, seeds):
+    assert sample.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "5-1", "a", "1-", "-3", "1,,2"])
+def test_bad_seeds(text):
+    with pytest.raises(ValueError, match="not a number or a rising range"):
+        options(seeds=text, run="x")
+
+
+@pytest.mark.parametrize("arch", ["ddpmpp", "ncsnpp"])
+def test_a_sample_depends_on_its_seed_alone(arch):
+    D = unet.Denoiser(arch, "edm", 8, 1, label_dim=4, width=16, blocks=1, generator=torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        for p in D.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    counts = [1, 2, 0, 1]
+    whole, labels = sample.generate(D, list(range(70)), counts, steps=4)
+    for batch in (1, 3, 64):
+        images, drawn = sample.generate(D, [69, 3, 12, 40], counts, steps=4, batch=batch)
+        assert np.array_equal(images, whole[[69, 3, 12, 40]]) and np.array_equal(drawn, labels[[69, 3, 12, 40]])
+
+
+def test_labels_are_drawn_as_in_training():
+    D = unet.Denoiser("ddpmpp", "vp", 8, 1, label_dim=4, width=4)
+    latents, labels = sample.draw(D, list(range(4000)), [5, 0, 10, 5])
+    share = torch.bincount(labels, minlength=4) / 4000
+    assert share[1] == 0 and torch.allclose(share, torch.tensor([0.25, 0, 0.5, 0.25]), atol=0.04)
+    assert torch.equal(latents[7], torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(7)))
+    assert sample.draw(D, [0], None)[1] is None
+
+
+def test_files_of_a_run(trained, tmp_path):
+    out = sample.sample(options(run=str(trained), png=str(tmp_path / "png")))
+    assert out == trained / "samples.npz"
+    with np.load(out, allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        images = file["arr_0"]
+        assert images.shape == (10, 8, 8, 1) and images.dtype == np.uint8
+        assert file["seeds"].tolist() == list(range(10)) and file["labels"].shape == (10,) and file["labels"].max() < 3
+    assert about["options"]["heun_steps"] == 18 and "batch" not in about["options"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / "000007.png")), images[7, ..., 0])
+    assert Image.open(trained / "samples.png").size == (640, 64)
+    assert data.read(str(out))[0].shape == (10, 1, 8, 8)
+    stamp = out.stat().st_mtime_ns
+    assert sample.sample(options(run=str(trained))) == out and out.stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="seeds: '0-9' there, '0-3' asked"):
+        sample.sample(options(run=str(trained), seeds="0-3"))
+    early = sample.sample(options(run=str(trained / "snapshot-00000001.safetensors")))
+    assert early == trained / "samples-00000001.npz"
+
+
+def test_stale_samples_are_refused(trained, tmp_path):
+    out = sample.sample(options(run=str(trained), out=str(tmp_path / "a.npz")))
+    with pytest.raises(ValueError, match="weights_sha256"):
+        sample.sample(options(run=str(trained / "snapshot-00000001.safetensors"), out=str(out)))
+
+
+def test_given_label(trained, tmp_path):
+    out = sample.sample(options(run=str(trained), label=2, out=str(tmp_path / "a.npz")))
+    assert np.load(out)["labels"].tolist() == [2] * 10
+    with pytest.raises(ValueError, match="--label 3: the model has 3 labels"):
+        sample.sample(options(run=str(trained), label=3, out=str(tmp_path / "b.npz")))
+
+
+def test_optimum_replays_its_training_set(tmp_path, trained):
+    out = sample.sample(options(optimum=True, data="digits", n=40, out=str(tmp_path / "a.npz"), seeds="0-199"))
+    images = torch.from_numpy(np.load(out)["arr_0"]).permute(0, 3, 1, 2)
+    train_images = data.load(data.Options(data="digits", n=40)).images
+    gap = (images[:, None].int() - train_images[None].int()).abs().amax((2, 3, 4)).amin(1)
+    assert (gap <= 1).all()
+    of_run = sample.sample(options(optimum=True, run=str(trained), out=str(tmp_path / "b.npz")))
+    direct, _ = sample.generate(Optimum(data.of_run(trained).images), list(range(10)))
+    assert np.array_equal(np.load(of_run)["arr_0"], direct)
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(), "nothing to sample from"), (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", heun_steps=1), "heun-steps"),
+    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", batch=0), "--batch 0")])
+def test_bad_options(given, words):
+    with pytest.raises(ValueError, match=words):
+        sample.sample(options(**given))
+
+
+def test_grid_of_colour_images(noise):
+    sheet = np.asarray(sample.grid(noise(12, 32, 32, 3)))
+    assert sheet.shape == (2 * 64, 10 * 64, 3)
+    assert np.array_equal(sheet[64:128:2, 64:128:2], noise(12, 32, 32, 3)[11]) and not sheet[64:, 128:].any()
