@@ -26,7 +26,8 @@ PYTHON    ?= .venv/bin/python
 empty :=
 space := $(empty) $(empty)
 part   = $(if $(filter-out $(2),$($(1))),-$(3)$(subst :,,$($(1))))
-flags := $(subst $(space),,$(subst /,_,$(subst :,,$(subst =,,$(FLAGS)))))
+comma := ,
+flags := $(subst $(space),,$(subst --,-,$(subst $(comma),.,$(subst /,_,$(subst :,,$(subst =,,$(FLAGS)))))))
 NAME  := $(basename $(notdir $(DATA)))$(call part,RES,0,r)$(call part,CLASSES,0,c)$(call part,LABELS,none,)$(call part,ARCH,ddpmpp,)-w$(WIDTH)-b$(BLOCKS)-B$(BATCH)-e$(EPOCHS)-s$(SEED)$(flags)
 RUN    = $(RUNS)/$(NAME)-n$(N)
 SEARCH = $(RUNS)/$(NAME)-emm
