@@ -87,7 +87,7 @@ DEMO = --data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --epo
 demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot, a sheet of copied digits
 	$(PYTHON) emm.py --out demo $(DEMO)
 	$(PYTHON) plot.py --emm demo/emm.json
-	$(PYTHON) memorize.py --samples $$(ls -d demo/n*/samples*.npz | tail -n 1) --train $$(ls -d demo/n* | tail -n 1) --pairs demo/pairs.png
+	$(PYTHON) memorize.py --samples demo/n000040 --train demo/n000040 --pairs demo/pairs.png
 	@echo "EMM and every probe: demo/emm.json   plot: demo/emm.png   copied digits beside their originals: demo/pairs.png"
 
 test: | $(READY) ## run the tests

@@ -104,9 +104,9 @@ def sha256(tensor):
 def of_run(directory):
     """The training set of a run directory of train.py. Raises ValueError if its data have changed since."""
     path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json")
-    config = read_json(path)
+    config = read_json(path) if path.is_file() else {}
+    if config.get("stage") != "train":
+        raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
     known = {field.name for field in fields(Options)}
     options = Options(**{key: value for key, value in config["options"].items() if key in known})
     D = load(options)
@@ -301,11 +301,12 @@ def _check_labels(classes, count, source):
 
 
 def pick_device(name):
-    """The torch device of a --device word: auto, cpu, cuda or cuda:N."""
+    """The torch device of a --device word: auto, cpu, cuda or cuda:N. On CUDA, float32 stays float32, as published."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("no CUDA GPU is available")
     except RuntimeError as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:N") from None
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device

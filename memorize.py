@@ -5,7 +5,7 @@
 
 A sample x is memorized if its L2 distance to the nearest training image is under 1/3 of that to the
 second nearest (paper, section 2). Distances and verdicts are exact, in whole numbers. SAMPLES and TRAIN
-are image folders, zips, npz files, cifar10, digits, or run directories (samples.npz; the training set).
+are image folders, zips, npz files, cifar10, digits, or run directories (their samples; their training set).
 """
 import csv
 from dataclasses import dataclass
@@ -116,16 +116,14 @@ def memorize(options):
     """
     device = data.pick_device(options.device)
     train, train_names = training_images(options)
-    samples_path = Path(options.samples)
-    of_run = (samples_path / "config.json").is_file()
-    samples, _, sample_names = data.read(str(samples_path / "samples.npz") if of_run else options.samples,
-                                         0 if of_run else options.resolution)
+    folder = Path(options.samples) if (Path(options.samples) / "config.json").is_file() else None
+    samples, _, sample_names = data.read(samples_of_run(folder)) if folder else data.read(options.samples, options.resolution)
     if options.distinct:
         keep = ~duplicates(train)
         train, train_names = train[keep], [name for name, kept in zip(train_names, keep.tolist()) if kept]
     about = dict(options=run.recorded(options),
                  source=dict(samples_sha256=data.sha256(samples), train_sha256=data.sha256(train)))
-    out = Path(options.out) if options.out else samples_path / "memorize.json" if of_run else None
+    out = Path(options.out) if options.out else folder / "memorize.json" if folder else None
     if out and out.exists():
         there = run.read_json(out)
         different = run.differences(there, about)
@@ -144,6 +142,14 @@ def memorize(options):
     if out:
         run.write_json(out, result)
     return result
+
+
+def samples_of_run(folder):
+    """The samples file of a run directory: of its last weights or, in a probe of emm.py, of its best snapshot."""
+    files = sorted(folder.glob("samples*.npz"))
+    if not files:
+        raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
+    return str(files[-1])
 
 
 def training_images(options):

@@ -41,7 +41,7 @@ def plot(options):
     """Draw the searches that the options name; returns the path of the PNG."""
     import matplotlib  # a second to import: only where it is used
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot as plt, ticker
     results = [run.read_json(path) for path in options.emm]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     names = [describe(result, results) for result in results]
@@ -59,6 +59,9 @@ def plot(options):
     target = 1 - results[0]["eps"]
     left.axhline(target, color="black", linewidth=1, linestyle=":", label=f"{target:.0%}")
     left.set(xscale="log", xlabel="training images |D|", ylabel="memorization ratio", ylim=(-0.03, 1.03))
+    left.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    left.xaxis.set_major_formatter("{x:,.0f}")
+    left.xaxis.set_minor_formatter("")
     left.legend(fontsize="small")
     for i, (result, name) in enumerate(zip(results, names)):
         probes = sorted(result["probes"], key=lambda p: p["n"])

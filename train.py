@@ -151,7 +151,8 @@ def train(options):
     levels = [square(D) >> level for level in range(len(options.channel_mult))]
     if not set(options.attn_resolutions or ()) <= set(levels):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
-    run.claim(out, dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device)))
+    about = dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device))
+    run.claim(out, about)
     if (out / "model.safetensors").exists():
         return out / "model.safetensors"
 
@@ -164,11 +165,11 @@ def train(options):
     log = run.Log(out / "log.jsonl", step)
     total = total_steps(options, n)
     snapshot_steps = {round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)}
-    about = dict(options=run.recorded(options), data=D.fingerprint(), **run.provenance(device),
-                 label_counts=torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None)
+    label_counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
 
     def write_snapshot(path):
-        unet.save(path, net, {**net.model.state_dict(), **ema}, step=step, epoch=step * options.batch / n, **about)
+        unet.save(path, net, {**net.model.state_dict(), **ema}, step=step, epoch=step * options.batch / n,
+                  label_counts=label_counts, **about)
 
     losses, tick, saved = [], time.perf_counter(), time.perf_counter()
     with run.interruptible() as interrupted, Progress(out, step, total) as progress:

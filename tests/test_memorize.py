@@ -127,6 +127,8 @@ def test_run_directories(tmp_path):
     import train
     out = tmp_path / "run"
     train.train(train.Options(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, out=str(out), device="cpu"))
+    with pytest.raises(ValueError, match="no samples yet; make them with: python sample.py --run"):
+        memorize.memorize(options(out, out))
     sample.sample(sample.Options(run=str(out), seeds="0-4", device="cpu"))
     found = memorize.memorize(options(out, out))
     assert found["training_images"] == 20 and found["samples"] == 5
