@@ -22,15 +22,18 @@ RUNS      ?= runs
 FLAGS     ?=
 PYTHON    ?= .venv/bin/python
 
-# the directory's name holds every variable that changes the result; the default ones of data and model are left out
+# names hold every variable that changes the result; default ones of data and model are left out
 empty :=
 space := $(empty) $(empty)
 part   = $(if $(filter-out $(2),$($(1))),-$(3)$(subst :,,$($(1))))
 comma := ,
 flags := $(subst $(space),,$(subst --,-,$(subst $(comma),.,$(subst /,_,$(subst :,,$(subst =,,$(FLAGS)))))))
-NAME  := $(basename $(notdir $(DATA)))$(call part,RES,0,r)$(call part,CLASSES,0,c)$(call part,LABELS,none,)$(call part,ARCH,ddpmpp,)-w$(WIDTH)-b$(BLOCKS)-B$(BATCH)-e$(EPOCHS)-s$(SEED)$(flags)
+data  := $(subst /,-,$(subst ../,up-,$(patsubst %/,%,$(patsubst /%,root-%,$(DATA)))))
+NAME  := $(data)$(call part,RES,0,r)$(call part,CLASSES,0,c)$(call part,LABELS,none,)$(call part,ARCH,ddpmpp,)-w$(WIDTH)-b$(BLOCKS)-B$(BATCH)-e$(EPOCHS)-s$(SEED)$(flags)
 RUN    = $(RUNS)/$(NAME)-n$(N)
-SEARCH = $(RUNS)/$(NAME)-emm
+SEARCH = $(RUNS)/$(NAME)-emm-$(SAMPLES)
+LAST  := $(shell echo $$(($(SAMPLES) - 1)))
+SCORE  = seeds-0-$(LAST)
 OPTIONS = --data $(DATA) --resolution $(RES) --classes $(CLASSES) --labels $(LABELS) --arch $(ARCH) --width $(WIDTH) \
           --blocks $(BLOCKS) --batch $(BATCH) --epochs $(EPOCHS) --seed $(SEED) $(FLAGS)
 
@@ -59,19 +62,19 @@ setup: $(READY) ## make .venv from requirements.txt (once); PYTHON=... uses an e
 
 train: $(RUN)/model.safetensors ## train one model on N images
 
-sample: $(RUN)/samples.npz ## and draw SAMPLES samples of it
+sample: $(RUN)/$(SCORE).npz ## and draw SAMPLES samples of it
 
-memorize: $(RUN)/memorize.json ## and count the memorized ones; draws pairs.png
-	@$(PYTHON) memorize.py --samples $(RUN) --train $(RUN)
+memorize: $(RUN)/$(SCORE).json ## and count the memorized ones; draws them beside their originals
+	@$(PYTHON) memorize.py --samples $(RUN)/$(SCORE).npz --train $(RUN) --out $<
 
 $(RUN)/model.safetensors: | $(READY)
 	$(PYTHON) train.py --out $(@D) --n $(N) $(OPTIONS)
 
-$(RUN)/samples.npz: $(RUN)/model.safetensors
-	$(PYTHON) sample.py --run $(@D) --seeds 0-$$(($(SAMPLES) - 1))
+$(RUN)/$(SCORE).npz: $(RUN)/model.safetensors
+	$(PYTHON) sample.py --run $(@D) --seeds 0-$(LAST) --out $@
 
-$(RUN)/memorize.json: $(RUN)/samples.npz
-	$(PYTHON) memorize.py --samples $(@D) --train $(@D) --pairs $(@D)/pairs.png --csv $(@D)/pairs.csv > /dev/null
+$(RUN)/$(SCORE).json: $(RUN)/$(SCORE).npz
+	$(PYTHON) memorize.py --samples $< --train $(@D) --out $@ --pairs $(@D)/$(SCORE)-pairs.png --csv $(@D)/$(SCORE)-pairs.csv > /dev/null
 
 emm: | $(READY) ## find EMM from N_MIN images up: trains, samples and scores every size it needs
 	$(PYTHON) emm.py --out $(SEARCH) --n-min $(N_MIN) --n-max $(N_MAX) --eps $(EPS) --tolerance $(TOLERANCE) --samples $(SAMPLES) $(OPTIONS)
@@ -87,7 +90,7 @@ DEMO = --data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --epo
 demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot, a sheet of copied digits
 	$(PYTHON) emm.py --out demo $(DEMO)
 	$(PYTHON) plot.py --emm demo/emm.json
-	$(PYTHON) memorize.py --samples demo/n000040 --train demo/n000040 --pairs demo/pairs.png
+	run=$$(ls -d demo/n* | tail -n 1); $(PYTHON) memorize.py --samples $$run --train $$run --pairs demo/pairs.png
 	@echo "EMM and every probe: demo/emm.json   plot: demo/emm.png   copied digits beside their originals: demo/pairs.png"
 
 test: | $(READY) ## run the tests

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from run import option, read_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 CIFAR10_ROOT = "data"
+# What zipfile raises for damaged, encrypted and unknown-compression archives
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,14 @@ class Images:
     def __len__(self):
         return len(self.images)
 
+    @property
+    def resolution(self):
+        """Pixels a side. Raises ValueError if the images are not square, as the networks need."""
+        height, width = self.images.shape[-2:]
+        if height != width:
+            raise ValueError(f"the images are {width}x{height}; the networks need square ones: give --resolution")
+        return height
+
     def fingerprint(self):
         """What a run directory records of its data: count, shape and SHA-256 of pixels and of labels."""
         return dict(count=len(self), shape=list(self.images.shape[1:]), sha256=sha256(self.images),
@@ -90,10 +101,10 @@ def load(options):
         labels = torch.arange(n)
     elif options.labels.startswith("random:"):
         # drawn one after the other, so that the labels of the subset of 500 are those of the first 500 of 1,000
-        labels = torch.from_numpy(np.random.RandomState(options.label_seed).randint(label_dim, size=n))
+        labels = torch.from_numpy(np.random.RandomState(options.label_seed).randint(label_dim, size=n, dtype=np.int64))
     else:
         labels = classes
-    return Images(images, labels.to(torch.int64), label_dim, [names[i] for i in index.tolist()])
+    return Images(images, labels, label_dim, [names[i] for i in index.tolist()])
 
 
 def sha256(tensor):
@@ -107,8 +118,7 @@ def of_run(directory):
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
         raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
-    known = {field.name for field in fields(Options)}
-    options = Options(**{key: value for key, value in config["options"].items() if key in known})
+    options = Options(**{field.name: config["options"].get(field.name, field.default) for field in fields(Options)})
     D = load(options)
     if D.fingerprint() != config["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
@@ -162,8 +172,8 @@ def read(source, resolution=0):
     else:
         raise ValueError(f"{source} is not an image folder, a zip or an npz file")
     if resolution and images.shape[-2:] != (resolution, resolution):
-        images = np.stack([_to_array(_resize(_to_image(image), resolution)) for image in images])
-    return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(classes.astype(np.int64)), names
+        images = np.stack([_to_array(_resize(picture(image), resolution)) for image in images])
+    return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(classes), names
 
 
 def read_cifar10():
@@ -175,7 +185,7 @@ def read_cifar10():
         raise ValueError(
             f"CIFAR-10 is not under {CIFAR10_ROOT}/ and cannot be downloaded ({error}). Put cifar-10-python.tar.gz "
             f"there by hand, or use --data with digits, an image folder, a zip or an npz file") from None
-    return source.data.transpose(0, 3, 1, 2), np.array(source.targets), [f"cifar10/{i:05d}" for i in range(len(source))]
+    return source.data.transpose(0, 3, 1, 2), np.array(source.targets, np.int64), [f"cifar10/{i:05d}" for i in range(len(source))]
 
 
 def read_digits():
@@ -183,7 +193,7 @@ def read_digits():
     from sklearn.datasets import load_digits
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # [N, 1, 8, 8]
-    return images, digits.target, [f"digits/{i:04d}" for i in range(len(images))]
+    return images, digits.target.astype(np.int64), [f"digits/{i:04d}" for i in range(len(images))]
 
 
 def read_npz(path):
@@ -194,7 +204,7 @@ def read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("arr_0", "arr_1", "images", "labels") if key in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, TypeError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a readable npz file ({error})") from None
     images = arrays.get("arr_0", arrays.get("images"))
     if images is None:
@@ -218,8 +228,8 @@ def read_npz(path):
 
 def read_folder(folder, resolution=0):
     """PNG and JPEG images of a folder; the class is the first subfolder, or stands in dataset.json (EDM)."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    names = [p.relative_to(folder).as_posix() for p in files]
+    files = (p for p in folder.rglob("*") if p.is_file())
+    names = _image_names(p.relative_to(folder).as_posix() for p in files)
     table = read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else None
     return _read_files(str(folder), names, table, lambda name: (folder / name).read_bytes(), resolution)
 
@@ -228,14 +238,19 @@ def read_zip(path, resolution=0):
     """PNG and JPEG images of a zip file, read in memory; classes as in `read_folder`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = sorted(archive.namelist())
-            names = [m for m in members if m.lower().endswith(IMAGE_SUFFIXES) and not m.startswith("__MACOSX/")]
-            table = json.loads(archive.read("dataset.json")) if "dataset.json" in members else None
+            names = _image_names(archive.namelist())
+            table = json.loads(archive.read("dataset.json")) if "dataset.json" in archive.namelist() else None
             return _read_files(str(path), names, table, archive.read, resolution)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (EOFError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a readable zip file ({error})") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"dataset.json in {path} is not valid JSON ({error})") from None
+
+
+def _image_names(names):
+    """The PNG and JPEG files among names, sorted; without hidden ones, such as macOS's and half-written files."""
+    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES)
+                  and not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
 
 
 def _read_files(source, names, table, content, resolution):
@@ -252,9 +267,10 @@ def _read_files(source, names, table, content, resolution):
             raise ValueError(f"{source}/{name} is {picture.width}x{picture.height}, {names[0]} is {pictures[0].width}x"
                              f"{pictures[0].height}; give --resolution to resize all to one size")
     images = np.stack([_to_array(p) for p in pictures])
-    if table is not None and table.get("labels"):
+    labels = table.get("labels") if isinstance(table, dict) else table
+    if labels:
         try:
-            wanted = dict(table["labels"])
+            wanted = dict(labels)
             classes = np.array([wanted[name] for name in names])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"dataset.json of {source} has no label for {error}; name every image or remove it") from None
@@ -284,7 +300,8 @@ def _resize(picture, resolution):
         picture.resize((resolution, resolution), Image.Resampling.LANCZOS)
 
 
-def _to_image(array):  # [C, H, W]
+def picture(array):
+    """A uint8 array [C, H, W] of 1 or 3 channels as a PIL picture."""
     return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
@@ -304,9 +321,10 @@ def pick_device(name):
     """The torch device of a --device word: auto, cpu, cuda or cuda:N. On CUDA, float32 stays float32, as published."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("no CUDA GPU is available")
-    except RuntimeError as error:
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("not a device of these scripts")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:N") from None
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device

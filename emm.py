@@ -56,8 +56,7 @@ def next_size(ratios, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1):
         return min(max(round(n / multiple) * multiple, least), max(n_max // multiple * multiple, least))
 
     if low is None:
-        first = rounded(n_min)
-        return first if first not in ratios and (high is None or first < high) else None
+        return rounded(n_min) if rounded(n_min) not in ratios else None
     if high is None:
         return rounded(2 * low) if rounded(2 * low) > low else None
     middle = rounded(math.sqrt(low * high))
@@ -95,6 +94,8 @@ def search(measure, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1, known=None
     else:
         emm = low + (high - low) * (ratios[low] - (1 - eps)) / (ratios[low] - ratios[high])
         statement = f"EMM is about {emm:.0f}, between {low} ({ratios[low]:.1%}) and {high} ({ratios[high]:.1%})"
+        if high > low * (1 + tolerance):
+            statement += f"; no size in between is a multiple of {multiple}, so the tolerance of {tolerance:.0%} is not reached"
     if rises:
         statement += f"; the ratio is not monotone: it rises from {' and from '.join(f'{a} to {b}' for a, b in rises)}"
     return dict(emm=emm, bracket=[low, high], eps=eps, probes=[list(pair) for pair in ratios.items()],
@@ -122,7 +123,7 @@ def probe(options, n):
         if not scored.exists():
             sample.sample(sample.Options(run=str(snapshot), seeds=f"0-{options.samples - 1}", device=options.device))
             images, _, _ = data.read(str(samples))
-            summary, _, _ = memorize.score(images.to(device), D.images.to(device), threshold)
+            summary, *_ = memorize.score(images.to(device), D.images.to(device), threshold)
             run.write_json(scored, summary)
         summary = run.read_json(scored)
         trajectory.append(dict(step=about["step"], epoch=about["epoch"], snapshot=snapshot.name, samples=samples.name,
@@ -148,9 +149,10 @@ def find(options):
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
     if options.n_min > n_max:
-        raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images there are; lower it")
-    record = dict(options=run.recorded(options), data=whole.fingerprint())
-    run.claim(out, dict(stage="emm", **record, **run.provenance(data.pick_device(options.device))))
+        raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; lower it")
+    about = dict(stage="emm", options=run.recorded(options), data=whole.fingerprint(),
+                 **run.provenance(data.pick_device(options.device)))
+    run.claim(out, about, run.defaults(Options))
     done = sorted((run.read_json(path) for path in out.glob("n*/probe.json")), key=lambda p: p["finished"])
     probes = {p["n"]: p for p in done}
     print(f"{'|D|':>7} {'ratio':>7} {'95% interval':>15} {'best epoch':>10} {'last':>7} {'train s':>8} {'sample s':>8}  ratio >= {1 - options.eps:g}?")
@@ -170,7 +172,7 @@ def find(options):
     found = search(measure, options.n_min, n_max, options.eps, options.tolerance, multiple,
                    {n: p["ratio"] for n, p in probes.items()})
     print(found["statement"])
-    run.write_json(out / "emm.json", found | dict(probes=list(probes.values()), tolerance=options.tolerance, **record))
+    run.write_json(out / "emm.json", found | dict(probes=list(probes.values()), tolerance=options.tolerance, **about))
     return out / "emm.json"
 
 

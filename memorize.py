@@ -18,18 +18,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 import data
 import run
-from kernels import nearest_two
+from kernels import memorized
 from run import option
 
 CONFIDENCE_95 = 1.959964  # standard normal quantile of a two-sided 95% interval
-MAX_DENOMINATOR = 2**15   # of the threshold p/q: q^2 times a squared distance (below 2^32) stays within int64
+MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
 CELL = 96                 # pixels a side of an image on the pair sheet
 
 
 @dataclass(frozen=True)
 class Options(data.Subset):
-    samples: str = option("", "generated images: folder, zip, npz, or run directory")
-    train: str = option("", "training images: cifar10, digits, folder, zip, npz, or run directory")
+    samples: str = option("", "generated images: folder, zip, npz, or run directory", recorded=False)
+    train: str = option("", "training images: cifar10, digits, folder, zip, npz, or run directory", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances, a fraction p/q in (0, 1)")
     distinct: bool = option(False, "drop exact duplicates from the training images first")
     out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default", recorded=False)
@@ -60,15 +60,6 @@ def parse_threshold(text):
     return ratio.numerator, ratio.denominator
 
 
-def is_memorized(distances, threshold=(1, 3)):
-    """bool [Q] of squared distances int64 [Q, 2]: sqrt(d1) / sqrt(d2) < p / q, decided in whole numbers.
-
-    A sample at d1 = d2 = 0 copies an image that the training set holds twice: by the ratio, not memorized.
-    """
-    p, q = threshold
-    return q * q * distances[:, 0] < p * p * distances[:, 1]
-
-
 def wilson(hits, count, z=CONFIDENCE_95):
     """Wilson's score interval for a share of hits among count (Wilson 1927): (low, high)."""
     share, correction = hits / count, z * z / count
@@ -89,24 +80,23 @@ def duplicates(images):
 def score(samples, train, threshold=(1, 3)):
     """Compare samples with training images, both uint8 [*, C, H, W] on one device.
 
-    Returns a summary for JSON, and distances int64 [Q, 2] and indices int64 [Q, 2] of the nearest two.
+    Returns a summary for JSON, and verdicts bool [Q], distances int64 [Q, 2] and indices int64 [Q, 2].
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).
     """
-    distances, index = (a.cpu() for a in nearest_two(samples, train))
-    memorized = is_memorized(distances, threshold)
-    hits, count = int(memorized.sum()), len(samples)
+    verdict, distances, index = (a.cpu() for a in memorized(samples, train, threshold))
+    hits, count = int(verdict.sum()), len(samples)
     low, high = wilson(hits, count)
     mean = distances.double().sqrt().mean(0).tolist()
     summary = dict(
         samples=count, training_images=len(train), memorized=hits, ratio=hits / count, interval_95=[low, high],
         threshold=f"{threshold[0]}/{threshold[1]}",
-        copied_training_images=len(index[memorized, 0].unique()),
+        copied_training_images=len(index[verdict, 0].unique()),
         pixel_exact_copies=int((distances[:, 0] == 0).sum()),
         copies_of_duplicates=int((distances[:, 1] == 0).sum()),
         mean_distance=mean[0], mean_second_distance=mean[1],
         duplicate_training_images=int(duplicates(train.cpu()).sum()))
-    return summary, distances, index
+    return summary, verdict, distances, index
 
 
 def memorize(options):
@@ -117,7 +107,7 @@ def memorize(options):
     device = data.pick_device(options.device)
     train, train_names = training_images(options)
     folder = Path(options.samples) if (Path(options.samples) / "config.json").is_file() else None
-    samples, _, sample_names = data.read(samples_of_run(folder)) if folder else data.read(options.samples, options.resolution)
+    samples, _, sample_names = data.read(samples_of_run(folder) if folder else options.samples, options.resolution)
     if options.distinct:
         keep = ~duplicates(train)
         train, train_names = train[keep], [name for name, kept in zip(train_names, keep.tolist()) if kept]
@@ -126,15 +116,14 @@ def memorize(options):
     out = Path(options.out) if options.out else folder / "memorize.json" if folder else None
     if out and out.exists():
         there = run.read_json(out)
-        different = run.differences(there, about)
+        different = run.differences(there, about, run.defaults(Options))
         if different:
             raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
         if not options.csv and not options.pairs:
             return there
-    summary, distances, index = score(samples.to(device), train.to(device), parse_threshold(options.threshold))
+    summary, verdict, distances, index = score(samples.to(device), train.to(device), parse_threshold(options.threshold))
     if options.csv:
-        write_csv(options.csv, distances, index, is_memorized(distances, parse_threshold(options.threshold)),
-                  sample_names, train_names)
+        write_csv(options.csv, distances, index, verdict, sample_names, train_names)
     if options.pairs:
         with run.publish(options.pairs) as temporary:
             pair_sheet(samples, train, distances, index, options.pair_rows).save(temporary, format="PNG")
@@ -165,14 +154,14 @@ def training_images(options):
     return D.images, D.names
 
 
-def write_csv(path, distances, index, memorized, sample_names, train_names):
+def write_csv(path, distances, index, verdict, sample_names, train_names):
     """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255) and both images."""
     with run.publish(path) as temporary, open(temporary, "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["sample", "memorized", "ratio", "distance", "second_distance", "nearest", "second_nearest"])
         for i, name in enumerate(sample_names):
             d, (a, b) = distances[i].double().sqrt().tolist(), index[i].tolist()
-            table.writerow([name, int(memorized[i]), f"{d[0] / d[1]:.6f}" if d[1] else "", f"{d[0]:.4f}", f"{d[1]:.4f}",
+            table.writerow([name, int(verdict[i]), f"{d[0] / d[1]:.6f}" if d[1] else "", f"{d[0]:.4f}", f"{d[1]:.4f}",
                             train_names[a], train_names[b]])
 
 
@@ -195,9 +184,8 @@ def pair_sheet(samples, train, distances, index, rows=8):
         for row, i in enumerate(chosen):
             top = head + row * (CELL + pad)
             for column, image in enumerate((samples[i], train[index[i, 0]], train[index[i, 1]])):
-                array = image.permute(1, 2, 0).numpy()
-                picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-                sheet.paste(picture.resize((CELL, CELL), Image.Resampling.NEAREST), (left + column * (CELL + pad), top))
+                cell = data.picture(image.numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
+                sheet.paste(cell, (left + column * (CELL + pad), top))
             lines = [f"{ratio[i]:.3f}" if d[i, 1] > 0 else "0 / 0", f"d1 {d[i, 0]:.1f}", f"d2 {d[i, 1]:.1f}"]
             pen.multiline_text((left + 3 * (CELL + pad), top + CELL // 4), "\n".join(lines), fill="black", font=font)
     return sheet

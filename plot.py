@@ -43,6 +43,9 @@ def plot(options):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt, ticker
     results = [run.read_json(path) for path in options.emm]
+    for path, result in zip(options.emm, results):
+        if "probes" not in result:
+            raise ValueError(f"{path} is not an emm.json of emm.py")
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     names = [describe(result, results) for result in results]
     if options.published:

@@ -86,8 +86,8 @@ def _convert(kind, word):
 def stage(function, cls, description, argv=None):
     """Parse the options, run `function(options)`, and turn what can go wrong into one line on stderr.
 
-    ValueError, OSError and running out of memory exit with status 1, an interrupt with 130;
-    anything else is a defect of this program and keeps its traceback.
+    ValueError, OSError and running out of memory (of the machine or of a GPU) exit with status 1, an
+    interrupt with 130; anything else is a defect of this program and keeps its traceback.
     """
     name = Path(sys.argv[0]).name
     try:
@@ -95,14 +95,22 @@ def stage(function, cls, description, argv=None):
     except KeyboardInterrupt as interrupt:
         print(f"{name}: interrupted{'; ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (ValueError, OSError, MemoryError) as error:
-        sys.exit(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, RuntimeError) and "memory" not in text.lower():  # torch's out-of-memory errors are these
+            raise
+        sys.exit(f"{name}: {text}")
 
 
 def recorded(options):
     """The options that decide the result, as JSON gives them back: what a file stores and `claim` compares."""
     return json.loads(json.dumps({f.name: getattr(options, f.name) for f in dataclasses.fields(options)
                                   if f.metadata.get("recorded", True)}))
+
+
+def defaults(cls):
+    """The default of each option of a dataclass, as JSON gives them back."""
+    return json.loads(json.dumps({f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}))
 
 
 def provenance(device=None):
@@ -122,10 +130,11 @@ def provenance(device=None):
 
 
 @contextlib.contextmanager
-def publish(path):
+def publish(path, flush=True):
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
 
-    The file is flushed to disk before it takes its name: a file that exists is whole.
+    The file is flushed to disk before it takes its name: a file that exists is whole. `flush=False` is for
+    many small files that are soon made again: whole after a kill, but perhaps not after a power cut.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +142,9 @@ def publish(path):
     os.close(handle)
     try:
         yield Path(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
@@ -159,31 +169,37 @@ def read_json(path):
         raise ValueError(f"{path} is not valid JSON ({error}); remove it and run again") from None
 
 
-def claim(directory, record):
-    """Make `directory` the run directory of `record`, or check that it already is.
+def claim(directory, record, defaults={}):
+    """Make `directory` the run directory of `record`, or check that it already is; sweep what a killed process left.
 
-    `record` is a dict for config.json; its "options" and "data" decide what is computed. Returns
-    True if the directory is new. Raises ValueError naming each value that differs, or if the
-    directory holds something else.
+    `record` is a dict for config.json; its "options" and "data" decide what is computed. `defaults` stand
+    for options that the record there does not know yet. Raises ValueError naming each value that differs,
+    or if the directory holds something else.
     """
     path = Path(directory) / "config.json"
+    for leftover in path.parent.glob(".*.part*"):
+        leftover.unlink(missing_ok=True)
     if not path.exists():
         if path.parent.exists() and any(not entry.name.startswith(".") for entry in path.parent.iterdir()):
             raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
         write_json(path, record)
-        return True
-    different = differences(read_json(path), record)
+        return
+    different = differences(read_json(path), record, defaults)
     if different:
         raise ValueError(f"{directory} was made with other options ({different}); "
                          "choose another --out, or remove it")
-    return False
 
 
-def differences(old, new):
-    """What differs between two records in the parts that decide what is computed, in words; "" if nothing does."""
+def differences(old, new, defaults={}):
+    """What differs between two records in the parts that decide what is computed, in words; "" if nothing does.
+
+    An option that one of them lacks counts as its default: scripts gain options, and old runs stay good.
+    """
     found = []
     for part in ("options", "data", "source"):
         there, asked = old.get(part) or {}, new.get(part) or {}
+        if part == "options":
+            there, asked = ({**{key: defaults.get(key) for key in there | asked}, **side} for side in (there, asked))
         found += [f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked"
                   for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
     return "; ".join(found)

@@ -9,12 +9,12 @@ algorithm 1; paper, section 2). Sample i depends on its seed alone.
 """
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 import data
@@ -48,11 +48,17 @@ class Options(data.Options):
         parse_seeds(self.seeds)
         if not self.run and not self.optimum:
             raise ValueError("nothing to sample from; give --run RUN, or --optimum and --data")
+        defaults = run.defaults(data.Options)
+        given = [name for name, value in defaults.items() if getattr(self, name) != value]
+        if self.run and given:
+            raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
+        if self.out and not self.out.endswith(".npz"):
+            raise ValueError(f"--out {self.out} must end in .npz")
         if self.heun_steps < 2 or self.batch < 1:
             raise ValueError(f"--heun-steps {self.heun_steps}, --batch {self.batch}: need at least 2 and 1")
-        if not 0 < self.sigma_min < self.sigma_max or self.rho <= 0:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0 < self.rho < math.inf:
             raise ValueError(f"--sigma-min {self.sigma_min}, --sigma-max {self.sigma_max}, --rho {self.rho}: "
-                             "need 0 < sigma_min < sigma_max and rho > 0")
+                             "need 0 < sigma_min < sigma_max and rho > 0, all finite")
 
 
 def parse_seeds(text):
@@ -60,8 +66,8 @@ def parse_seeds(text):
     seeds = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or dash and not last.isdigit() or dash and int(last) < int(first):
-            raise ValueError(f"--seeds {text!r}: {part!r} is not a number or a rising range; write 0-9999 or 0-99,200")
+        if not first.isdecimal() or dash and not last.isdecimal() or not int(first) <= int(last or first) < 2**32:
+            raise ValueError(f"--seeds {text!r}: {part!r} is not a number or a rising range below 2^32; write 0-9999 or 0-99,200")
         seeds += range(int(first), int(last or first) + 1)
     return seeds
 
@@ -110,7 +116,7 @@ def draw(D, seeds, label_counts=None):
     training images of each label.
     """
     shape = [D.config["img_channels"], D.config["img_resolution"], D.config["img_resolution"]]
-    generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.stack([torch.randn(shape, generator=g) for g in generators])
     if not label_counts:
         return latents, None
@@ -146,6 +152,7 @@ def sample(options):
         model = model / "model.safetensors"
     if options.optimum:
         D = data.of_run(model.parent) if options.run else data.load(options)
+        D.resolution  # square, or an error
         source = dict(optimum_of=D.fingerprint()["sha256"])
         out = model.parent / "optimum.npz"
     else:
@@ -170,19 +177,30 @@ def sample(options):
                       about=json.dumps(about | run.provenance(device)))
         with run.publish(out) as temporary:
             np.savez(temporary, **arrays, **(dict(labels=labels) if labels is not None else {}))
-    with np.load(out, allow_pickle=False) as file:
-        there = json.loads(str(file["about"])) if "about" in file.files else {}
-        images, seeds = file["arr_0"], file["seeds"]
-    differences = run.differences(there, about)
-    if differences:
-        raise ValueError(f"{out} holds other samples ({differences}); choose another --out, or remove it")
+    try:
+        with np.load(out, allow_pickle=False) as file:
+            there, images, seeds = json.loads(str(file["about"])), file["arr_0"], file["seeds"]
+    except (ValueError, KeyError, EOFError, *data.ZIP_ERRORS) as error:
+        raise ValueError(f"{out} is not a whole npz of sample.py ({error}); choose another --out, or remove it") from None
+    different = run.differences(there, about, run.defaults(Options))
+    if different:
+        raise ValueError(f"{out} holds other samples ({different}); choose another --out, or remove it")
     with run.publish(out.with_suffix(".png")) as temporary:
         grid(images[:GRID * GRID]).save(temporary)
     if options.png:
-        for seed, image in zip(seeds, images):
-            with run.publish(Path(options.png) / f"{seed:06d}.png") as temporary:
-                picture(image).save(temporary)
+        write_png(Path(options.png), seeds, images)
     return out
+
+
+def write_png(folder, seeds, images):
+    """Write each image [H, W, C] as SEED.png. Raises ValueError if the folder holds other PNG files."""
+    names = [f"{seed:06d}.png" for seed in seeds]
+    others = {path.name for path in folder.glob("*.png")} - set(names)
+    if others:
+        raise ValueError(f"--png {folder} holds other images, such as {min(others)}; choose another folder")
+    for name, image in zip(names, images):
+        with run.publish(folder / name, flush=False) as temporary:
+            data.picture(image.transpose(2, 0, 1)).save(temporary)
 
 
 def default_out(model):
@@ -190,18 +208,14 @@ def default_out(model):
     return model.with_name(model.stem.replace("model", "samples").replace("snapshot", "samples") + ".npz")
 
 
-def picture(image):  # [H, W, C]
-    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-
-
 def grid(images):
     """The images [N, H, W, C] as one picture of `GRID` columns, small ones enlarged."""
     rows, (h, w, c) = -(-len(images) // GRID), images.shape[1:]
     sheet = np.zeros((rows * GRID, h, w, c), np.uint8)
     sheet[:len(images)] = images
-    sheet = sheet.reshape(rows, GRID, h, w, c).swapaxes(1, 2).reshape(rows * h, GRID * w, c)
+    sheet = sheet.reshape(rows, GRID, h, w, c).transpose(4, 0, 2, 1, 3).reshape(c, rows * h, GRID * w)
     scale = max(1, GRID_PIXELS // w)
-    return picture(sheet.repeat(scale, 0).repeat(scale, 1))
+    return data.picture(sheet.repeat(scale, 1).repeat(scale, 2))
 
 
 def main():

@@ -7,7 +7,7 @@
 Makes OUT/model.safetensors, the last EMA weights with their options; OUT/snapshot-STEP.safetensors on the
 way; OUT/config.json and OUT/log.jsonl. The defaults are the published procedure (paper, section 2 and
 appendix A): a number of epochs and not of steps, so that steps grow with |D|. The same command goes on
-where an interrupted run stopped, to the same weights bit for bit on one machine with one software.
+where an interrupted run stopped; on a CPU, one machine and one software, to the same weights bit for bit.
 """
 import hashlib
 import math
@@ -145,14 +145,14 @@ def train(options):
     D = data.load(options)
     n, out = len(D), Path(options.out)
     device = data.pick_device(options.device)
-    net = unet.Denoiser(options.arch, options.precond, square(D), D.images.shape[1], D.label_dim, options.width,
+    net = unet.Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim, options.width,
                         options.blocks, options.channel_mult, options.attn_resolutions, options.embedding,
                         options.skip_connections, options.dropout, torch.Generator().manual_seed(mix(options.seed, "weights")))
-    levels = [square(D) >> level for level in range(len(options.channel_mult))]
+    levels = [D.resolution >> level for level in range(len(options.channel_mult))]
     if not set(options.attn_resolutions or ()) <= set(levels):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
     about = dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device))
-    run.claim(out, about)
+    run.claim(out, about, run.defaults(Options))
     if (out / "model.safetensors").exists():
         return out / "model.safetensors"
 
@@ -179,13 +179,10 @@ def train(options):
             step += 1
             stop = interrupted()
             due = step in snapshot_steps or stop or time.perf_counter() - saved > options.save_seconds
-            if not (due or step % options.log_steps == 0 or step == total):
+            if not (due or step % options.log_steps == 0):
                 continue
             values = torch.stack(losses).tolist()  # the only wait for the device
-            for i, value in enumerate(values):
-                if not math.isfinite(value):
-                    raise ValueError(f"the loss of step {step - len(values) + i} is {value}; what was saved before is kept. "
-                                     f"Lower --learning-rate {options.learning_rate:g} or lengthen the warm-up")
+            check_finite(values, step, ema, options)
             now = time.perf_counter()
             seconds += now - tick
             log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
@@ -229,6 +226,17 @@ def train_step(options, net, ema, optimizer, images, labels, step):
     optimizer.step()
     torch._foreach_lerp_(list(ema.values()), [p.detach() for p in net.model.parameters()], 1 - beta)
     return total
+
+
+def check_finite(losses, step, ema, options):
+    """Raise ValueError, naming the step, if one of the last losses or the weights after `step` steps are not finite."""
+    bad = next((f"loss of step {step - len(losses) + i + 1} is {loss}" for i, loss in enumerate(losses)
+                if not math.isfinite(loss)), None)
+    if bad is None and not all(p.isfinite().all() for p in ema.values()):
+        bad = f"weights are not finite after step {step}"
+    if bad:
+        raise ValueError(f"the {bad}; what was saved before is kept. Lower --learning-rate {options.learning_rate:g} "
+                         "or lengthen the warm-up, and choose another --out")
 
 
 def make_optimizer(options, parameters):
@@ -296,14 +304,6 @@ class Progress:
 
     def __exit__(self, *error):
         self.bar.close()
-
-
-def square(D):
-    """Pixels a side of the images of D. Raises ValueError if they are not square."""
-    height, width = D.images.shape[-2:]
-    if height != width:
-        raise ValueError(f"the images are {width}x{height}; the networks need square ones: give --resolution")
-    return height
 
 
 def memory_mb(device):

@@ -114,8 +114,9 @@ class Block(nn.Module):
         x = (self.conv1(h) + (x if self.skip is None else self.skip(x))) * SKIP_SCALE
         if self.attention:
             B, C, H, W = x.shape
-            qkv = self.qkv(self.norm2(x)).reshape(B, 1, C, 3, H * W).transpose(2, 4)  # [B, 1, HW, 3, C]
-            h = F.scaled_dot_product_attention(*qkv.unbind(3))                        # [B, 1, HW, C]
+            qkv = self.qkv(self.norm2(x)).reshape(B, C, 3, H * W).permute(2, 0, 3, 1)  # [3, B, HW, C]
+            # one head; contiguous, as the kernels that never hold the HW x HW matrix ask for
+            h = F.scaled_dot_product_attention(*qkv.contiguous().unsqueeze(2))         # [B, 1, HW, C]
             x = (self.proj(h.transpose(2, 3).reshape(B, C, H, W)) + x) * SKIP_SCALE
         return x
 
@@ -219,7 +220,7 @@ class Denoiser(nn.Module):
     arch              "ddpmpp" or "ncsnpp"
     precond           "vp", "ve" or "edm": preconditioning, loss weight and noise levels of training
     img_resolution    pixels a side, divisible by 2^(levels - 1)
-    img_channels      1 or 3
+    img_channels      1 (grey) or 3
     label_dim         number of labels, 0 for an unconditional model
     width             channels of the first convolution, a multiple of 4
     blocks            residual blocks a resolution (the decoder has one more)
@@ -262,7 +263,7 @@ class Denoiser(nn.Module):
                            label_dim=label_dim, width=width, blocks=blocks, channel_mult=list(channel_mult),
                            attn_resolutions=attn_resolutions, embedding=embedding,
                            skip_connections=skip_connections, dropout=dropout)
-        self.precond, self.label_dim = precond, label_dim
+        self.precond = precond
         self.model = UNet(**{key: value for key, value in self.config.items() if key != "precond"})
         self.initialize(generator)
         if precond == "vp":

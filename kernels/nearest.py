@@ -1,16 +1,19 @@
-"""The two nearest training images of each generated image, exactly (paper, section 2).
+"""The two nearest training images of each generated image, exactly, and the verdict (paper, section 2).
 
-Images are uint8, so squared distances are whole numbers. All arithmetic here is exact, and so is
-the verdict that is made of it: float32 distances are wrong on near-duplicates.
+Images are uint8, so squared distances are whole numbers; so is all arithmetic here, and the verdict
+that is made of it. float32 distances, the usual way, name wrong neighbours of near-duplicates.
+
+`nearest_two` takes the Triton kernel on CUDA (nearest_triton.py), int8 products on a CPU (nearest_cpu.py),
+and `nearest_two_reference`, the plain form that both are tested against, for images too large for them.
+The Q x N matrix of distances is never held.
 """
 import torch
 
-BLOCK_BYTES = 128 * 2**20  # of one block of distances: memory beyond the inputs is a small multiple of this
-REFERENCES_A_BLOCK = 2048
-INDEX_BITS = 31            # a reference's index; its squared distance has the 32 bits above it
-
-# Squared distances must fit 32 bits beside the index in an int64 (and the products float64's 53 bits).
-MAX_PIXELS = 2**32 // 255**2
+BLOCK_BYTES = 64 * 2**20  # of the reference's blocks of images and of distances
+INDEX_BITS = 24           # a reference's index, below its squared distance in an int64: 39 bits for that
+MAX_PIXELS = 2**(63 - INDEX_BITS) // 255**2  # an image, such as 1,600 x 1,600 x 3
+# With pixels - 128 as int8, |y|^2 - 2 x.y lies in [-2^14 D, 48896 D]: inside an int32 up to this D.
+MAX_INT8_PIXELS = 2**31 // 48896
 
 
 def nearest_two(queries, references):
@@ -21,23 +24,46 @@ def nearest_two(queries, references):
     int64 [Q, 2]. Of references equally near, the lower index comes first.
     Raises ValueError if the images cannot be compared.
     """
-    if queries.dtype != torch.uint8 or references.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8, not {queries.dtype} and {references.dtype}")
-    if queries.ndim < 2 or references.ndim < 2 or queries.shape[1:] != references.shape[1:]:
-        raise ValueError(f"images of shape {list(queries.shape[1:])} cannot be compared with images of shape "
-                         f"{list(references.shape[1:])}; resize or convert one of them")
-    x, y = queries.flatten(1), references.flatten(1)
-    if len(y) < 2:
-        raise ValueError(f"{len(y)} reference images; the second nearest needs at least 2")
-    if x.shape[1] > MAX_PIXELS:
-        raise ValueError(f"images of {x.shape[1]} values; at most {MAX_PIXELS} are exact here")
+    return memorized(queries, references)[1:]
+
+
+def memorized(queries, references, threshold=(1, 3)):
+    """Whether each query is memorized (bool [Q]), with the distances and indices of `nearest_two`, in one call.
+
+    Memorized: the nearest distance is under p/q of the second nearest, for threshold (p, q).
+    """
+    x, y = _checked(queries, references)
+    if x.shape[1] > MAX_INT8_PIXELS:
+        distances, index = nearest_two_reference(x, y)
+    elif x.device.type == "cuda":
+        from kernels.nearest_triton import nearest_two_cuda  # triton only where there is a GPU
+        return nearest_two_cuda(x, y, threshold)
+    else:
+        from kernels.nearest_cpu import nearest_two_cpu
+        distances, index = nearest_two_cpu(x, y)
+    return is_memorized(distances, threshold), distances, index
+
+
+def is_memorized(distances, threshold=(1, 3)):
+    """bool [Q] of squared distances int64 [Q, 2]: sqrt(d1) / sqrt(d2) < p / q, decided in whole numbers.
+
+    A query at d1 = d2 = 0 copies an image that the references hold twice: by the ratio, not memorized.
+    """
+    p, q = threshold
+    return q * q * distances[:, 0] < p * p * distances[:, 1]
+
+
+def nearest_two_reference(x, y):
+    """`nearest_two` of flat images [Q, D], [N, D] in float64, where every term is a whole number below 2^53."""
     keys = torch.full((len(x), 2), torch.iinfo(torch.int64).max, device=x.device)
-    rows = max(1, BLOCK_BYTES // 8 // REFERENCES_A_BLOCK)
-    for n in range(0, len(y), REFERENCES_A_BLOCK):
-        y_block = y[n:n + REFERENCES_A_BLOCK].to(torch.float64)
+    rows = max(1, min(2048, BLOCK_BYTES // 8 // x.shape[1]))
+    for n in range(0, len(y), rows):
+        y_block = y[n:n + rows].to(torch.float64)
         index = torch.arange(n, n + len(y_block), device=y.device)
         for q in range(0, len(x), rows):
-            d = _squared_distances(x[q:q + rows].to(torch.float64), y_block)
+            x_block = x[q:q + rows].to(torch.float64)
+            norms = x_block.square().sum(1)[:, None] + y_block.square().sum(1)
+            d = torch.addmm(norms, x_block, y_block.T, alpha=-2)  # |x|^2 + |y|^2 - 2 x.y
             # one number orders by distance, then by index: ties cannot go wrong
             key = (d.to(torch.int64) << INDEX_BITS) | index
             key = torch.cat([keys[q:q + rows], key], dim=1)
@@ -45,6 +71,18 @@ def nearest_two(queries, references):
     return keys >> INDEX_BITS, keys & (2**INDEX_BITS - 1)
 
 
-def _squared_distances(x, y):
-    """|x - y|^2 [Q, N] of float64 images of whole numbers: every term is a whole number below 2^53, so exact."""
-    return torch.addmm(x.square().sum(1)[:, None] + y.square().sum(1), x, y.T, alpha=-2)
+def _checked(queries, references):
+    if queries.dtype != torch.uint8 or references.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, not {queries.dtype} and {references.dtype}")
+    if queries.device != references.device:
+        raise ValueError(f"queries are on {queries.device}, references on {references.device}; move them to one device")
+    if queries.ndim < 2 or references.ndim < 2 or queries.shape[1:] != references.shape[1:]:
+        raise ValueError(f"images of shape {list(queries.shape[1:])} cannot be compared with images of shape "
+                         f"{list(references.shape[1:])}; resize or convert one of them")
+    if not 2 <= len(references) < 2**INDEX_BITS:
+        raise ValueError(f"{len(references)} reference images; the second nearest needs at least 2, and at most "
+                         f"{2**INDEX_BITS - 1} are served")
+    x, y = queries.flatten(1), references.flatten(1)
+    if x.shape[1] > MAX_PIXELS:
+        raise ValueError(f"images of {x.shape[1]} values; at most {MAX_PIXELS} are exact here")
+    return x, y

@@ -166,6 +166,32 @@ def test_bad_files(tmp_path, write_images, noise):
         (tmp_path / name).write_bytes(b"torn")
         with pytest.raises(ValueError, match=name):
             data.read(str(tmp_path / name))
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    with pytest.raises(ValueError, match="b.npz is not a readable npz"):
+        data.read(str(tmp_path / "b.npz"))
+
+
+def test_damaged_archives(tmp_path, noise):
+    np.savez_compressed(tmp_path / "a.npz", arr_0=noise(9, 8, 8, 3))
+    write_zip(tmp_path / "a.zip", noise(2, 8, 8, 3))
+    for name in ("a.npz", "a.zip"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[100:120] = bytes(20)
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            data.read(str(tmp_path / name))
+    for labels in ([], {}):
+        assert data.read(write_zip(tmp_path / "b.zip", noise(2, 8, 8, 3), labels))[1].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="dataset.json"):
+        data.read(write_zip(tmp_path / "b.zip", noise(2, 8, 8, 3), "x"))
+
+
+def test_hidden_files_are_no_images(tmp_path, write_images, noise):
+    folder = write_images(tmp_path / "a", noise(2, 8, 8, 3))
+    (folder / "._0000.png").write_bytes(b"macOS")
+    (folder / ".0001.png.x.part.png").write_bytes(b"")
+    assert len(data.read(str(folder))[0]) == 2
 
 
 @pytest.mark.parametrize("given, words", [

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import emm
+import kernels.nearest
 import run
 import train
 import unet
@@ -80,6 +81,17 @@ def test_a_killed_search_goes_on():
     assert again.sizes == [] and found == expected
 
 
+def test_the_first_size_is_measured_whatever_is_known_below_it():
+    found = emm.search(Measure(falling(3000)), 500, 50000, known={100: 0.5})  # trained too briefly, say
+    assert found["bracket"][0] > 500 and found["rises"] == [[100, 500]]
+
+
+def test_a_tolerance_that_class_balance_forbids_is_said():
+    found = emm.search(Measure(falling(60)), 10, 1000, tolerance=0.05, multiple=10)
+    assert "no size in between is a multiple of 10, so the tolerance of 5% is not reached" in found["statement"]
+    assert "tolerance" not in emm.search(Measure(falling(6000)), 10, 100000, tolerance=0.05, multiple=10)["statement"]
+
+
 def test_known_sizes_narrow_the_search():
     measure = Measure(falling(1850))
     found = emm.search(measure, 500, 50000, multiple=10, known={1000: measure.ratio(1000), 1200: measure.ratio(1200)})
@@ -94,7 +106,7 @@ TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16, ste
 
 def test_search_over_real_runs(tmp_path, capsys, monkeypatch):
     options = emm.Options(**TINY, out=str(tmp_path / "emm"))
-    monkeypatch.setattr(emm.memorize, "is_memorized", lambda distances, threshold: distances[:, 0] >= 0)  # all
+    monkeypatch.setattr(kernels.nearest, "is_memorized", lambda distances, threshold: distances[:, 0] >= 0)  # all
     result = run.read_json(emm.find(options))
     assert result["bracket"] == [40, None] and result["emm"] is None
     assert [p["n"] for p in result["probes"]] == [10, 20, 40]
@@ -136,7 +148,7 @@ def test_a_killed_probe_goes_on_at_its_snapshot(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("given, words", [
     (dict(eps=0.0), "--eps 0.0"), (dict(tolerance=0.0), "--tolerance 0.0"), (dict(n_min=1), "--n-min 1"),
-    (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"), (dict(n_min=5000, n_max=0), "more than the 1797 images")])
+    (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"), (dict(n_min=5000, n_max=0), "more than the 1797 images of")])
 def test_bad_options(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):
         emm.find(emm.Options(**{**TINY, "out": str(tmp_path / "x"), **given}))

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import kernels.nearest
+import kernels.nearest_cpu
 import kernels.optimum
 from kernels import Optimum, nearest_two
 
@@ -52,18 +53,26 @@ def test_any_shape_over_several_blocks(Q, N, D, levels, seed):
     x, y = (torch.from_numpy(rs.randint(0, levels, (n, D)).astype(np.uint8)) for n in (Q, N))
     expected = brute_force(x, y)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels.nearest, "REFERENCES_A_BLOCK", 7)
-        patch.setattr(kernels.nearest, "BLOCK_BYTES", 8 * 7 * 3)
-        found = nearest_two(x, y)
-    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+        patch.setattr(kernels.nearest, "BLOCK_BYTES", 8 * 7 * D)
+        patch.setattr(kernels.nearest_cpu, "REFERENCES_A_BLOCK", 7)
+        patch.setattr(kernels.nearest_cpu, "QUERIES_A_BLOCK", 3)
+        found = [nearest_two(x, y), kernels.nearest.nearest_two_reference(x, y)]
+    for distances, index in found:
+        assert torch.equal(distances, expected[0]) and torch.equal(index, expected[1])
 
 
-def test_largest_distances_are_exact():
-    D = kernels.nearest.MAX_PIXELS
-    x, y = torch.zeros(1, D, dtype=torch.uint8), torch.full((2, D), 255, dtype=torch.uint8)
-    assert nearest_two(x, y)[0].tolist() == [[D * 255**2] * 2] and D * 255**2 < 2**32
+@pytest.mark.parametrize("D", [kernels.nearest.MAX_INT8_PIXELS, kernels.nearest.MAX_INT8_PIXELS + 1, 3 * 512 * 512])
+def test_largest_distances_are_exact(D):
+    x = torch.tensor([[0], [255], [128]], dtype=torch.uint8).expand(3, D)
+    y = torch.tensor([[255], [0], [255], [127]], dtype=torch.uint8).expand(4, D)
+    d, i = nearest_two(x, y)
+    assert d.tolist() == [[0, D * 127**2], [0, 0], [D, D * 127**2]] and i.tolist() == [[1, 3], [0, 2], [3, 0]]
+
+
+def test_too_large_images_are_refused():
+    x = torch.zeros(1, dtype=torch.uint8).expand(2, kernels.nearest.MAX_PIXELS + 1)
     with pytest.raises(ValueError, match="at most"):
-        nearest_two(torch.zeros(1, D + 1, dtype=torch.uint8), torch.zeros(2, D + 1, dtype=torch.uint8))
+        nearest_two(x, x)
 
 
 @pytest.mark.parametrize("x, y, words", [

@@ -21,8 +21,8 @@ def test_help_lists_targets_and_variables():
 
 def test_emm_of_another_width():
     text = make("-n", "emm", "WIDTH=256").stdout
-    assert "emm.py --out runs/cifar10-w256-b2-B512-e40000-s0-emm" in text and "--width 256" in text
-    assert "plot.py --emm runs/cifar10-w256-b2-B512-e40000-s0-emm/emm.json" in text
+    assert "emm.py --out runs/cifar10-w256-b2-B512-e40000-s0-emm-10000" in text and "--width 256" in text
+    assert "plot.py --emm runs/cifar10-w256-b2-B512-e40000-s0-emm-10000/emm.json" in text
 
 
 def test_every_variable_and_flag_enters_the_name():
@@ -37,18 +37,26 @@ def test_every_variable_and_flag_enters_the_name():
     assert make("-n", "train", "FLAGS=--precond ve --dropout=0").stdout.count("--precond ve --dropout=0") == 1
 
 
+def test_data_of_one_name_in_two_folders_do_not_meet():
+    outs = {make("-n", "train", f"DATA={data}").stdout.split("--out ")[1].split()[0] for data in ("a/x.zip", "b/x.zip", "../x.zip", "x.zip", "x", "/x/")}
+    assert len(outs) == 6 and make("-n", "train", "DATA=x/").stdout.split("--data")[0] == make("-n", "train", "DATA=x").stdout.split("--data")[0]
+
+
 def test_files_are_targets(tmp_path):
     common = [f"RUNS={tmp_path}", "DATA=digits", "WIDTH=4", "BLOCKS=1", "BATCH=16", "N=20", "SAMPLES=12",
               "FLAGS=--channel-mult 1,1 --steps 3 --snapshots 1 --device cpu"]
     first = make("memorize", *common)
     assert first.returncode == 0 and "of 12 samples memorized" in first.stdout, first.stderr
     out, = tmp_path.iterdir()
-    assert {"model.safetensors", "samples.npz", "samples.png", "memorize.json", "pairs.png", "pairs.csv"} <= {p.name for p in out.iterdir()}
+    made = {"model.safetensors", *(f"seeds-0-11{end}" for end in (".npz", ".png", ".json", "-pairs.png", "-pairs.csv"))}
+    assert made <= {p.name for p in out.iterdir()}
     again = make("-n", "memorize", *common).stdout
     assert "train.py" not in again and "sample.py" not in again
+    fewer = make("memorize", *common, "SAMPLES=5")
+    assert "of 5 samples memorized" in fewer.stdout and "train.py" not in fewer.stdout
     emm = make("emm", *common, "N_MIN=10", "N_MAX=20", "EPS=0.5")
     assert emm.returncode == 0 and "EMM is " in emm.stdout, emm.stderr
-    assert (tmp_path / (out.name.removesuffix("-n20") + "-emm") / "emm.png").exists()
+    assert (tmp_path / (out.name.removesuffix("-n20") + "-emm-12") / "emm.png").exists()
 
 
 ALLOWED = {  # which modules of this project each may import: down only

@@ -21,13 +21,14 @@ def test_published_numbers():
     assert (ROOT / "paper" / "digitised.csv").read_text().startswith("# Memorization ratios")
 
 
-@pytest.mark.parametrize("published", [True, False])
-def test_draws_one_and_several(tmp_path, published):
+def test_draws_one_and_several(tmp_path):
     for width, found in ((8, result(8)), (16, result(16, None, (None, 20)))):
         (tmp_path / str(width)).mkdir()
         (tmp_path / str(width) / "emm.json").write_text(json.dumps(found))
-    one = plot.plot(plot.Options(emm=(str(tmp_path / "8/emm.json"),), published=published))
+    one = plot.plot(plot.Options(emm=(str(tmp_path / "8/emm.json"),)))
     assert one == tmp_path / "8" / "emm.png" and Image.open(one).width > 1000
+    bare = plot.plot(plot.Options(emm=(str(tmp_path / "8/emm.json"),), published=False, out=str(tmp_path / "bare.png")))
+    assert one.read_bytes() != bare.read_bytes()
     both = plot.plot(plot.Options(emm=tuple(str(tmp_path / w / "emm.json") for w in ("8", "16")), out=str(tmp_path / "b.png")))
     assert len(Image.open(both).convert("RGB").getcolors(10**6)) > 50
 
@@ -43,4 +44,7 @@ def test_bad_input(tmp_path):
         plot.Options()
     (tmp_path / "emm.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
+        plot.plot(plot.Options(emm=(str(tmp_path / "emm.json"),)))
+    (tmp_path / "emm.json").write_text("{}")
+    with pytest.raises(ValueError, match="not an emm.json"):
         plot.plot(plot.Options(emm=(str(tmp_path / "emm.json"),)))

@@ -46,7 +46,7 @@ def test_help_shows_defaults(capsys):
 
 
 @pytest.mark.parametrize("error, status", [(ValueError("n=3 is odd;\nuse 4"), 1), (FileNotFoundError("no file"), 1),
-                                           (KeyboardInterrupt("saved"), 130)])
+                                           (RuntimeError("CUDA out of memory."), 1), (KeyboardInterrupt("saved"), 130)])
 def test_stage_reports_in_one_line(error, status, capsys):
     def fail(options):
         raise error
@@ -58,8 +58,11 @@ def test_stage_reports_in_one_line(error, status, capsys):
 
 
 def test_stage_keeps_the_traceback_of_defects():
-    with pytest.raises(KeyError):
-        run.stage(lambda options: {}["x"], Options, "About.", [])
+    for error in (KeyError("x"), RuntimeError("shapes differ")):
+        def fail(options):
+            raise error
+        with pytest.raises(type(error)):
+            run.stage(fail, Options, "About.", [])
 
 
 def test_publish_is_whole_or_nothing(tmp_path):
@@ -80,12 +83,22 @@ def test_publish_is_whole_or_nothing(tmp_path):
 def test_claim_names_each_difference(tmp_path):
     out = tmp_path / "run"
     record = dict(options=run.recorded(Options()), data=dict(sha256="ab"))
-    assert run.claim(out, record) is True
-    assert run.claim(out, record) is False
+    run.claim(out, record)
+    (out / ".model.abc.part").write_text("left by a killed process")
+    run.claim(out, record)
+    assert os.listdir(out) == ["config.json"]
     assert "out" not in json.loads((out / "config.json").read_text())["options"]
     other = dict(options=run.recorded(Options(width=8, mult=(1,))), data=dict(sha256="cd"))
     with pytest.raises(ValueError, match=r"mult: \[2, 2\] there, \[1\] asked; width: 128 there, 8 asked; sha256: 'ab'"):
         run.claim(out, other)
+
+
+def test_runs_outlive_new_options(tmp_path):
+    old = dict(options={"width": 8}, data={})
+    run.claim(tmp_path / "run", old)
+    run.claim(tmp_path / "run", dict(options={"width": 8, "rate": 1.0}, data={}), {"rate": 1.0})
+    with pytest.raises(ValueError, match="rate: 1.0 there, 2.0 asked"):
+        run.claim(tmp_path / "run", dict(options={"width": 8, "rate": 2.0}, data={}), {"rate": 1.0})
 
 
 def test_claim_refuses_a_foreign_folder(tmp_path):

@@ -96,6 +96,8 @@ def test_files_of_a_run(trained, tmp_path):
         assert file["seeds"].tolist() == list(range(10)) and file["labels"].shape == (10,) and file["labels"].max() < 3
     assert about["options"]["heun_steps"] == 18 and "batch" not in about["options"]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / "000007.png")), images[7, ..., 0])
+    with pytest.raises(ValueError, match="holds other images, such as 000000.png"):
+        sample.sample(options(run=str(trained), seeds="50-51", png=str(tmp_path / "png"), out=str(tmp_path / "o.npz")))
     assert Image.open(trained / "samples.png").size == (640, 64)
     assert data.read(str(out))[0].shape == (10, 1, 8, 8)
     stamp = out.stat().st_mtime_ns
@@ -110,6 +112,19 @@ def test_stale_samples_are_refused(trained, tmp_path):
     out = sample.sample(options(run=str(trained), out=str(tmp_path / "a.npz")))
     with pytest.raises(ValueError, match="weights_sha256"):
         sample.sample(options(run=str(trained / "snapshot-00000001.safetensors"), out=str(out)))
+
+
+def test_torn_samples_are_named(trained, tmp_path):
+    for content in (b"", b"torn"):
+        (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="a.npz is not a whole npz"):
+            sample.sample(options(run=str(trained), out=str(tmp_path / "a.npz")))
+
+
+def test_optimum_of_images_that_are_not_square(tmp_path, noise):
+    np.savez(tmp_path / "wide.npz", arr_0=noise(5, 8, 12, 3))
+    with pytest.raises(ValueError, match="12x8; the networks need square ones"):
+        sample.sample(options(optimum=True, data=str(tmp_path / "wide.npz"), out=str(tmp_path / "o.npz")))
 
 
 def test_given_label(trained, tmp_path):
@@ -131,7 +146,8 @@ def test_optimum_replays_its_training_set(tmp_path, trained):
 
 
 @pytest.mark.parametrize("given, words", [
-    (dict(), "nothing to sample from"), (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", heun_steps=1), "heun-steps"),
+    (dict(), "nothing to sample from"), (dict(run="x", n=7, labels="true"), "leave out n, labels"), (dict(run="x", out="x.png"), "must end in .npz"),
+    (dict(run="x", rho=float("nan")), "rho"), (dict(run="x", seeds="99999999999"), "below 2\\^32"), (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", heun_steps=1), "heun-steps"),
     (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", batch=0), "--batch 0")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):

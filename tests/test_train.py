@@ -69,7 +69,7 @@ def test_a_run_and_its_files(tmp_path):
     model = train.train(o)
     D, about = unet.load(model)
     assert about["step"] == 12 and about["options"]["n"] == 20 and about["label_counts"] == [2] * 10
-    assert D.config["label_dim"] == 10 and D.config["img_resolution"] == 8 and about["commit"] is not None
+    assert D.config["label_dim"] == 10 and D.config["img_resolution"] == 8 and about["device"] == "cpu"
     assert [unet.read_metadata(p)["step"] for p in train.snapshots(o.out)] == [4, 8, 12]
     log = run.read_log(tmp_path / "run" / "log.jsonl")
     assert [line["step"] for line in log] == [4, 5, 8, 10, 12] and log[-1]["images"] == 192
@@ -199,18 +199,26 @@ def test_ema_follows_the_rate():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was(tmp_path):
     o = options(tmp_path / "run", learning_rate=1e30, steps=40, snapshots=40, warmup_steps=0)
-    with pytest.raises(ValueError, match=r"the loss of step \d+ is (nan|inf).*--learning-rate"):
+    with pytest.raises(ValueError, match=r"the (loss of step \d+ is|weights are not finite after step).*--learning-rate"):
         train.train(o)
     kept = train.snapshots(o.out)
     assert kept and not (tmp_path / "run" / "model.safetensors").exists()
     for path in kept:
-        unet.load(path)
+        assert all(t.isfinite().all() for t in unet.load(path)[0].model.state_dict().values())
+
+
+def test_weights_that_are_not_finite_are_never_published(tmp_path):
+    o = options(tmp_path / "run", optimizer="sgd", learning_rate=1e38, warmup_steps=0, steps=2)
+    with pytest.raises(ValueError, match="weights are not finite after step 2"):
+        train.train(o)
+    kept = [unet.load(path)[0] for path in train.snapshots(o.out)]
+    assert all(p.isfinite().all() for D in kept for p in D.parameters()) and len(kept) == 1  # after step 1 they were
 
 
 @pytest.mark.parametrize("given, words", [
     (dict(batch_device=5), "does not divide"), (dict(learning_rate=-1.0), "learning-rate -1.0"),
     (dict(learning_rate=float("nan")), "finite"), (dict(ema_rate=1.0), "ema-rate"), (dict(steps=0), "--steps 0"),
-    (dict(snapshots=0), "snapshots"), (dict(attn_resolutions=(5,)), "attn-resolutions"), (dict(device="tpu"), "--device tpu"),
+    (dict(snapshots=0), "snapshots"), (dict(attn_resolutions=(5,)), "attn-resolutions"), (dict(device="tpu"), "--device tpu"), (dict(device="meta"), "--device meta"), (dict(device="cuda:99"), "--device cuda:99"),
     (dict(skip_connections=(1, 1)), "must be 4"), (dict(n=2000), "more than the 1797")])
 def test_bad_options_are_named(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):

@@ -151,8 +151,11 @@ def test_preconditioning_reaches_the_identity_at_low_noise():
         D = Denoiser("ddpmpp", precond, 8, 1, width=8).eval()
         x = torch.rand(2, 1, 8, 8) * 2 - 1
         with torch.no_grad():
-            assert torch.allclose(D(x, 1e-3), x, atol=1e-2)                  # a number for sigma
-            assert torch.equal(D(x.double(), torch.tensor([1e-3, 1e-3])), D(x, 1e-3))
+            for p in D.parameters():
+                p.normal_(std=0.2, generator=torch.Generator().manual_seed(p.numel()))
+            assert torch.allclose(D(x, 1e-4), x, atol=1e-2)                  # a number for sigma
+            assert not torch.allclose(D(x, 1.0), x, atol=1e-2)
+            assert torch.equal(D(x.double(), torch.tensor([1e-4, 1e-4])), D(x, 1e-4))
 
 
 def test_training_noise_levels():
