@@ -72,10 +72,10 @@ def plot(options):
             shade = 1 - 0.7 * j / max(1, len(probes) - 1)
             right.plot([t["epoch"] for t in p["trajectory"]], [t["ratio"] for t in p["trajectory"]], alpha=shade,
                        marker=MARKERS[j % len(MARKERS)], color=COLOURS[i % len(COLOURS)],
-                       label=f"{name}, |D| = {p['n']}" if len(results) > 1 else f"|D| = {p['n']}")
+                       label=f"{name}: {p['n']}" if len(results) > 1 else f"|D| = {p['n']}")
     right.axhline(target, color="black", linewidth=1, linestyle=":")
     right.set(xlabel="epochs", ylabel="memorization ratio of the snapshot", ylim=(-0.03, 1.03))
-    right.legend(fontsize="small")
+    right.legend(fontsize="x-small", ncols=len(results))
     out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
     with run.publish(out) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

@@ -3,11 +3,12 @@
 Images are uint8, so squared distances are whole numbers; so is all arithmetic here, and the verdict
 that is made of it. float32 distances, the usual way, name wrong neighbours of near-duplicates.
 
-`nearest_two` takes the Triton kernel on CUDA (nearest_triton.py), int8 products on a CPU (nearest_cpu.py),
-and `nearest_two_reference`, the plain form that both are tested against, for images too large for them.
-The Q x N matrix of distances is never held.
+On a CPU `nearest_two` takes int8 products (nearest_cpu.py); on a GPU, and for images too large for those,
+the plain form that they are tested against. The Q x N matrix of distances is never held.
 """
 import torch
+
+from kernels.nearest_cpu import nearest_two_cpu
 
 BLOCK_BYTES = 64 * 2**20  # of the reference's blocks of images and of distances
 INDEX_BITS = 24           # a reference's index, below its squared distance in an int64: 39 bits for that
@@ -33,14 +34,8 @@ def memorized(queries, references, threshold=(1, 3)):
     Memorized: the nearest distance is under p/q of the second nearest, for threshold (p, q).
     """
     x, y = _checked(queries, references)
-    if x.shape[1] > MAX_INT8_PIXELS:
-        distances, index = nearest_two_reference(x, y)
-    elif x.device.type == "cuda":
-        from kernels.nearest_triton import nearest_two_cuda  # triton only where there is a GPU
-        return nearest_two_cuda(x, y, threshold)
-    else:
-        from kernels.nearest_cpu import nearest_two_cpu
-        distances, index = nearest_two_cpu(x, y)
+    fast = x.device.type == "cpu" and x.shape[1] <= MAX_INT8_PIXELS
+    distances, index = nearest_two_cpu(x, y) if fast else nearest_two_reference(x, y)
     return is_memorized(distances, threshold), distances, index
 
 

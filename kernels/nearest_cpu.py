@@ -12,7 +12,7 @@ import torch
 QUERIES_A_BLOCK, REFERENCES_A_BLOCK = 512, 2048  # int8 rows and int32 products that share a cache, measured on Zen 4
 LARGEST = np.iinfo(np.int32).max
 
-# Products of int8 values are at most 2^14, so float32 sums of 1,024 of them are whole numbers up to 2^24: exact.
+# Squares of int8 values are at most 2^14, so float32 sums of 1,024 of them are whole numbers up to 2^24: exact.
 EXACT_TERMS = 1024
 
 
@@ -20,7 +20,7 @@ def nearest_two_cpu(x, y):
     """Distances int64 [Q, 2] and indices int64 [Q, 2] for uint8 images [Q, D], [N, D], D <= MAX_INT8_PIXELS."""
     x, y = (x ^ 128).view(torch.int8), (y ^ 128).view(torch.int8)  # the bits of pixels - 128
     x_norms, y_norms = squared_norms(x), squared_norms(y)
-    product = torch._int_mm if int8_products_are_exact(x.shape[1]) else float32_products
+    product = torch._int_mm if int8_products_are_exact(x.shape[1]) else float64_products
     best = np.full((len(x), 2), LARGEST, np.int32)
     index = np.zeros((len(x), 2), np.int64)
     work = torch.empty(QUERIES_A_BLOCK * REFERENCES_A_BLOCK, dtype=torch.int32)
@@ -57,12 +57,9 @@ def squared_norms(x):
     return torch.stack(parts).sum(0, dtype=torch.int32)
 
 
-def float32_products(x, y):
-    """x @ y int32 [Q, N] of int8 [Q, D], [D, N], exact on any CPU: float32 over EXACT_TERMS columns at a time."""
-    total = torch.zeros(x.shape[0], y.shape[1], dtype=torch.int32)
-    for k in range(0, x.shape[1], EXACT_TERMS):
-        total += (x[:, k:k + EXACT_TERMS].float() @ y[k:k + EXACT_TERMS].float()).to(torch.int32)
-    return total
+def float64_products(x, y):
+    """x @ y int32 [Q, N] of int8 [Q, D], [D, N], exact on any CPU and under any setting of torch's precision."""
+    return (x.double() @ y.double()).to(torch.int32)
 
 
 @lru_cache(maxsize=None)
@@ -75,4 +72,4 @@ def int8_products_are_exact(D):
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-128, 128, (QUERIES_A_BLOCK, D), dtype=torch.int8, generator=generator)
     y = torch.randint(-128, 128, (REFERENCES_A_BLOCK, D), dtype=torch.int8, generator=generator)
-    return bool((torch._int_mm(x, y.T)[:, ::64] == (x.double() @ y[::64].double().T).to(torch.int32)).all())
+    return torch.equal(torch._int_mm(x, y.T)[:, ::64], float64_products(x, y[::64].T))

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 import kernels.nearest
 import kernels.nearest_cpu
 import kernels.optimum
+from conftest import ROOT
 from kernels import Optimum, nearest_two
 
 SAME_MEAN = 1e-9  # float64 posterior means of two orders of summation, in [-1, 1] units
@@ -73,6 +78,25 @@ def test_too_large_images_are_refused():
     x = torch.zeros(1, dtype=torch.uint8).expand(2, kernels.nearest.MAX_PIXELS + 1)
     with pytest.raises(ValueError, match="at most"):
         nearest_two(x, x)
+
+
+def test_the_fallback_of_a_cpu_without_vnni(monkeypatch):
+    """oneDNN held to AVX2 saturates int8 products without a word: the probe notices, and the result stays exact."""
+    code = """if True:
+        import torch
+        from kernels import nearest_two
+        from kernels.nearest import nearest_two_reference
+        from kernels.nearest_cpu import int8_products_are_exact
+        generator = torch.Generator().manual_seed(1)
+        x, y = (torch.randint(0, 256, (n, 3072), dtype=torch.uint8, generator=generator) for n in (50, 300))
+        assert all(torch.equal(a, b) for a, b in zip(nearest_two(x, y), nearest_two_reference(x, y)))
+        print(int8_products_are_exact(3072))"""
+    for isa in ("AVX2", "DEFAULT"):
+        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa},
+                               capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr
+    monkeypatch.setattr(kernels.nearest_cpu, "int8_products_are_exact", lambda D: False)
+    test_random_images(lambda *shape, seed=0: np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8), 9, 1000, (3, 16, 16))
 
 
 @pytest.mark.parametrize("x, y, words", [
