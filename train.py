@@ -2,7 +2,8 @@
 
     python train.py --data cifar10 --n 1000 --out runs/n1000                  the paper's base run
     python train.py --data digits --n 20 --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 \\
-        --steps 600 --warmup-steps 50 --dropout 0 --out runs/digits           half a minute on two CPU cores
+        --steps 600 --warmup-steps 50 --dropout 0 --ema-halflife 30 --ema-rampup-steps 600 --out runs/digits
+                                                                              half a minute on two CPU cores
 
 Makes OUT/model.safetensors, the last EMA weights with their options; OUT/snapshot-STEP.safetensors on the
 way; OUT/config.json and OUT/log.jsonl. The defaults are the published procedure (paper, section 2 and
