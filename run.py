@@ -177,8 +177,6 @@ def claim(directory, record, defaults={}):
     or if the directory holds something else.
     """
     path = Path(directory) / "config.json"
-    for leftover in path.parent.glob(".*.part*"):
-        leftover.unlink(missing_ok=True)
     if not path.exists():
         if path.parent.exists() and any(not entry.name.startswith(".") for entry in path.parent.iterdir()):
             raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
@@ -188,6 +186,8 @@ def claim(directory, record, defaults={}):
     if different:
         raise ValueError(f"{directory} was made with other options ({different}); "
                          "choose another --out, or remove it")
+    for leftover in path.parent.glob(".*.part*"):  # only now is the directory known to be ours
+        leftover.unlink(missing_ok=True)
 
 
 def differences(old, new, defaults={}):

@@ -171,10 +171,10 @@ def sample(options):
             counts = metadata["label_counts"]
         if options.label is not None and not 0 <= options.label < D.config["label_dim"]:
             raise ValueError(f"--label {options.label}: the model has {D.config['label_dim']} labels, counted from 0")
-        images, labels = generate(D, parse_seeds(options.seeds), counts, options.label, options.heun_steps,
+        seeds = parse_seeds(options.seeds)
+        images, labels = generate(D, seeds, counts, options.label, options.heun_steps,
                                   options.sigma_min, options.sigma_max, options.rho, options.batch, device)
-        arrays = dict(arr_0=images, seeds=np.array(parse_seeds(options.seeds)),
-                      about=json.dumps(about | run.provenance(device)))
+        arrays = dict(arr_0=images, seeds=np.array(seeds), about=json.dumps(about | run.provenance(device)))
         with run.publish(out) as temporary:
             np.savez(temporary, **arrays, **(dict(labels=labels) if labels is not None else {}))
     try:

@@ -103,9 +103,10 @@ def test_runs_outlive_new_options(tmp_path):
 
 def test_claim_refuses_a_foreign_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
+    (tmp_path / ".thesis.pdf.part").write_text("somebody else's download")
     with pytest.raises(ValueError, match="not empty"):
         run.claim(tmp_path, {})
-    assert os.listdir(tmp_path) == ["thesis.tex"]
+    assert sorted(os.listdir(tmp_path)) == [".thesis.pdf.part", "thesis.tex"]
 
 
 def test_damaged_json_is_named(tmp_path):
