@@ -3,9 +3,12 @@
 Images are uint8, so squared distances are whole numbers; so is all arithmetic here, and the verdict
 that is made of it. float32 distances, the usual way, name wrong neighbours of near-duplicates.
 
-On a CPU `nearest_two` takes int8 products (nearest_cpu.py); on a GPU, and for images too large for those,
-the plain form that they are tested against. The Q x N matrix of distances is never held.
+On a CPU `nearest_two` takes int8 products (nearest_cpu.py), on a GPU a Triton kernel (nearest_triton.py), and for
+images too large for those, or a GPU too old, the plain form that they are tested against. The Q x N matrix of
+distances is never held.
 """
+from importlib.util import find_spec
+
 import torch
 
 from kernels.nearest_cpu import nearest_two_cpu
@@ -13,6 +16,7 @@ from kernels.nearest_cpu import nearest_two_cpu
 BLOCK_BYTES = 64 * 2**20  # of the reference's blocks of images and of distances
 INDEX_BITS = 24           # a reference's index, below its squared distance in an int64: 39 bits for that
 MAX_PIXELS = 2**(63 - INDEX_BITS) // 255**2  # an image, such as 1,600 x 1,600 x 3
+MAX_CUDA_PIXELS = 2**31 // 255**2 - 1  # an image whose squared distances fit an int32, such as 104 x 104 x 3
 # With pixels - 128 as int8, |y|^2 - 2 x.y lies in [-2^14 D, 48896 D]: inside an int32 up to this D.
 MAX_INT8_PIXELS = 2**31 // 48896
 
@@ -34,9 +38,18 @@ def memorized(queries, references, threshold=(1, 3)):
     Memorized: the nearest distance is under p/q of the second nearest, for threshold (p, q).
     """
     x, y = _checked(queries, references)
+    if len(x) and x.shape[1] <= MAX_CUDA_PIXELS and _runs_triton(x.device):
+        from kernels.nearest_triton import nearest_two_cuda
+        return nearest_two_cuda(x, y, threshold)
     fast = x.device.type == "cpu" and x.shape[1] <= MAX_INT8_PIXELS
     distances, index = nearest_two_cpu(x, y) if fast else nearest_two_reference(x, y)
     return is_memorized(distances, threshold), distances, index
+
+
+def _runs_triton(device):
+    """Whether the kernel can serve: triton is installed, and an NVIDIA GPU of compute capability 8.0 or later."""
+    return (device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+            and torch.cuda.get_device_capability(device) >= (8, 0))
 
 
 def is_memorized(distances, threshold=(1, 3)):

@@ -17,21 +17,25 @@ EXACT_TERMS = 1024
 
 
 def nearest_two_cpu(x, y):
-    """Distances int64 [Q, 2] and indices int64 [Q, 2] for uint8 images [Q, D], [N, D], D <= MAX_INT8_PIXELS."""
-    x, y = (x ^ 128).view(torch.int8), (y ^ 128).view(torch.int8)  # the bits of pixels - 128
-    x_norms, y_norms = squared_norms(x), squared_norms(y)
+    """Distances int64 [Q, 2] and indices int64 [Q, 2] for uint8 images [Q, D], [N, D], D <= MAX_INT8_PIXELS.
+
+    Memory beyond the images: a copy of x, and blocks that do not grow with Q or N.
+    """
+    x = (x ^ 128).view(torch.int8)  # the bits of pixels - 128
     product = torch._int_mm if int8_products_are_exact(x.shape[1]) else float64_products
     best = np.full((len(x), 2), LARGEST, np.int32)
     index = np.zeros((len(x), 2), np.int64)
     work = torch.empty(QUERIES_A_BLOCK * REFERENCES_A_BLOCK, dtype=torch.int32)
     for n in range(0, len(y), REFERENCES_A_BLOCK):
-        y_block = y[n:n + REFERENCES_A_BLOCK].T
+        y_block = (y[n:n + REFERENCES_A_BLOCK] ^ 128).view(torch.int8)
+        y_norms = squared_norms(y_block)
         for q in range(0, len(x), QUERIES_A_BLOCK):
             rows = slice(q, q + QUERIES_A_BLOCK)
-            dots = product(x[rows], y_block)
+            dots = product(x[rows], y_block.T)
             score = work[:dots.numel()].view(dots.shape)
-            torch.sub(y_norms[n:n + REFERENCES_A_BLOCK], dots, alpha=2, out=score)
+            torch.sub(y_norms, dots, alpha=2, out=score)
             _merge(best[rows], index[rows], score.numpy(), n)
+    x_norms = torch.cat([squared_norms(part) for part in x.split(REFERENCES_A_BLOCK)])
     return torch.from_numpy(best).to(torch.int64) + x_norms[:, None], torch.from_numpy(index)
 
 

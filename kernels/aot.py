@@ -1,0 +1,88 @@
+"""Compile a Triton kernel for a GPU that is not there, and read what the machine code needs.
+
+The compiler and the disassembler come with triton. Works in a process without TRITON_INTERPRET.
+"""
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.nearest_triton import GROUP, group_bits, merge_kernel, merge_pixels, nearest_two_kernel, tiles
+
+WARP_THREADS = 32
+SHARED_BYTES = {80: 163 * 2**10, 86: 99 * 2**10, 89: 99 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10,
+                120: 99 * 2**10}  # a block may use, by compute capability (CUDA programming guide)
+MOVES = {"LDG", "LDGSTS", "LDS", "LDSM", "STS", "STG", "LDC", "LDCU", "BAR", "BRA", "BSSY", "BSYNC", "DEPBAR", "LDGDEPBAR",
+         "EXIT", "NOP", "WARPGROUP", "WARPSYNC", "SYNCS", "FENCE", "CS2R", "S2R", "S2UR", "LDTM", "UTCBAR", "MEMBAR",
+         "ERRBAR", "ELECT"}  # opcodes that compute nothing
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Report:
+    registers: int          # a thread
+    spills: int             # loads and stores of spilled registers
+    stack_bytes: int        # a thread
+    shared_bytes: int       # a block
+    tensor_core: Counter    # tensor-core instructions by opcode, such as IGMMA.64x128x32.S8.S8
+    opcodes: Counter        # all instructions by opcode without modifiers
+
+    @property
+    def arithmetic(self):
+        """Instructions of the whole program that compute, apart from the tensor cores'."""
+        return sum(n for op, n in self.opcodes.items() if op not in MOVES and "MMA" not in op)
+
+
+def compile_for(kernel, capability, pointers, scalars, constants, num_warps, num_stages):
+    """A Report on `kernel` for a compute capability such as 90.
+
+    pointers: {argument: element type, such as "*i8"}, 16-byte aligned; scalars: {argument: "i32"};
+    constants: {argument: value}.
+    """
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else (pointers | scalars)[name] for name in names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs={(names.index(n),): v for n, v in constants.items()},
+                       attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers})
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, WARP_THREADS),
+                              options=dict(num_warps=num_warps, num_stages=num_stages))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "-res-usage", file.name)
+        assembly = _run("nvdisasm", "-c", file.name)
+    found = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", assembly, re.M)
+    opcodes = Counter(op.split(".")[0] for op in found)
+    return Report(registers=int(re.search(r"REG:(\d+)", usage)[1]), spills=opcodes["LDL"] + opcodes["STL"],
+                  stack_bytes=int(re.search(r"STACK:(\d+)", usage)[1]), shared_bytes=compiled.metadata.shared,
+                  tensor_core=Counter(op for op in found if "MMA" in op), opcodes=opcodes)
+
+
+def compile_nearest(capability, D, tile=None):
+    """A Report on nearest_two_kernel for images of D values, in the tile that a compute capability uses."""
+    tile = tile or tiles(capability)
+    D = triton.cdiv(D, tile["BK"]) * tile["BK"]
+    pointers = dict(X="*i8", Y="*i8", KEYS="*i32", SCORES="*i32", CODES="*i32")
+    scalars = dict.fromkeys(("Q", "N", "tiles_a_split", "splits"), "i32")
+    constants = dict(D=D, G=group_bits(D, tile["BN"]), GROUP=GROUP, **{name: tile[name] for name in ("BQ", "BN", "BK")})
+    return compile_for(nearest_two_kernel, capability, pointers, scalars, constants, tile["num_warps"], tile["num_stages"])
+
+
+def compile_merge(capability, D):
+    """A Report on merge_kernel for images of D values."""
+    tile = tiles(capability)
+    D = triton.cdiv(D, tile["BK"]) * tile["BK"]
+    pointers = dict(X="*i8", Y="*i8", SCORES="*i32", CODES="*i32", DISTANCES="*i64", INDEX="*i64", VERDICT="*i8")
+    scalars = dict.fromkeys(("Q", "N", "splits", "p2", "q2"), "i32")
+    W = tile["BN"] >> group_bits(D, tile["BN"])
+    constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]))
+    return compile_for(merge_kernel, capability, pointers, scalars, constants, num_warps=4, num_stages=3)
+
+
+def _run(tool, *arguments):
+    return subprocess.run([str(TOOLS / tool), *arguments], capture_output=True, text=True, check=True).stdout
