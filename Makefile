@@ -41,11 +41,11 @@ ifeq ($(PYTHON),.venv/bin/python)
 READY := .venv/ready
 endif
 
-.PHONY: help setup train sample memorize emm plot demo test clean
+.PHONY: help setup train sample memorize emm plot demo test bench kernel-report clean
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "variables, with their defaults:"
 	@awk '/^[A-Z_]+ +\?=/ {name = $$1; sub(/^[A-Z_]+ +\?= */, ""); printf "  %s=%s", name, $$0} END {print ""}' $(firstword $(MAKEFILE_LIST)) | fold -s -w 110
 	@echo "  FLAGS takes any option of train.py (train, sample, memorize) or emm.py (emm); see their --help"
@@ -95,6 +95,13 @@ demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot
 
 test: | $(READY) ## run the tests
 	$(PYTHON) -m pytest -q tests
+
+bench: | $(READY) ## nearest two and the closed-form optimum beside their peers, on DATA; an hour alone on the machine
+	$(PYTHON) bench/nearest.py --data $(DATA)
+	$(PYTHON) bench/optimum.py --data $(DATA)
+
+kernel-report: | $(READY) ## what the Triton kernel compiles to for each GPU, and its roofline; needs no GPU
+	$(PYTHON) bench/kernel_report.py
 
 clean: ## remove the demo and caches; runs, data and .venv stay
 	rm -rf demo .pytest_cache .hypothesis

@@ -9,11 +9,8 @@ from hypothesis import given, settings, strategies as st
 
 import kernels.nearest
 import kernels.nearest_cpu
-import kernels.optimum
 from conftest import ROOT
-from kernels import Optimum, nearest_two
-
-SAME_MEAN = 1e-9  # float64 posterior means of two orders of summation, in [-1, 1] units
+from kernels import nearest_two
 
 
 def brute_force(queries, references):
@@ -105,23 +102,3 @@ def test_the_fallback_of_a_cpu_without_vnni(monkeypatch):
 def test_what_cannot_be_compared(x, y, words):
     with pytest.raises(ValueError, match=words):
         nearest_two(x, y)
-
-
-def posterior_mean(images, x, sigma):
-    y = images.double() / 127.5 - 1
-    d = (x.double()[:, None] - y[None]).flatten(2).square().sum(2)
-    return torch.einsum("bn,nchw->bchw", (-d / (2 * sigma**2)).softmax(1), y)
-
-
-@pytest.mark.parametrize("sigma", [0.002, 0.02, 0.5, 5.0, 80.0])
-def test_optimum_is_the_posterior_mean(noise, sigma, monkeypatch):
-    images = torch.from_numpy(noise(50, 3, 8, 8))
-    images[1] = images[0]
-    images[3] = images[2]
-    images[3, 0, 0, 0] ^= 1
-    x = images[:9].double() / 127.5 - 1 + sigma * torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected = posterior_mean(images, x, sigma)
-    assert (Optimum(images)(x, sigma) - expected).abs().max() < SAME_MEAN
-    assert (Optimum(images)(x, torch.full((9,), sigma)) - expected).abs().max() < SAME_MEAN
-    monkeypatch.setattr(kernels.optimum, "BLOCK_BYTES", 8 * 192 * 4)  # many blocks of images and of queries
-    assert (Optimum(images)(x, sigma) - expected).abs().max() < SAME_MEAN

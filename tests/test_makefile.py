@@ -15,7 +15,7 @@ def make(*words):
 
 def test_help_lists_targets_and_variables():
     text = make("help").stdout
-    for word in ("setup", "train", "sample", "memorize", "emm", "plot", "demo", "test", "clean", "WIDTH=128", "FLAGS="):
+    for word in ("setup", "train", "sample", "memorize", "emm", "plot", "demo", "test", "bench", "kernel-report", "clean", "WIDTH=128", "FLAGS="):
         assert word in text
 
 
@@ -62,10 +62,11 @@ def test_files_are_targets(tmp_path):
 ALLOWED = {  # which modules of this project each may import: down only
     "run": set(), "data": {"run"}, "unet": {"run"}, "kernels": {"kernels"}, "plot": {"run"},
     "train": {"run", "data", "unet", "kernels"}, "sample": {"run", "data", "unet", "kernels"},
-    "memorize": {"run", "data", "unet", "kernels"}, "emm": {"run", "data", "unet", "kernels", "train", "sample", "memorize"}}
+    "memorize": {"run", "data", "unet", "kernels"}, "emm": {"run", "data", "unet", "kernels", "train", "sample", "memorize"},
+    "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "emm", "bench"}}
 
 
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py")]), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("bench/*.py")]), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
     name = path.relative_to(ROOT).parts[0].removesuffix(".py")
     imported = set()

@@ -29,7 +29,7 @@ def images(rows, D, low=0, high=256, seed=0):
     return torch.randint(low, high, (rows, D), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def check(x, y, threshold=(1, 3), splits=1):
+def check(x, y, threshold=(1, 3), tile=SMALL, splits=1):
     if x.shape[1] > 1024:
         tile = dict(tile, BK=1024)
     how = dict(tile=tile, splits=splits)
