@@ -16,6 +16,7 @@ from kernels.nearest_cpu import int8_products_are_exact, squared_norms
 BLOCK_BYTES = 256 * 2**20
 ROWS, COLUMNS = 256, 2048         # queries and images of a block, at most: their products share a cache
 DROPPED_WEIGHT = 1e-8             # of all images left out of a mean together
+FEW = 8                           # images that may carry weight: float64 takes them, and not all images
 MAX_TERMS = 2**31 // 128**2 - 1   # products of int8 values whose sum an int32 holds
 LARGEST = {2: 0x7F7E, 3: 0x7F7F7E, 4: 0x7F7F7F7E}  # whole number in so many digits of -128 to 127, one to spare
 # Standard deviations of an output's error, at most, from rounding x and the weights: 1e-5 is 4.4 of both together,
@@ -55,14 +56,22 @@ class Optimum:
         return torch.cat(means).reshape(x.shape)
 
     def _mean(self, x, sigma):
-        """`optimum_reference` of x float64 [b, D], sigma [b, 1]; constants of a row are left out of its logits."""
+        """`optimum_reference` of x float64 [b, D], sigma [b, 1]. What a row takes depends on that row alone."""
         largest = x.abs().amax(1, keepdim=True).clamp_min(1)
         if not self.int8 or not largest.isfinite().all():
             return optimum_reference(x, self.images, sigma, self.columns)
-        N, D = self.y.shape
         # An error of x moves D* by Cov(y | x) / sigma^2 times it, and no row of Cov is longer than sqrt(D).
-        finest = float((largest / sigma**2).max()) * D**0.5 / 2 / X_ERROR
-        digits = next((n for n in (3, 4) if finest <= LARGEST[n]), 2)  # 2 find candidates at any sigma
+        finest = largest / sigma**2 * (x.shape[1]**0.5 / 2 / X_ERROR)
+        needed = torch.where(finest <= LARGEST[3], 3, torch.where(finest <= LARGEST[4], 4, 2))[:, 0]
+        mean = torch.empty_like(x)
+        for digits in needed.unique().tolist():  # 2 are enough to find candidates, at any sigma
+            rows = needed == digits
+            mean[rows] = self._digits_mean(x[rows], sigma[rows], largest[rows], digits)
+        return mean
+
+    def _digits_mean(self, x, sigma, largest, digits):
+        """`_mean` by x in base-256 digits. Constants of a row are left out of its logits."""
+        N, D = self.y.shape
         step = largest / LARGEST[digits]
         unit = step * 256.0**(digits - 1)  # of the first digit, and of the logits, times 127.5 sigma^2
         x_digits = base256(x / step, self.dither[:D], digits)
@@ -72,14 +81,20 @@ class Optimum:
         # Two digits leave an error of unit / 256 a pixel: two logits are off by this much, and may differ by the log.
         margin = 127.5 * (2 * D / 256 + sigma**2 / unit * math.log(N / DROPPED_WEIGHT))
         best = logits.amax(1, keepdim=True)
-        kept = (logits >= best - margin).any(0).nonzero()[:, 0]
-        if digits == 2 or len(kept) <= N // 8:  # up to about there float64 takes less time than more digits
-            return optimum_reference(x, self.images, sigma, self.columns, kept)
+        kept = logits >= best - margin
+        few = (kept.sum(1) <= FEW) | (digits == 2)
+        mean = torch.empty_like(x)
+        mean[few] = optimum_reference(x[few], self.images, sigma[few], self.columns, kept[few])
+        if few.all():
+            return mean
 
-        self._add_products(logits, x_digits[2:], first=2)
+        many = ~few
+        logits, best, scale = logits[many], best[many], (unit / (127.5 * sigma**2))[many]
+        self._add_products(logits, [digit[many] for digit in x_digits[2:]], first=2)
         # float32 from here: with the largest logit near 0 it costs the weights a share of about 1e-7
-        weights = logits.sub_(best).mul_(unit / (127.5 * sigma**2)).float().softmax(1)
-        return self._weighted(weights).add_(0.5).div_(127.5)
+        weights = logits.sub_(best).mul_(scale).float().softmax(1)
+        mean[many] = self._weighted(weights).add_(0.5).div_(127.5)
+        return mean
 
     def _weighted(self, weights):
         """weights [b, N], used up, @ (pixels - 128), float64 [b, D]: a row's largest as it is, the rest by digits."""
@@ -109,15 +124,20 @@ class Optimum:
 
 
 def optimum_reference(x, images, sigma, columns=COLUMNS, kept=None):
-    """D* float64 [b, D] of x [b, D], sigma [b, 1], both float64, and uint8 images [N, D], or those of index `kept`."""
-    kept = torch.arange(len(images), device=images.device) if kept is None else kept
-    logits = torch.empty(len(x), len(kept), dtype=torch.float64, device=x.device)
-    for index, block in zip(kept.split(columns), logits.split(columns, dim=1)):
+    """D* float64 [b, D] of x [b, D], sigma [b, 1], both float64, and images uint8 [N, D].
+
+    `kept`, bool [b, N], names the images that carry weight in each row; None means all.
+    """
+    used = torch.arange(len(images), device=images.device) if kept is None else kept.any(0).nonzero()[:, 0]
+    logits = torch.empty(len(x), len(used), dtype=torch.float64, device=x.device)
+    for index, block in zip(used.split(columns), logits.split(columns, dim=1)):
         y = pixels(images[index])
         torch.sub(x @ y.T, y.square_().sum(1) / 2, out=block)  # |x|^2 is the same for all: softmax does not see it
+    if kept is not None:
+        logits.masked_fill_(~kept[:, used], -math.inf)
     weights = logits.div_(sigma**2).softmax(1)
     mean = torch.zeros_like(x)
-    for index, block in zip(kept.split(columns), weights.split(columns, dim=1)):
+    for index, block in zip(used.split(columns), weights.split(columns, dim=1)):
         mean.addmm_(block, pixels(images[index]))
     return mean
 
