@@ -13,6 +13,8 @@ BLOCKS    ?= 2
 BATCH     ?= 512
 EPOCHS    ?= 40000
 SEED      ?= 0
+SEEDS     ?=
+DEVICES   ?=
 SAMPLES   ?= 10000
 N_MIN     ?= 500
 N_MAX     ?= 0
@@ -31,17 +33,19 @@ flags := $(subst $(space),,$(subst --,-,$(subst $(comma),.,$(subst /,_,$(subst :
 data  := $(subst /,-,$(subst ../,up-,$(patsubst %/,%,$(patsubst /%,root-%,$(DATA)))))
 NAME  := $(data)$(call part,RES,0,r)$(call part,CLASSES,0,c)$(call part,LABELS,none,)$(call part,ARCH,ddpmpp,)-w$(WIDTH)-b$(BLOCKS)-B$(BATCH)-e$(EPOCHS)-s$(SEED)$(flags)
 RUN    = $(RUNS)/$(NAME)-n$(N)
-SEARCH = $(RUNS)/$(NAME)-emm-$(SAMPLES)
+SEARCH = $(RUNS)/$(NAME)-emm$(if $(SEEDS),-seeds$(subst $(space),.,$(strip $(SEEDS))))
 LAST  := $(shell echo $$(($(SAMPLES) - 1)))
 SCORE  = seeds-0-$(LAST)
 OPTIONS = --data $(DATA) --resolution $(RES) --classes $(CLASSES) --labels $(LABELS) --arch $(ARCH) --width $(WIDTH) \
           --blocks $(BLOCKS) --batch $(BATCH) --epochs $(EPOCHS) --seed $(SEED) $(FLAGS)
 
+EMM_OPTIONS = $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(DEVICES),--devices $(subst $(space),$(comma),$(strip $(DEVICES))))
+
 ifeq ($(PYTHON),.venv/bin/python)
 READY := .venv/ready
 endif
 
-.PHONY: help setup train sample memorize emm plot demo test bench kernel-report clean
+.PHONY: help setup train sample memorize emm plot demo test bench bench-emm kernel-report clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -77,7 +81,7 @@ $(RUN)/$(SCORE).json: $(RUN)/$(SCORE).npz
 	$(PYTHON) memorize.py --samples $< --train $(@D) --out $@ --pairs $(@D)/$(SCORE)-pairs.png --csv $(@D)/$(SCORE)-pairs.csv > /dev/null
 
 emm: | $(READY) ## find EMM from N_MIN images up: trains, samples and scores every size it needs
-	$(PYTHON) emm.py --out $(SEARCH) --n-min $(N_MIN) --n-max $(N_MAX) --eps $(EPS) --tolerance $(TOLERANCE) --samples $(SAMPLES) $(OPTIONS)
+	$(PYTHON) emm.py --out $(SEARCH) --n-min $(N_MIN) --n-max $(N_MAX) --eps $(EPS) --tolerance $(TOLERANCE) --samples $(SAMPLES) $(OPTIONS) $(EMM_OPTIONS)
 	$(PYTHON) plot.py --emm $(SEARCH)/emm.json
 
 plot: | $(READY) ## draw that search again
@@ -85,13 +89,14 @@ plot: | $(READY) ## draw that search again
 
 # The recipe that memorizes on a CPU: a small network, a high constant rate, no dropout, an average that follows.
 DEMO = --data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --epochs 6000 --warmup-steps 50 --dropout 0 \
-       --ema-halflife 50 --ema-rampup-epochs 6000 --snapshots 4 --n-min 20 --samples 500
+       --ema-halflife 50 --ema-rampup-epochs 6000 --snapshots 4 --n-min 20 --n-max 200 --samples 500
 
 demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot, a sheet of copied digits
 	$(PYTHON) emm.py --out demo $(DEMO)
 	$(PYTHON) plot.py --emm demo/emm.json
-	run=$$(ls -d demo/n* | tail -n 1); $(PYTHON) memorize.py --samples $$run --train $$run --pairs demo/pairs.png
-	@echo "EMM and every probe: demo/emm.json   plot: demo/emm.png   copied digits beside their originals: demo/pairs.png"
+	last=$$(ls demo/n*/model.safetensors | tail -n 1); $(PYTHON) sample.py --run $$last --seeds 0-499; \
+	$(PYTHON) memorize.py --samples $$(dirname $$last) --train $$(dirname $$last) --pairs demo/pairs.png
+	@echo "EMM and every probe: demo/emm.json   plots: demo/emm.png, demo/trajectory.png   copied digits beside their originals: demo/pairs.png"
 
 test: | $(READY) ## run the tests
 	$(PYTHON) -m pytest -q tests
@@ -99,6 +104,10 @@ test: | $(READY) ## run the tests
 bench: | $(READY) ## nearest two and the closed-form optimum beside their peers, on DATA; an hour alone on the machine
 	$(PYTHON) bench/nearest.py --data $(DATA)
 	$(PYTHON) bench/optimum.py --data $(DATA)
+
+bench-emm: | $(READY) ## emm.py beside a plain full grid: EMM, images trained, samples, seconds; and a simulation of both
+	$(PYTHON) bench/simulate_search.py
+	$(PYTHON) bench/emm_grid.py
 
 kernel-report: | $(READY) ## what the Triton kernel compiles to for each GPU, and its roofline; needs no GPU
 	$(PYTHON) bench/kernel_report.py

@@ -3,177 +3,287 @@
     python emm.py --width 256 --out runs/emm-w256                                    the paper's, on a GPU
     python emm.py --data digits --width 8 ... --n-min 20 --samples 500 --out runs/emm   minutes on two CPU cores
 
-Each probed size is a run directory OUT/n000040 of train.py with the samples of its best snapshot and
-probe.json, its ratio at every snapshot. OUT/emm.json has the result and OUT can be searched again with
-another --eps or --tolerance: what has been trained is reused. Paper, section 2 (definition of EMM).
+Each probed size is a run directory OUT/n000040 of train.py with scores.json: how many samples of each snapshot are
+memorized. A snapshot is sampled until a sequential test (sequential.py) says whether its ratio is above or below
+1 - eps; a size is above as soon as one snapshot is, and its training stops there. The next size is the one that
+opens the search of least expected cost (search.py). OUT/emm.json has the result and the whole history. Another eps
+or tolerance reuses it all; a killed search goes on at the step where it was. Paper, section 2 (definition of EMM).
 """
+import contextlib
 import dataclasses
-import math
+import functools
+import multiprocessing
+import statistics
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 import data
 import memorize
 import run
 import sample
+import search
+import sequential
 import train
 import unet
+from kernels import memorized
 from run import option
+
+CHUNK = 64        # samples before the first look at a snapshot; from then on half as many again before each
+CONFIDENCE = 0.95  # of the reported intervals
 
 
 @dataclass(frozen=True)
 class Options(train.Options):
     n: int = option(0, "chosen by the search", hidden=True)
     out: str = option("runs/emm", "directory of the search, with a run directory for each size", recorded=False)
-    n_min: int = option(500, "first size; doubled until the ratio falls under 1 - eps", recorded=False)
+    n_min: int = option(500, "smallest size", recorded=False)
     n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False)
     eps: float = option(0.1, "EMM is the largest |D| with a ratio of at least 1 - eps", recorded=False)
     tolerance: float = option(0.1, "stop when the bracket's ends differ by no more than this share", recorded=False)
-    samples: int = option(10000, "samples a snapshot, seeds 0, 1, ...")
+    samples: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False)
+    alpha: float = option(0.01, "chance of a wrong verdict on a size, at most, while fewer samples decide it", recorded=False)
+    order: str = option("cost", "next size: of least expected cost, or by doubling and halving", ("cost", "bisect"), recorded=False)
+    full: bool = option(False, "train every size to its end and draw all samples, as the paper does", recorded=False)
+    sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
+    seeds: tuple[int, ...] = option((), "search once for each of these seeds, of training set and training", recorded=False)
+    devices: tuple[str, ...] = option((), "probe one size on each of these at once, such as cuda:0,cuda:1", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
 
     def __post_init__(self):
         super().__post_init__()
         memorize.parse_threshold(self.threshold)
-        if not 0 < self.eps < 1 or not self.tolerance > 0:
-            raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}: need 0 < eps < 1 and tolerance > 0")
+        if not 0 < self.eps < 1 or not self.tolerance > 0 or not 0 < self.alpha < 1:
+            raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}, --alpha {self.alpha}: "
+                             "need 0 < eps < 1, tolerance > 0 and 0 < alpha < 1")
         if self.n_min < 2 or self.n_max < 0 or self.samples < 1:
             raise ValueError(f"--n-min {self.n_min}, --n-max {self.n_max}, --samples {self.samples}: "
                              "need at least 2, 0 and 1")
 
 
-def next_size(ratios, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1):
-    """The size to measure next, given the ratios {n: ratio} so far; None when the search is over.
+class Probe:
+    """The size n of a search: its run directory, and the scores of its snapshots {step: dict(epoch, file, hits, count)}."""
 
-    Doubles from n_min until the ratio falls under 1 - eps, then bisects on a log scale. Sizes are multiples
-    of `multiple` (the number of classes), so that every training set is class-balanced.
-    """
-    low, high = bracket(ratios, eps)
+    def __init__(self, options, n):
+        self.options, self.n = options, n
+        self.out = Path(options.out) / f"n{n:06d}"
+        names = [field.name for field in dataclasses.fields(train.Options)]
+        self.training = train.Options(**{name: getattr(options, name) for name in names} | dict(n=n, out=str(self.out)))
+        self.file = self.out / "scores.json"
+        there = run.read_json(self.file) if self.file.exists() else dict(snapshots={}, sampling_seconds=0.0)
+        self.scores = {int(step): score for step, score in there["snapshots"].items()}
+        self.sampling_seconds = there["sampling_seconds"]
 
-    def rounded(n):  # at least two images: the verdict needs a second nearest
-        least = math.ceil(2 / multiple) * multiple
-        return min(max(round(n / multiple) * multiple, least), max(n_max // multiple * multiple, least))
+    def verdict(self, score):
+        """True if this snapshot is above 1 - eps, False if below, None if more samples have to tell."""
+        o = self.options
+        if not o.full:
+            # one above, of all snapshots, makes a size above: they share the chance to err that way
+            decided = sequential.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / o.snapshots, o.alpha)
+            if decided is not None:
+                return decided
+        if score["count"] >= o.samples or not (self.out / score["file"]).exists():
+            return score["hits"] >= (1 - o.eps) * score["count"]
+        return None
 
-    if low is None:
-        return rounded(n_min) if rounded(n_min) not in ratios else None
-    if high is None:
-        return rounded(2 * low) if rounded(2 * low) > low else None
-    middle = rounded(math.sqrt(low * high))
-    return middle if high > low * (1 + tolerance) and low < middle < high else None
+    def above(self):
+        """True as soon as one snapshot is above 1 - eps, False if all are below, None if the size is not decided."""
+        verdicts = [self.verdict(score) for score in self.scores.values()]
+        whole = any(score["file"] == "model.safetensors" for score in self.scores.values())
+        if any(verdicts) and (whole or not self.options.full):
+            return True
+        return False if whole and None not in verdicts else None
 
+    def measure(self):
+        """Train and sample until `above` is known. A killed probe goes on at the step, and the samples, where it was."""
+        with run.locked(self.out):
+            references = data.load(self.training).images.to(data.pick_device(self.options.device))
+            train.train(self.training, lambda snapshot: self.score(snapshot, references) and not self.options.full)
 
-def bracket(ratios, eps=0.1):
-    """(low, high): the largest size at or above 1 - eps and the next larger one measured; None where there is none."""
-    low = max((n for n, ratio in ratios.items() if ratio >= 1 - eps), default=None)
-    high = min((n for n in ratios if low is None or n > low), default=None)
-    return low, high
-
-
-def search(measure, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1, known=None):
-    """Find EMM with `measure(n)`, which returns the memorization ratio at size n; pure but for that call.
-
-    `known` {n: ratio} are sizes measured before, which are not measured again. Returns a dict:
-      emm        interpolated linearly at 1 - eps inside the bracket; None if the range does not hold it
-      bracket    [low, high], None for an end that was not found
-      probes     [[n, ratio], ...] in the order of measuring, the known ones first
-      monotone   whether the ratio never rises with n
-      statement  the result in words
-    """
-    ratios = dict(known or {})
-    while (n := next_size(ratios, n_min, n_max, eps, tolerance, multiple)) is not None:
-        ratios[n] = measure(n)
-    low, high = bracket(ratios, eps)
-    sizes = sorted(ratios)
-    rises = [[a, b] for a, b in zip(sizes, sizes[1:]) if ratios[b] > ratios[a]]
-    emm = None
-    if low is None:
-        statement = f"EMM is below {high}: the ratio there is {ratios[high]:.1%}, under {1 - eps:.0%}; lower --n-min"
-    elif high is None:
-        statement = f"EMM is at least {low}: the ratio there is {ratios[low]:.1%}; raise --n-max, or take more data"
-    else:
-        emm = low + (high - low) * (ratios[low] - (1 - eps)) / (ratios[low] - ratios[high])
-        statement = f"EMM is about {emm:.0f}, between {low} ({ratios[low]:.1%}) and {high} ({ratios[high]:.1%})"
-        if high > low * (1 + tolerance):
-            statement += f"; no size in between is a multiple of {multiple}, so the tolerance of {tolerance:.0%} is not reached"
-    if rises:
-        statement += f"; the ratio is not monotone: it rises from {' and from '.join(f'{a} to {b}' for a, b in rises)}"
-    return dict(emm=emm, bracket=[low, high], eps=eps, probes=[list(pair) for pair in ratios.items()],
-                monotone=not rises, rises=rises, statement=statement)
-
-
-def probe(options, n):
-    """Train on n images, sample and score every snapshot; returns and writes what OUT/n.../probe.json holds.
-
-    A killed probe goes on where it was: each snapshot's score is a file.
-    """
-    out = Path(options.out) / f"n{n:06d}"
-    names = [field.name for field in dataclasses.fields(train.Options)]
-    training = train.Options(**{name: getattr(options, name) for name in names} | dict(n=n, out=str(out)))
-    train.train(training)
-    result = out / "probe.json"
-    if result.exists():
-        return run.read_json(result)
-    D, device = data.load(training), data.pick_device(options.device)
-    threshold = memorize.parse_threshold(options.threshold)
-    start, trajectory = time.perf_counter(), []
-    for snapshot in train.snapshots(out):
+    def score(self, snapshot, references):
+        """Sample a snapshot file until its verdict, which is returned; only the best and the last file stay."""
+        o, device = self.options, data.pick_device(self.options.device)
         about = unet.read_metadata(snapshot)
-        scored, samples = out / f"memorize-{about['step']:08d}.json", sample.default_out(snapshot)
-        if not scored.exists():
-            sample.sample(sample.Options(run=str(snapshot), seeds=f"0-{options.samples - 1}", device=options.device))
-            images, _, _ = data.read(str(samples))
-            summary, *_ = memorize.score(images.to(device), D.images.to(device), threshold)
-            run.write_json(scored, summary)
-        summary = run.read_json(scored)
-        trajectory.append(dict(step=about["step"], epoch=about["epoch"], snapshot=snapshot.name, samples=samples.name,
-                               ratio=summary["ratio"], interval_95=summary["interval_95"]))
-        best = max(trajectory, key=lambda point: point["ratio"])  # the earliest of equals
-        for point in trajectory:
-            if point is not best:  # only the best samples stay
-                (out / point["samples"]).unlink(missing_ok=True)
-    log = run.read_log(out / "log.jsonl")
-    run.write_json(result, dict(
-        n=n, ratio=best["ratio"], interval_95=best["interval_95"], best=best, last_ratio=trajectory[-1]["ratio"],
-        images_trained=log[-1]["images"], samples_drawn=len(trajectory) * options.samples,
-        training_seconds=log[-1]["seconds"], sampling_seconds=round(time.perf_counter() - start, 3),
-        finished=time.time(), trajectory=trajectory))
-    return run.read_json(result)
+        score = self.scores.setdefault(about["step"], dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0))
+        D = None
+        while (verdict := self.verdict(score)) is None:
+            start = time.perf_counter()
+            D = D or unet.load(snapshot, device)[0]
+            more = o.samples if o.full else max(CHUNK, score["count"] // 2 // CHUNK * CHUNK)
+            seeds = range(score["count"], min(score["count"] + more, o.samples))
+            images, _ = sample.generate(D, seeds, about["label_counts"], device=device)
+            x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # [B, C, H, W]
+            score["hits"] += int(memorized(x, references, memorize.parse_threshold(o.threshold))[0].sum())
+            score["count"] += len(x)
+            self.sampling_seconds += time.perf_counter() - start
+            run.write_json(self.file, dict(snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3)))
+            if run.interrupted():
+                raise KeyboardInterrupt(f"the scores so far are in {self.file}; the same command goes on from there")
+        if D:
+            self.show(score, verdict)
+        best = max(self.scores.values(), key=share)["file"]
+        for path in train.snapshots(self.out)[:-1]:
+            if path.name != best:
+                path.unlink()
+        return verdict
+
+    def show(self, score, verdict):
+        low, high = sequential.interval(score["hits"], score["count"], 1 - CONFIDENCE)
+        print(f"{self.n:7d} {score['epoch']:9.0f} {share(score):8.2%} {low:7.2%}-{high:7.2%} {score['count']:8d}  "
+              f"{'above' if verdict else 'below'}", flush=True)
+
+    def record(self):
+        """What is known of this size, for search.py and emm.json; None if it is not decided."""
+        above = self.above()
+        if above is None:
+            return None
+        scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
+        best = max(scores, key=share)
+        # each interval holds with a share of the chance to err, so their upper and lower ends hold for the best of all
+        ends = [sequential.interval(s["hits"], s["count"], (1 - CONFIDENCE) / self.options.snapshots) for s in scores]
+        log = run.read_log(self.out / "log.jsonl")
+        whole = any(s["file"] == "model.safetensors" for s in scores)
+        return dict(
+            n=self.n, above=above, whole=whole, ratio=share(best), interval=[max(e) for e in zip(*ends)],
+            decided=any(self.tested(s) for s in scores) if above else all(self.tested(s) is False for s in scores),
+            best=dict(step=best["step"], epoch=best["epoch"], snapshot=best["file"]), last_ratio=share(scores[-1]),
+            images_trained=log[-1]["images"], samples_drawn=sum(s["count"] for s in scores),
+            training_seconds=log[-1]["seconds"], sampling_seconds=round(self.sampling_seconds, 3),
+            trajectory=[dict(step=s["step"], epoch=s["epoch"], hits=s["hits"], count=s["count"], ratio=share(s),
+                             interval=sequential.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores])
+
+    def tested(self, score):
+        """The verdict of the sequential test alone: None if samples ran out before it."""
+        o = self.options
+        return sequential.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / o.snapshots, o.alpha)
+
+    def done(self):
+        """The share of its training that is done."""
+        total = train.total_steps(self.training, self.n)
+        return max(self.scores, default=0) / total
+
+
+def share(score):
+    return score["hits"] / score["count"] if score["count"] else 0.0
+
+
+def measure(options, n):
+    """Measure one size, in this process or in one of its own; returns its record."""
+    probe = Probe(options, n)
+    probe.measure()
+    return probe.record()
+
+
+@contextlib.contextmanager
+def workers(devices):
+    """Yield submit(function, *arguments), which returns a future: a process for each of several devices, or here, at once."""
+    def here(function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    if len(devices) < 2:
+        yield here
+    else:
+        with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn")) as processes:
+            yield processes.submit
 
 
 def find(options):
-    """Search for EMM as the options say, with a line for each probe; returns the path of OUT/emm.json."""
-    out = Path(options.out)
+    """Search for EMM as the options say, with a line for each snapshot; returns the path of OUT/emm.json."""
+    if options.seeds:
+        return find_each(options)
+    out, start = Path(options.out), time.perf_counter()
     whole = data.load(data.Options(data=options.data, classes=options.classes, resolution=options.resolution))
     classes = len(whole.labels.unique())
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
     if options.n_min > n_max:
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; lower it")
+    if any(not 2 <= n <= len(whole) for n in options.sizes):
+        raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
+    free = list(options.devices) or [options.device]
     about = dict(stage="emm", options=run.recorded(options), data=whole.fingerprint(),
-                 **run.provenance(data.pick_device(options.device)))
-    run.claim(out, about, run.defaults(Options))
-    done = sorted((run.read_json(path) for path in out.glob("n*/probe.json")), key=lambda p: p["finished"])
-    probes = {p["n"]: p for p in done}
-    print(f"{'|D|':>7} {'ratio':>7} {'95% interval':>15} {'best epoch':>10} {'last':>7} {'train s':>8} {'sample s':>8}  ratio >= {1 - options.eps:g}?")
+                 **run.provenance(data.pick_device(free[0])))
 
-    def line(p):
-        low, high = p["interval_95"]
-        print(f"{p['n']:7d} {p['ratio']:7.2%} {low:7.2%}-{high:7.2%} {p['best']['epoch']:10.0f} {p['last_ratio']:7.2%} "
-              f"{p['training_seconds']:8.0f} {p['sampling_seconds']:8.0f}  {'yes' if p['ratio'] >= 1 - options.eps else 'no'}", flush=True)
-
-    def measure(n):
-        probes[n] = probe(options, n)
-        line(probes[n])
-        return probes[n]["ratio"]
-
-    for p in done:
-        line(p)
-    found = search(measure, options.n_min, n_max, options.eps, options.tolerance, multiple,
-                   {n: p["ratio"] for n, p in probes.items()})
-    print(found["statement"])
-    run.write_json(out / "emm.json", found | dict(probes=list(probes.values()), tolerance=options.tolerance, **about))
+    with run.claim(out, about, run.defaults(Options)), workers(free) as submit:
+        probes = [Probe(options, int(path.parent.name[1:])) for path in sorted(out.glob("n*/scores.json"))]
+        records = {probe.n: record for probe in probes if (record := probe.record())}
+        plan = functools.partial(
+            search.next_sizes, n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
+            multiple=multiple, order=options.order, started={probe.n: probe.done() for probe in probes},
+            price=lambda n: train.total_steps(options, n) * options.batch)
+        running = {}
+        print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  ratio against {1 - options.eps:g}")
+        for record in records.values():
+            print(f"{record['n']:7d} {record['best']['epoch']:9.0f} {record['ratio']:8.2%} "
+                  f"{record['interval'][0]:7.2%}-{record['interval'][1]:7.2%} {'':>8}  {words(record)}, measured before")
+        while True:
+            busy = [n for n, _ in running.values()]
+            sizes, _ = plan(records, len(free), running=busy)
+            if options.sizes:
+                sizes = [n for n in options.sizes if n not in records and n not in busy][:len(free)]
+            for n in sizes:
+                device = free.pop(0)
+                running[submit(measure, dataclasses.replace(options, device=device, devices=()), n)] = n, device
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                n, device = running.pop(future)
+                records[n] = future.result()
+                free.append(device)
+                print(f"{n:7d} is {words(records[n])}; {so_far(records, plan(records, 1)[1], time.perf_counter() - start)}", flush=True)
+        found = search.estimate(records, options.eps, options.tolerance, multiple)
+        undecided = [n for n in sorted(records) if not records[n]["decided"]]
+        if undecided:
+            found["statement"] += f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, and the estimate counts"
+        print(found["statement"])
+        run.write_json(out / "emm.json", found | dict(
+            {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "samples", "order", "full")},
+            confidence=CONFIDENCE, undecided=undecided, images_trained=sum(r["images_trained"] for r in records.values()),
+            samples_drawn=sum(r["samples_drawn"] for r in records.values()), probes=list(records.values()), **about))
     return out / "emm.json"
+
+
+def words(record):
+    return ("above" if record["above"] else "below") + ("" if record["whole"] else f", decided at epoch {record['best']['epoch']:.0f}")
+
+
+def so_far(records, expected, elapsed):
+    """What the search has cost, and what it is expected to cost yet, in words."""
+    trained = sum(r["images_trained"] for r in records.values())
+    seconds = sum(r["training_seconds"] + r["sampling_seconds"] for r in records.values())
+    left = f", about {expected / trained * seconds:.0f} s to go" if expected else ""
+    return (f"{trained:,} images trained, {sum(r['samples_drawn'] for r in records.values()):,} samples drawn, "
+            f"{elapsed:.0f} s{left}")
+
+
+def find_each(options):
+    """`find` for each of --seeds, which also draw the training sets; OUT/emm.json is their mean and its interval."""
+    out = Path(options.out)
+    paths = [find(dataclasses.replace(options, seeds=(), seed=seed, subset_seed=seed, out=str(out / f"seed{seed}")))
+             for seed in options.seeds]
+    values = [run.read_json(path)["emm"] for path in paths]
+    result = dict(seeds=options.seeds, emms=values, searches=[str(path.relative_to(out)) for path in paths],
+                  confidence=CONFIDENCE, **mean_interval(values))
+    print(result["statement"])
+    run.write_json(out / "emm.json", result)
+    return out / "emm.json"
+
+
+def mean_interval(values):
+    """Mean of EMM over seeds and its Student interval, and in words; None where a value is missing or alone."""
+    if None in values or len(values) < 2:
+        return dict(emm=None, interval=None, statement=f"no mean: EMM of the seeds is {', '.join(map(str, values))}")
+    from scipy import stats
+    mean = sum(values) / len(values)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return dict(emm=mean, interval=[mean - half, mean + half],
+                statement=f"EMM is {mean:.0f} on average over {len(values)} seeds (training set, initial weights, noise), "
+                          f"95% interval {mean - half:.0f} to {mean + half:.0f}")
 
 
 def main():

@@ -1,9 +1,10 @@
 """Draw the result of emm.py: the memorization ratio against |D|, and against epochs for each size.
 
-    python plot.py --emm runs/emm/emm.json                              makes runs/emm/emm.png
-    python plot.py --emm w128/emm.json,w256/emm.json --out width.png    several searches in one picture
+    python plot.py --emm runs/emm/emm.json                              makes runs/emm/emm.png and trajectory.png
+    python plot.py --emm w128/emm.json,w256/emm.json --out width.png    several searches; and width-trajectory.png
 
-Reads result files alone. The published curve of the base run (paper, figure 2) is drawn in grey.
+Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as they were
+above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
 """
 import csv
 from dataclasses import dataclass
@@ -17,15 +18,22 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # 
 MARKERS = "osD^vP"
 
 
+# The published curves that resolution alone tells apart: other options must be these
+BASE_RUN = dict(arch="ddpmpp", precond="vp", width=128, blocks=2, batch=512, epochs=40000.0, labels="none", classes=0,
+                learning_rate=2e-4, weight_decay=0.0, dropout=0.13, embedding=None, skip_connections=None, ema_rate=None)
+
+
 @dataclass(frozen=True)
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
     out: str = option("", "PNG to write; emm.png beside the first file, by default")
-    published: bool = option(True, "draw the published curve too")
+    published: bool = option(False, "draw the published base run even if the settings are others")
 
     def __post_init__(self):
         if not self.emm:
             raise ValueError("nothing to draw; give --emm RESULT/emm.json")
+        if self.out and not self.out.endswith(".png"):
+            raise ValueError(f"--out {self.out} must end in .png")
 
 
 def published_curve(path=PUBLISHED, experiment="resolution", series="32x32"):
@@ -37,49 +45,89 @@ def published_curve(path=PUBLISHED, experiment="resolution", series="32x32"):
     return [n for n, _ in points], [ratio for _, ratio in points]
 
 
+def published_series(options):
+    """The series of the published curve that a search with these options repeats; None if it does not."""
+    resolution = options.get("resolution") or 32
+    same = all(options.get(key, value) == value for key, value in BASE_RUN.items())
+    return f"{resolution}x{resolution}" if same and "cifar10" in Path(options["data"]).stem and resolution in (32, 16, 8) else None
+
+
+def read(paths):
+    """The searches in emm.json files, those of several seeds one by one."""
+    found = []
+    for path in map(Path, paths):
+        result = run.read_json(path)
+        if "searches" in result:
+            found += read([path.parent / part for part in result["searches"]])
+        elif "probes" in result and all("whole" in probe for probe in result["probes"]):
+            found.append(result)
+        else:
+            raise ValueError(f"{path} is not an emm.json of emm.py")
+    return found
+
+
 def plot(options):
-    """Draw the searches that the options name; returns the path of the PNG."""
+    """Draw the searches that the options name; returns the path of the PNG of ratio against |D|."""
     import matplotlib  # a second to import: only where it is used
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt, ticker
-    results = [run.read_json(path) for path in options.emm]
-    for path, result in zip(options.emm, results):
-        if "probes" not in result:
-            raise ValueError(f"{path} is not an emm.json of emm.py")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    results = read(options.emm)
     names = [describe(result, results) for result in results]
-    if options.published:
-        left.plot(*published_curve(), "--", marker=".", color="0.6", label="published, digitised:\nCIFAR-10, DDPM++ width 128")
+    out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
+    save(ratios(results, names, options.published), out)
+    save(trajectories(results, names), out.with_name(f"{out.stem}-trajectory.png" if options.out else "trajectory.png"))
+    return out
+
+
+def save(figure, path):
+    with run.publish(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def ratios(results, names, published=False):
+    """The ratio against |D|, with the intervals, order and bracket of each search."""
+    from matplotlib import pyplot as plt, ticker
+    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
+    for series in sorted({s for r in results if (s := published_series(r["options"]))} | ({"32x32"} if published else set())):
+        axes.plot(*published_curve(series=series), "--", marker=".", color="0.6",
+                  label=f"published, digitised:\nCIFAR-10 {series}, DDPM++ width 128")
     for i, (result, name) in enumerate(zip(results, names)):
-        probes = sorted(result["probes"], key=lambda p: p["n"])
-        sizes, ratios = [p["n"] for p in probes], [p["ratio"] for p in probes]
-        error = [[p["ratio"] - p["interval_95"][0] for p in probes], [p["interval_95"][1] - p["ratio"] for p in probes]]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        probes = sorted(enumerate(result["probes"], 1), key=lambda pair: pair[1]["n"])
         emm = f": EMM {result['emm']:.0f}" if result["emm"] else ""
-        left.errorbar(sizes, ratios, error, marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)],
-                      capsize=3, label=name + emm)
+        axes.plot([p["n"] for _, p in probes], [p["ratio"] for _, p in probes], color=colour, marker=marker, label=name + emm)
+        for number, p in probes:
+            axes.errorbar(p["n"], p["ratio"], [[p["ratio"] - p["interval"][0]], [p["interval"][1] - p["ratio"]]], capsize=3,
+                          marker=marker, color=colour, markerfacecolor=colour if p["whole"] else "white")
+            if len(results) == 1:
+                axes.annotate(number, (p["n"], p["ratio"]), (4, -11), textcoords="offset points", fontsize="small")
         if None not in result["bracket"]:
-            left.axvspan(*result["bracket"], color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0)
+            axes.axvspan(*result["bracket"], color=colour, alpha=0.15, linewidth=0)
     target = 1 - results[0]["eps"]
-    left.axhline(target, color="black", linewidth=1, linestyle=":", label=f"{target:.0%}")
-    left.set(xscale="log", xlabel="training images |D|", ylabel="memorization ratio", ylim=(-0.03, 1.03))
-    left.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    left.xaxis.set_major_formatter("{x:,.0f}")
-    left.xaxis.set_minor_formatter("")
-    left.legend(fontsize="small")
+    axes.axhline(target, color="black", linewidth=1, linestyle=":", label=f"{target:.0%}")
+    axes.set(xscale="log", xlabel="training images |D|", ylabel="memorization ratio", ylim=(-0.03, 1.03))
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def trajectories(results, names):
+    """The ratio of every snapshot against epochs, a line for each size."""
+    from matplotlib import pyplot as plt
+    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
     for i, (result, name) in enumerate(zip(results, names)):
         probes = sorted(result["probes"], key=lambda p: p["n"])
         for j, p in enumerate(probes):
-            shade = 1 - 0.7 * j / max(1, len(probes) - 1)
-            right.plot([t["epoch"] for t in p["trajectory"]], [t["ratio"] for t in p["trajectory"]], alpha=shade,
-                       marker=MARKERS[j % len(MARKERS)], color=COLOURS[i % len(COLOURS)],
-                       label=f"{name}: {p['n']}" if len(results) > 1 else f"|D| = {p['n']}")
-    right.axhline(target, color="black", linewidth=1, linestyle=":")
-    right.set(xlabel="epochs", ylabel="memorization ratio of the snapshot", ylim=(-0.03, 1.03))
-    right.legend(fontsize="x-small", ncols=len(results))
-    out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
-    with run.publish(out) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    return out
+            points = p["trajectory"]
+            error = [[t["ratio"] - t["interval"][0] for t in points], [t["interval"][1] - t["ratio"] for t in points]]
+            axes.errorbar([t["epoch"] for t in points], [t["ratio"] for t in points], error, capsize=2, linewidth=1,
+                          alpha=1 - 0.7 * j / max(1, len(probes) - 1), marker=MARKERS[j % len(MARKERS)],
+                          color=COLOURS[i % len(COLOURS)], label=f"{name}: {p['n']}" if len(results) > 1 else f"|D| = {p['n']}")
+    axes.axhline(1 - results[0]["eps"], color="black", linewidth=1, linestyle=":")
+    axes.set(xlabel="epochs", ylabel="memorization ratio of the snapshot", ylim=(-0.03, 1.03))
+    axes.legend(fontsize="x-small", ncols=len(results))
+    return figure
 
 
 def describe(result, results):

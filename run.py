@@ -3,13 +3,14 @@
 Standard library only, so that it imports in milliseconds and runs anywhere.
 
     parse(Options)            a frozen dataclass from the command line, with --help
-    claim(directory, record)  make a run directory, or check that it is the one asked for
+    claim(directory, record)  hold a run directory: make it, or check that it is the one asked for
     publish(path)             a temporary path that becomes `path` whole, or not at all
     stage(function, Options)  a stage's `main`: errors in one line, no traceback
 """
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
@@ -22,6 +23,8 @@ import typing
 from importlib import metadata
 from pathlib import Path
 
+_held = set()      # directories that this process has locked
+_signals = []      # that have come within `interruptible`
 INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 
 
@@ -169,25 +172,57 @@ def read_json(path):
         raise ValueError(f"{path} is not valid JSON ({error}); remove it and run again") from None
 
 
+@contextlib.contextmanager
 def claim(directory, record, defaults={}):
-    """Make `directory` the run directory of `record`, or check that it already is; sweep what a killed process left.
+    """Hold `directory` as the run directory of `record`: made if it is not there, checked if it is.
 
-    `record` is a dict for config.json; its "options" and "data" decide what is computed. `defaults` stand
-    for options that the record there does not know yet. Raises ValueError naming each value that differs,
-    or if the directory holds something else.
+    Within, no other process holds it, and what a killed one left half-written is swept. `record` is a dict for
+    config.json; its "options" and "data" decide what is computed. `defaults` stand for options that the record
+    there does not know yet. Raises ValueError naming each value that differs, or if the directory holds something
+    else or is held by another process.
     """
     path = Path(directory) / "config.json"
-    if not path.exists():
-        if path.parent.exists() and any(not entry.name.startswith(".") for entry in path.parent.iterdir()):
-            raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
-        write_json(path, record)
+    if not path.exists() and path.parent.exists() and any(not entry.name.startswith(".") for entry in path.parent.iterdir()):
+        raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
+    with locked(directory):
+        if path.exists():
+            different = differences(read_json(path), record, defaults)
+            if different:
+                raise ValueError(f"{directory} was made with other options ({different}); "
+                                 "choose another --out, or remove it")
+        else:
+            write_json(path, record)
+        for leftover in path.parent.glob(".*.part*"):  # only now is the directory known to be ours
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+@contextlib.contextmanager
+def locked(directory):
+    """Hold `directory`, which is made if need be; ends with the process at the latest.
+
+    Raises ValueError if another process holds it. This process may hold it several times.
+    """
+    directory = Path(directory).resolve()
+    if directory in _held:
+        yield
         return
-    different = differences(read_json(path), record, defaults)
-    if different:
-        raise ValueError(f"{directory} was made with other options ({different}); "
-                         "choose another --out, or remove it")
-    for leftover in path.parent.glob(".*.part*"):  # only now is the directory known to be ours
-        leftover.unlink(missing_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(f"{directory} is in use by another process ({file.read() or 'starting'}); wait for it, "
+                             "or choose another --out") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        _held.add(directory)
+        try:
+            yield
+        finally:
+            _held.discard(directory)
 
 
 def differences(old, new, defaults={}):
@@ -235,14 +270,12 @@ def read_log(path):
 
 @contextlib.contextmanager
 def interruptible():
-    """Yield a function that tells whether SIGINT or SIGTERM has come; a second signal acts at once.
+    """Note SIGINT and SIGTERM for `interrupted` instead of acting on them; a second signal acts at once.
 
-    Outside the main thread, where Python takes no signals, it always says no.
+    Outside the main thread Python takes no signals: there it does nothing.
     """
-    came = []
-
     def note(number, frame):
-        came.append(number)
+        _signals.append(number)
         signal.signal(number, previous[number])
 
     previous = {}
@@ -250,7 +283,13 @@ def interruptible():
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, note)
     try:
-        yield lambda: bool(came)
+        yield
     finally:
+        _signals.clear()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def interrupted():
+    """Whether a signal has come within `interruptible`."""
+    return bool(_signals)

@@ -137,14 +137,16 @@ def snapshots(directory):
     return sorted(directory.glob("snapshot-*.safetensors")) + [model] * model.exists()
 
 
-def train(options):
+def train(options, each_snapshot=None):
     """Train as the options say; returns the path of the final model. A finished run returns at once.
 
-    Raises ValueError if the run directory was made with other options or data, or if the loss is no
+    `each_snapshot(path)` is called with every snapshot, those of an earlier start and the final model included, in
+    order of their steps; if it returns True the run stops there and that path is returned. The same call goes on.
+    Raises ValueError if the run directory was made with other options or data, or is in use, or if the loss is no
     longer finite; KeyboardInterrupt after saving the state.
     """
     D = data.load(options)
-    n, out = len(D), Path(options.out)
+    out = Path(options.out)
     device = data.pick_device(options.device)
     net = unet.Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim, options.width,
                         options.blocks, options.channel_mult, options.attn_resolutions, options.embedding,
@@ -153,10 +155,18 @@ def train(options):
     if not set(options.attn_resolutions or ()) <= set(levels):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
     about = dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device))
-    run.claim(out, about, run.defaults(Options))
-    if (out / "model.safetensors").exists():
-        return out / "model.safetensors"
+    with run.claim(out, about, run.defaults(Options)):
+        for path in snapshots(out):
+            if each_snapshot and each_snapshot(path):
+                return path
+        if (out / "model.safetensors").exists():
+            return out / "model.safetensors"
+        return take_steps(options, D, net, out, device, about, each_snapshot or (lambda path: False))
 
+
+def take_steps(options, D, net, out, device, about, each_snapshot):
+    """The steps of `train` that are not done yet, in the run directory `out` that this process holds."""
+    n = len(D)
     net.to(device).train()
     parameters = dict(net.model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
@@ -173,12 +183,12 @@ def train(options):
                   label_counts=label_counts, **about)
 
     losses, tick, saved = [], time.perf_counter(), time.perf_counter()
-    with run.interruptible() as interrupted, Progress(out, step, total) as progress:
+    with run.interruptible(), Progress(out, step, total) as progress:
         while step < total:
             loss = train_step(options, net, ema, optimizer, images, labels, step)
             losses.append(loss)
             step += 1
-            stop = interrupted()
+            stop = run.interrupted()
             due = step in snapshot_steps or stop or time.perf_counter() - saved > options.save_seconds
             if not (due or step % options.log_steps == 0):
                 continue
@@ -191,16 +201,21 @@ def train(options):
                       memory_mb=memory_mb(device), seconds=round(seconds, 3))
             progress.update(step, sum(values) / len(values))
             losses, tick = [], now
-            if step in snapshot_steps and step < total:
-                write_snapshot(out / f"snapshot-{step:08d}.safetensors")
-            if due and step < total:
+            if step == total:
+                write_snapshot(out / "model.safetensors")
+                (out / "state.safetensors").unlink(missing_ok=True)
+                each_snapshot(out / "model.safetensors")
+                return out / "model.safetensors"
+            if step in snapshot_steps:
+                write_snapshot(snapshot := out / f"snapshot-{step:08d}.safetensors")
+            if due:
                 save_state(out / "state.safetensors", net, ema, optimizer, step, seconds)
                 saved = time.perf_counter()
-            if stop and step < total:
+            if stop:
                 raise KeyboardInterrupt(f"the state of step {step} is in {out}; the same command goes on from there")
-    write_snapshot(out / "model.safetensors")
-    (out / "state.safetensors").unlink(missing_ok=True)
-    return out / "model.safetensors"
+            if step in snapshot_steps and each_snapshot(snapshot):
+                return snapshot
+            tick = time.perf_counter()
 
 
 def train_step(options, net, ema, optimizer, images, labels, step):

@@ -1,154 +1,172 @@
+import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import pytest
-from hypothesis import given, settings, strategies as st
+import torch
 
 import emm
-import kernels.nearest
 import run
 import train
-import unet
-
-
-def falling(half, slope=4.0):
-    """A ratio that falls with n, one half at n = half."""
-    return lambda n: 1 / (1 + (n / half) ** slope)
-
-
-class Measure:
-    def __init__(self, ratio):
-        self.ratio, self.sizes = ratio, []
-
-    def __call__(self, n):
-        assert n not in self.sizes, "nothing is measured twice"
-        self.sizes.append(n)
-        return self.ratio(n)
-
-
-def test_doubles_then_bisects():
-    measure = Measure(falling(1850))
-    found = emm.search(measure, 500, 50000, multiple=10)
-    assert measure.sizes[:3] == [500, 1000, 2000] and measure.sizes[3] == 1410
-    low, high = found["bracket"]
-    assert measure.ratio(low) >= 0.9 > measure.ratio(high) and high <= 1.1 * low
-    truth = 1850 / 9 ** 0.25
-    assert low <= found["emm"] <= high and low <= truth <= high
-    assert found["monotone"] and found["rises"] == [] and [n for n, _ in found["probes"]] == measure.sizes
-
-
-@settings(max_examples=200, deadline=None)
-@given(half=st.floats(5, 1e5), slope=st.floats(0.5, 8), n_min=st.integers(2, 3000), n_max=st.integers(3000, 50000),
-       eps=st.floats(0.02, 0.5), tolerance=st.floats(0.01, 1), multiple=st.sampled_from([1, 2, 10, 100]))
-def test_any_falling_curve_is_bracketed(half, slope, n_min, n_max, eps, tolerance, multiple):
-    measure = Measure(falling(half, slope))
-    found = emm.search(measure, n_min, n_max, eps, tolerance, multiple)
-    assert len(measure.sizes) <= 2 + math.log2(n_max) + math.log2(max(2, math.log(2) / math.log1p(min(tolerance, 1)))) + 3
-    assert all(n % multiple == 0 and 2 <= n for n in measure.sizes) and max(measure.sizes) <= max(n_max, 2 * multiple)
-    low, high = found["bracket"]
-    if low is not None and high is not None:
-        assert measure.ratio(low) >= 1 - eps > measure.ratio(high) and low <= found["emm"] <= high
-        step_apart = round(math.sqrt(low * high) / multiple) * multiple in (low, high)
-        assert high <= low * (1 + tolerance) or step_apart
-    else:
-        assert found["emm"] is None and (low or high)
-
-
-def test_both_ends_of_the_range_end_with_a_statement():
-    never = emm.search(Measure(lambda n: 0.2), 500, 5000)
-    assert never["emm"] is None and never["bracket"] == [None, 500] and "below 500" in never["statement"]
-    always = emm.search(Measure(lambda n: 1.0), 500, 5000)
-    assert always["emm"] is None and always["bracket"] == [5000, None] and "at least 5000" in always["statement"]
-    assert [n for n, _ in always["probes"]] == [500, 1000, 2000, 4000, 5000]
-
-
-def test_a_curve_that_rises_is_reported_and_the_largest_size_counts():
-    ratios = {100: 0.95, 200: 0.85, 140: 0.80, 170: 0.91}
-    found = emm.search(lambda n: pytest.fail("nothing left to measure"), 100, 1000, tolerance=0.2, known=ratios)
-    assert found["bracket"] == [170, 200] and not found["monotone"] and found["rises"] == [[140, 170]]
-    assert "not monotone: it rises from 140 to 170" in found["statement"]
-
-
-def test_a_killed_search_goes_on():
-    whole = Measure(falling(1850))
-    expected = emm.search(whole, 500, 50000, multiple=10)
-    known = {}
-    for n in whole.sizes:  # killed after each probe
-        again = Measure(whole.ratio)
-        assert emm.next_size(known, 500, 50000, multiple=10) == n
-        known[n] = whole.ratio(n)
-    found = emm.search(again, 500, 50000, multiple=10, known=known)
-    assert again.sizes == [] and found == expected
-
-
-def test_the_first_size_is_measured_whatever_is_known_below_it():
-    found = emm.search(Measure(falling(3000)), 500, 50000, known={100: 0.5})  # trained too briefly, say
-    assert found["bracket"][0] > 500 and found["rises"] == [[100, 500]]
-
-
-def test_a_tolerance_that_class_balance_forbids_is_said():
-    found = emm.search(Measure(falling(60)), 10, 1000, tolerance=0.05, multiple=10)
-    assert "no size in between is a multiple of 10, so the tolerance of 5% is not reached" in found["statement"]
-    assert "tolerance" not in emm.search(Measure(falling(6000)), 10, 100000, tolerance=0.05, multiple=10)["statement"]
-
-
-def test_known_sizes_narrow_the_search():
-    measure = Measure(falling(1850))
-    found = emm.search(measure, 500, 50000, multiple=10, known={1000: measure.ratio(1000), 1200: measure.ratio(1200)})
-    assert 500 not in measure.sizes and found["bracket"][0] <= 1850 / 9 ** 0.25 <= found["bracket"][1]
-    other_eps = emm.search(measure, 500, 50000, 0.5, multiple=10, known=dict(found["probes"]))
-    assert other_eps["bracket"][0] <= 1850 <= other_eps["bracket"][1]
-
+from conftest import ROOT
 
 TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=4, warmup_steps=1, snapshots=2,
-            n_min=10, n_max=40, samples=20, device="cpu")
+            n_min=10, n_max=40, samples=150, device="cpu")
+CHANGING = ("training_seconds", "sampling_seconds")
 
 
-def test_search_over_real_runs(tmp_path, capsys, monkeypatch):
-    options = emm.Options(**TINY, out=str(tmp_path / "emm"))
-    monkeypatch.setattr(kernels.nearest, "is_memorized", lambda distances, threshold: distances[:, 0] >= 0)  # all
-    result = run.read_json(emm.find(options))
-    assert result["bracket"] == [40, None] and result["emm"] is None
-    assert [p["n"] for p in result["probes"]] == [10, 20, 40]
-    probe = result["probes"][1]
-    assert probe["ratio"] == 1.0 and [t["step"] for t in probe["trajectory"]] == [2, 4] and probe["images_trained"] == 64
-    assert probe["samples_drawn"] == 40 and probe["last_ratio"] == 1.0 and probe["best"]["step"] == 2
-    folder = tmp_path / "emm" / "n000020"
-    assert {p.name for p in folder.glob("*.npz")} == {"samples-00000002.npz"}  # the best alone
-    assert len(train.snapshots(folder)) == 2 and json.loads((folder / "config.json").read_text())["options"]["n"] == 20
-    text = capsys.readouterr().out
-    assert "EMM is at least 40" in text and len([line for line in text.splitlines() if "100.00%" in line]) == 3
+@pytest.fixture
+def ratios(monkeypatch):
+    """The share of samples that counts as memorized, {n: ratio at the end}, with a seeded noise; half of it on the way.
 
-    monkeypatch.setattr(emm.train, "train_step", lambda *a: pytest.fail("trained again"))
-    monkeypatch.setattr(emm.sample, "generate", lambda *a: pytest.fail("sampled again"))
-    again = run.read_json(emm.find(emm.Options(**{**TINY, "out": str(tmp_path / "emm"), "eps": 0.5})))
-    assert again["probes"] == result["probes"] and again["eps"] == 0.5
-    with pytest.raises(ValueError, match="samples: 20 there, 30 asked"):
-        emm.find(emm.Options(**{**TINY, "out": str(tmp_path / "emm"), "samples": 30}))
+    Without an entry all are. Networks are trained and sampled all the same.
+    """
+    ratios, draws = {}, torch.Generator().manual_seed(0)
+
+    def fake(x, references, threshold):
+        return torch.rand(len(x), generator=draws) < ratios.get(len(references), 1.0), None, None
+    monkeypatch.setattr(emm, "memorized", fake)
+    return ratios
 
 
-def test_a_killed_probe_goes_on_at_its_snapshot(tmp_path, monkeypatch):
-    whole = emm.probe(emm.Options(**TINY, out=str(tmp_path / "whole")), 20)
-    options, generate, calls = emm.Options(**TINY, out=str(tmp_path / "broken")), emm.sample.generate, []
+def options(out, **more):
+    return emm.Options(**{**TINY, "out": str(out), **more})
 
-    def killed(*arguments):
-        calls.append(unet.Denoiser)
-        if len(calls) == 2:
+
+def test_always_memorizes(tmp_path, capsys, ratios):
+    result = run.read_json(emm.find(options(tmp_path / "emm")))
+    assert result["bracket"] == [40, None] and result["emm"] is None and result["interval"][1] is None
+    assert [p["n"] for p in result["probes"]][-1] == 40 and all(p["above"] for p in result["probes"])
+    for probe in result["probes"]:  # decided by the first snapshot, which was trained and sampled no further than that
+        assert not probe["whole"] and probe["decided"] and [t["step"] for t in probe["trajectory"]] == [2]
+        assert probe["images_trained"] == 32 and probe["samples_drawn"] < 150 and probe["ratio"] == 1.0
+    folder = tmp_path / "emm" / "n000040"
+    assert [p.name for p in train.snapshots(folder)] == ["snapshot-00000002.safetensors"] and (folder / "state.safetensors").exists()
+    assert json.loads((folder / "config.json").read_text())["options"]["n"] == 40
+    assert "EMM is at least 40" in capsys.readouterr().out
+
+
+def test_never_memorizes(tmp_path, ratios):
+    ratios |= {n: 0.1 for n in range(10, 41)}
+    result = run.read_json(emm.find(options(tmp_path / "emm")))
+    assert result["emm"] is None and result["bracket"] == [None, 10] and "EMM is below 10" in result["statement"]
+    probe = result["probes"][-1]
+    assert probe["whole"] and not probe["above"] and [t["step"] for t in probe["trajectory"]] == [2, 4]
+    assert probe["samples_drawn"] == 128  # 64 a snapshot are enough
+    assert result["samples_drawn"] == sum(p["samples_drawn"] for p in result["probes"])
+
+
+def test_bracket_and_what_is_kept_and_reused(tmp_path, ratios, monkeypatch):
+    ratios |= {n: 0.03 for n in range(21, 41)}
+    out = tmp_path / "emm"
+    result = run.read_json(emm.find(options(out, tolerance=1.0)))
+    low, high = result["bracket"]
+    assert (low, high) == (20, 40) and low <= result["emm"] <= high and result["eps"] == 0.1
+    assert result["images_trained"] == sum(p["images_trained"] for p in result["probes"])
+    whole = out / f"n{high:06d}"
+    assert len(train.snapshots(whole)) <= 2 and not (whole / "state.safetensors").exists()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", lambda *a: pytest.fail("trained again"))
+        patch.setattr(emm.sample, "generate", lambda *a, **k: pytest.fail("sampled again"))
+        again = run.read_json(emm.find(options(out, tolerance=1.0)))
+        assert {p["n"]: p for p in again["probes"]} == {p["n"]: p for p in result["probes"]}
+        other = run.read_json(emm.find(options(out, tolerance=1.0, eps=0.6)))  # decided by the samples that are there
+        assert other["eps"] == 0.6 and other["bracket"] == result["bracket"]
+    finer = run.read_json(emm.find(options(out, tolerance=0.4)))
+    assert finer["bracket"] == [20, 30] and len(finer["probes"]) == len(result["probes"]) + 1
+    assert "is a multiple of 10, so the tolerance of 40% is not reached" in finer["statement"]
+    with pytest.raises(ValueError, match="width: 4 there, 8 asked"):
+        emm.find(options(out, width=8))
+
+
+def test_more_samples_go_on_with_those_there(tmp_path, ratios, capsys):
+    ratios |= {n: 0.9 for n in range(10, 41)}  # at the very target: samples run out
+    few = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,))))
+    assert few["undecided"] == [20] and "at 20 samples ran out before a verdict" in few["statement"]
+    before = few["probes"][0]
+    assert not before["decided"] and before["samples_drawn"] in (150, 300)
+    more = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,), samples=300)))["probes"][0]
+    assert more["samples_drawn"] > before["samples_drawn"] and more["best"]["step"] in (2, 4)
+
+
+def test_full_trains_to_the_end_and_draws_all(tmp_path, ratios):
+    probe, = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,), full=True)))["probes"]
+    assert probe["whole"] and probe["above"] and probe["samples_drawn"] == 300
+    assert [(t["step"], t["count"]) for t in probe["trajectory"]] == [(2, 150), (4, 150)]
+
+
+def test_not_monotone_is_reported(tmp_path, ratios):
+    ratios |= {20: 0.1, 40: 0.1}
+    result = run.read_json(emm.find(options(tmp_path / "emm", sizes=(10, 20, 30, 40))))
+    assert result["bracket"] == [30, 40] and not result["monotone"] and result["rises"] == [[20, 30]]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_a_killed_search_goes_on_to_the_same_end(tmp_path, monkeypatch, at):
+    """Real verdicts, which depend on seeds alone: killed while sampling, then gone on with, the history is the same."""
+    how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, samples=100)
+    whole = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "whole"))))
+    generate, calls = emm.sample.generate, []
+
+    def killed(*arguments, **keywords):
+        calls.append(arguments)
+        if len(calls) == at:
             raise KeyboardInterrupt
-        return generate(*arguments)
-
+        return generate(*arguments, **keywords)
     monkeypatch.setattr(emm.sample, "generate", killed)
-    with pytest.raises(KeyboardInterrupt):
-        emm.probe(options, 20)
-    again = emm.probe(options, 20)
-    assert len(calls) == 3  # the first snapshot was sampled once
-    changing = ("training_seconds", "sampling_seconds", "finished")
-    assert {k: v for k, v in again.items() if k not in changing} == {k: v for k, v in whole.items() if k not in changing}
+    broken = emm.Options(**how, out=str(tmp_path / "broken"))
+    if sum(math.ceil(t["count"] / 64) for p in whole["probes"] for t in p["trajectory"]) >= at:
+        with pytest.raises(KeyboardInterrupt):
+            emm.find(broken)
+    again = run.read_json(emm.find(broken))
+    strip = lambda result: [{k: v for k, v in p.items() if k not in CHANGING} for p in sorted(result["probes"], key=lambda p: p["n"])]
+    assert strip(again) == strip(whole) and again["statement"] == whole["statement"]
+    drawn = [seed for arguments in calls[:at - 1] + calls[at:] for seed in arguments[1]]
+    assert len(drawn) == whole["samples_drawn"]  # nothing was drawn twice
+
+
+def test_a_signal_ends_sampling_after_the_chunk(tmp_path, ratios, monkeypatch):
+    ratios[20] = 0.9
+    monkeypatch.setattr(run, "interrupted", lambda: True)
+    with pytest.raises(KeyboardInterrupt, match="scores so far are in"):
+        probe = emm.Probe(options(tmp_path), 20)
+        probe.score(train.train(dataclasses.replace(probe.training, steps=1, snapshots=1)), torch.zeros(20, 1, 8, 8))
+    assert [s["count"] for s in run.read_json(probe.file)["snapshots"].values()] == [64]
+
+
+def test_two_searches_in_one_place(tmp_path):
+    with run.locked(tmp_path):
+        command = [sys.executable, "emm.py", "--data", "digits", "--n-min", "10", "--out", str(tmp_path)]
+        other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 1 and "in use by another process" in other.stderr and len(other.stderr.splitlines()) == 1
+
+
+def test_several_devices_find_the_same(tmp_path):
+    how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, samples=64)
+    one = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "one"), sizes=(10, 20))))
+    two = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "two"), sizes=(10, 20), devices=("cpu", "cpu"))))
+    strip = lambda result: [{k: v for k, v in p.items() if k not in CHANGING} for p in sorted(result["probes"], key=lambda p: p["n"])]
+    assert strip(one) == strip(two) and one["statement"] == two["statement"]
+
+
+def test_seeds(tmp_path, ratios, capsys):
+    ratios |= {n: 0.2 for n in range(21, 41)}
+    result = run.read_json(emm.find(options(tmp_path / "emm", tolerance=0.5, seeds=(3, 4))))
+    assert result["searches"] == ["seed3/emm.json", "seed4/emm.json"] and len(result["emms"]) == 2
+    one, other = (run.read_json(tmp_path / "emm" / path) for path in result["searches"])
+    assert one["options"]["seed"] == one["options"]["subset_seed"] == 3 and one["data"] == other["data"]
+    assert result["interval"][0] <= result["emm"] <= result["interval"][1] and "on average over 2 seeds" in result["statement"]
+    assert emm.mean_interval([10.0, 12.0, 14.0])["interval"] == pytest.approx([12 - 4.9683, 12 + 4.9683], abs=1e-3)
+    assert emm.mean_interval([10.0, None])["emm"] is None and emm.mean_interval([1.0])["interval"] is None
 
 
 @pytest.mark.parametrize("given, words", [
-    (dict(eps=0.0), "--eps 0.0"), (dict(tolerance=0.0), "--tolerance 0.0"), (dict(n_min=1), "--n-min 1"),
-    (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"), (dict(n_min=5000, n_max=0), "more than the 1797 images of")])
+    (dict(eps=0.0), "--eps 0.0"), (dict(tolerance=0.0), "--tolerance 0.0"), (dict(n_min=1), "--n-min 1"), (dict(alpha=1.0), "--alpha 1.0"),
+    (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"), (dict(n_min=5000, n_max=0), "more than the 1797 images of"),
+    (dict(sizes=(1,)), "--sizes"), (dict(sizes=(2000,)), "--sizes")])
 def test_bad_options(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):
-        emm.find(emm.Options(**{**TINY, "out": str(tmp_path / "x"), **given}))
+        emm.find(options(tmp_path / "x", **given))

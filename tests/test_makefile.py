@@ -21,8 +21,10 @@ def test_help_lists_targets_and_variables():
 
 def test_emm_of_another_width():
     text = make("-n", "emm", "WIDTH=256").stdout
-    assert "emm.py --out runs/cifar10-w256-b2-B512-e40000-s0-emm-10000" in text and "--width 256" in text
-    assert "plot.py --emm runs/cifar10-w256-b2-B512-e40000-s0-emm-10000/emm.json" in text
+    assert "emm.py --out runs/cifar10-w256-b2-B512-e40000-s0-emm" in text and "--width 256" in text
+    assert "--seeds" not in text and "--devices" not in text
+    assert "--seeds 0,1,2 --devices cuda:0,cuda:1" in make("-n", "emm", "SEEDS=0 1 2", "DEVICES=cuda:0 cuda:1").stdout
+    assert "plot.py --emm runs/cifar10-w256-b2-B512-e40000-s0-emm/emm.json" in text
 
 
 def test_every_variable_and_flag_enters_the_name():
@@ -56,14 +58,15 @@ def test_files_are_targets(tmp_path):
     assert "of 5 samples memorized" in fewer.stdout and "train.py" not in fewer.stdout
     emm = make("emm", *common, "N_MIN=10", "N_MAX=20", "EPS=0.5")
     assert emm.returncode == 0 and "EMM is " in emm.stdout, emm.stderr
-    assert (tmp_path / (out.name.removesuffix("-n20") + "-emm-12") / "emm.png").exists()
+    assert (tmp_path / (out.name.removesuffix("-n20") + "-emm") / "emm.png").exists()
 
 
 ALLOWED = {  # which modules of this project each may import: down only
     "run": set(), "data": {"run"}, "unet": {"run"}, "kernels": {"kernels"}, "plot": {"run"},
     "train": {"run", "data", "unet", "kernels"}, "sample": {"run", "data", "unet", "kernels"},
-    "memorize": {"run", "data", "unet", "kernels"}, "emm": {"run", "data", "unet", "kernels", "train", "sample", "memorize"},
-    "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "emm", "bench"}}
+    "memorize": {"run", "data", "unet", "kernels"}, "sequential": set(), "search": set(),
+    "emm": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "sequential", "search"},
+    "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "sequential", "search", "emm", "plot", "bench"}}
 
 
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("bench/*.py")]), ids=lambda p: str(p.relative_to(ROOT)))

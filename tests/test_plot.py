@@ -7,11 +7,13 @@ import plot
 from conftest import ROOT
 
 
-def result(width, emm=23.0, bracket=(20, 30)):
-    probes = [dict(n=n, ratio=r, interval_95=[r - 0.02, min(1, r + 0.02)], trajectory=[dict(epoch=10, ratio=r / 2), dict(epoch=20, ratio=r)])
+def result(width, emm=23.0, bracket=(20, 30), **options):
+    def point(r):
+        return dict(ratio=r, interval=[r - 0.02, min(1, r + 0.02)])
+    probes = [dict(point(r), n=n, whole=n > 20, trajectory=[dict(point(r / 2), epoch=10), dict(point(r), epoch=20)])
               for n, r in ((40, 0.5), (20, 0.96), (30, 0.8))]
     return dict(emm=emm, bracket=list(bracket), eps=0.1, probes=probes,
-                options=dict(data="x/digits", arch="ddpmpp", width=width, epochs=6000.0, resolution=0))
+                options=dict(data="x/digits", arch="ddpmpp", width=width, epochs=6000.0, resolution=0) | options)
 
 
 def test_published_numbers():
@@ -21,16 +23,27 @@ def test_published_numbers():
     assert (ROOT / "paper" / "digitised.csv").read_text().startswith("# Memorization ratios")
 
 
+def test_the_published_curve_goes_with_its_settings():
+    base = dict(data="a/cifar10.zip", arch="ddpmpp", width=128, epochs=40000.0, resolution=0)
+    assert plot.published_series(base) == "32x32" and plot.published_series(base | dict(resolution=16)) == "16x16"
+    for other in (dict(width=256), dict(data="digits"), dict(epochs=6000.0), dict(labels="true"), dict(resolution=24)):
+        assert plot.published_series(base | other) is None
+
+
 def test_draws_one_and_several(tmp_path):
     for width, found in ((8, result(8)), (16, result(16, None, (None, 20)))):
         (tmp_path / str(width)).mkdir()
         (tmp_path / str(width) / "emm.json").write_text(json.dumps(found))
     one = plot.plot(plot.Options(emm=(str(tmp_path / "8/emm.json"),)))
-    assert one == tmp_path / "8" / "emm.png" and Image.open(one).width > 1000
-    bare = plot.plot(plot.Options(emm=(str(tmp_path / "8/emm.json"),), published=False, out=str(tmp_path / "bare.png")))
-    assert one.read_bytes() != bare.read_bytes()
+    assert one == tmp_path / "8" / "emm.png" and Image.open(one).width > 800
+    assert Image.open(tmp_path / "8" / "trajectory.png").width > 800
+    more = plot.plot(plot.Options(emm=(str(tmp_path / "8/emm.json"),), published=True, out=str(tmp_path / "more.png")))
+    assert one.read_bytes() != more.read_bytes() and (tmp_path / "more-trajectory.png").exists()
     both = plot.plot(plot.Options(emm=tuple(str(tmp_path / w / "emm.json") for w in ("8", "16")), out=str(tmp_path / "b.png")))
     assert len(Image.open(both).convert("RGB").getcolors(10**6)) > 50
+    (tmp_path / "emm.json").write_text(json.dumps(dict(searches=["8/emm.json", "16/emm.json"])))
+    seeds = plot.plot(plot.Options(emm=(str(tmp_path / "emm.json"),)))
+    assert seeds.read_bytes() == both.read_bytes()
 
 
 def test_names_say_what_differs():
@@ -42,6 +55,8 @@ def test_names_say_what_differs():
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         plot.Options()
+    with pytest.raises(ValueError, match="must end in .png"):
+        plot.Options(emm=("a",), out="x.pdf")
     (tmp_path / "emm.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         plot.plot(plot.Options(emm=(str(tmp_path / "emm.json"),)))

@@ -2,11 +2,14 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
 import run
+from conftest import ROOT
 
 
 @dataclass(frozen=True)
@@ -83,36 +86,60 @@ def test_publish_is_whole_or_nothing(tmp_path):
 def test_claim_names_each_difference(tmp_path):
     out = tmp_path / "run"
     record = dict(options=run.recorded(Options()), data=dict(sha256="ab"))
-    run.claim(out, record)
+    with run.claim(out, record):
+        pass
     (out / ".model.abc.part").write_text("left by a killed process")
-    run.claim(out, record)
-    assert os.listdir(out) == ["config.json"]
+    with run.claim(out, record):
+        pass
+    assert sorted(os.listdir(out)) == [".lock", "config.json"]
     assert "out" not in json.loads((out / "config.json").read_text())["options"]
     other = dict(options=run.recorded(Options(width=8, mult=(1,))), data=dict(sha256="cd"))
     with pytest.raises(ValueError, match=r"mult: \[2, 2\] there, \[1\] asked; width: 128 there, 8 asked; sha256: 'ab'"):
-        run.claim(out, other)
+        with run.claim(out, other):
+            pass
 
 
 def test_runs_outlive_new_options(tmp_path):
     old = dict(options={"width": 8}, data={})
-    run.claim(tmp_path / "run", old)
-    run.claim(tmp_path / "run", dict(options={"width": 8, "rate": 1.0}, data={}), {"rate": 1.0})
+    with run.claim(tmp_path / "run", old):
+        pass
+    with run.claim(tmp_path / "run", dict(options={"width": 8, "rate": 1.0}, data={}), {"rate": 1.0}):
+        pass
     with pytest.raises(ValueError, match="rate: 1.0 there, 2.0 asked"):
-        run.claim(tmp_path / "run", dict(options={"width": 8, "rate": 2.0}, data={}), {"rate": 1.0})
+        with run.claim(tmp_path / "run", dict(options={"width": 8, "rate": 2.0}, data={}), {"rate": 1.0}):
+            pass
 
 
 def test_claim_refuses_a_foreign_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     (tmp_path / ".thesis.pdf.part").write_text("somebody else's download")
     with pytest.raises(ValueError, match="not empty"):
-        run.claim(tmp_path, {})
+        with run.claim(tmp_path, {}):
+            pass
     assert sorted(os.listdir(tmp_path)) == [".thesis.pdf.part", "thesis.tex"]
 
 
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json is not valid JSON"):
-        run.claim(tmp_path, {})
+        with run.claim(tmp_path, {}):
+            pass
+
+
+def test_a_directory_is_held_by_one_process(tmp_path):
+    code = f"import run; hold = run.locked({str(tmp_path)!r}); hold.__enter__(); print('held', flush=True)"
+    start = [sys.executable, "-c", code + "; input()"]
+    other = subprocess.Popen(start, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=rf"in use by another process \({other.pid} on .*\); wait for it, or choose another --out"):
+        with run.locked(tmp_path):
+            pass
+    other.kill()  # a lock ends with its process
+    other.wait()
+    with run.locked(tmp_path), run.locked(tmp_path):
+        again = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert "in use" in again.stderr
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_log_drops_what_will_be_made_again(tmp_path):
@@ -128,14 +155,14 @@ def test_log_drops_what_will_be_made_again(tmp_path):
 
 
 def test_interruptible_notes_the_first_signal_only():
-    with run.interruptible() as interrupted:
-        assert not interrupted()
+    with run.interruptible():
+        assert not run.interrupted()
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupted()
+        assert run.interrupted()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             signal.pause()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not run.interrupted()
 
 
 def test_provenance_names_the_machine():

@@ -1,0 +1,65 @@
+"""emm.py beside a plain full grid, for real: EMM of digits for two widths and three seeds, and what each way costs.
+
+    python bench/emm_grid.py     about an hour and a half on 2 cores; goes on where it was stopped
+
+The grid is the paper's way: the same sizes for every width and seed, in steps of the tolerance, each trained to its
+end, all samples drawn from every snapshot. The search may spend as many samples on a snapshot, and decides by itself.
+The two share no run.
+"""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import emm  # noqa: E402
+import search  # noqa: E402
+from bench import machine  # noqa: E402
+from run import option, provenance, read_json, stage  # noqa: E402
+
+RECIPE = dict(data="digits", blocks=1, batch=32, learning_rate=2e-3, warmup_steps=50, dropout=0.0, ema_halflife=50.0, epochs=2000.0,
+              ema_rampup_epochs=2000.0, snapshots=8, device="cpu")
+
+
+@dataclass(frozen=True)
+class Options:
+    out: str = option("runs/bench-emm", "directory of the runs")
+    widths: tuple[int, ...] = option((8, 16), "widths of the network")
+    seeds: tuple[int, ...] = option((0, 1, 2), "seeds of training set and training")
+    n_min: int = option(10, "smallest size")
+    n_max: int = option(160, "largest size")
+    tolerance: float = option(0.2, "of the bracket, and the steps of the grid")
+    samples: int = option(1000, "samples a snapshot: all of them for the grid, at most for the search")
+
+
+def bench(options):
+    grid = search.candidates({}, options.n_min, options.n_max, options.tolerance, 10)
+    rows = []
+    print(f"sizes of the grid: {', '.join(map(str, grid))}", file=sys.stderr)
+    for width in options.widths:
+        for seed in options.seeds:
+            for way, how in (("search", dict()), ("grid", dict(full=True, sizes=tuple(grid)))):
+                out = Path(options.out) / f"{way}-w{width}-s{seed}"
+                found = read_json(emm.find(emm.Options(
+                    **RECIPE, width=width, seed=seed, subset_seed=seed, out=str(out), n_min=options.n_min, n_max=options.n_max,
+                    tolerance=options.tolerance, samples=options.samples, **how)))
+                seconds = sum(p["training_seconds"] + p["sampling_seconds"] for p in found["probes"])
+                rows.append(dict(way=way, width=width, seed=seed, emm=found["emm"], interval=found["interval"], bracket=found["bracket"],
+                                 rises=found["rises"], sizes=len(found["probes"]), images=found["images_trained"],
+                                 samples=found["samples_drawn"], seconds=round(seconds)))
+    print("\nwidth  seed  way     EMM   interval         sizes  images trained  samples drawn  seconds")
+    for row in rows:
+        low, high = ("" if end is None else f"{end:.0f}" for end in row["interval"])
+        print(f"{row['width']:>5} {row['seed']:>5}  {row['way']:<6} {row['emm'] or float('nan'):>5.0f}   {low + ' to ' + high:<15} "
+              f"{row['sizes']:>6} {row['images']:>15,} {row['samples']:>14,} {row['seconds']:>8,}")
+    total = {way: [sum(row[key] for row in rows if row["way"] == way) for key in ("images", "samples", "seconds")] for way in ("search", "grid")}
+    shares = [a / b for a, b in zip(total["search"], total["grid"])]
+    print("search / grid: {:.2f} of the images trained, {:.3f} of the samples drawn, {:.2f} of the seconds".format(*shares))
+    print(machine.save("emm-grid", dict(provenance(), machine=machine.name(), rows=rows, shares=shares, recipe=RECIPE)))
+
+
+def main():
+    stage(bench, Options, __doc__)
+
+
+if __name__ == "__main__":
+    main()

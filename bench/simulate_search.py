@@ -1,0 +1,135 @@
+"""What early verdicts, sequential sampling and the order of sizes save in finding EMM: a simulation.
+
+    python bench/simulate_search.py     half a minute on one core
+
+A curve gives the ratio at the end of training on n images; at 16 snapshots on the way the ratio is the share
+(1 - exp(-4 t)) / (1 - exp(-4)) of it. Samples are drawn from it at random, so the sequential test errs as it would.
+
+    grid     sizes in steps of 10% from 500 images until two are below (published curves: all sizes of the paper's
+             figure), each trained to its end, 10,000 samples of every snapshot
+    bisect   doubling and halving to a bracket of 10%, each size trained and sampled the same way
+    early    doubling and halving; training and sampling end when the sequential test decides
+    cost     the same, and the next size is the one of least expected cost: what emm.py does
+"""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import emm  # noqa: E402
+import search  # noqa: E402
+import sequential  # noqa: E402
+from plot import published_curve  # noqa: E402
+from run import option, stage  # noqa: E402
+
+SNAPSHOTS, SAMPLES, EPS, TOLERANCE, ALPHA = 16, 10_000, 0.1, 0.1, 0.01
+N_MIN, N_MAX, CLASSES = 500, 50_000, 10
+MOST_BY_HAND = 10  # sizes of a grid that is run whole
+WAYS = ("grid", "bisect", "early", "cost")
+
+
+@dataclass(frozen=True)
+class Options:
+    curves: int = option(200, "random curves: EMM from 500 to 20,000, slope of the logit from 1.5 to 5")
+    seed: int = option(0, "of curves and samples")
+
+
+def line(emm_, slope):
+    """A ratio whose logit falls by slope in ln n and is 1 - eps at emm_."""
+    return lambda n: 1 / (1 + EPS / (1 - EPS) * (n / emm_) ** slope)
+
+
+def through(sizes, ratios):
+    """The published points, joined by lines in logit against ln n, and on along the last of them."""
+    x, y = np.log(sizes), np.array([search.logit(r) for r in ratios])
+
+    def ratio(n):
+        i = min(max(np.searchsorted(x, np.log(n)) - 1, 0), len(x) - 2)
+        return 1 / (1 + np.exp(-(y[i] + (np.log(n) - x[i]) * (y[i + 1] - y[i]) / (x[i + 1] - x[i]))))
+    return ratio
+
+
+def crossing(ratio):
+    """EMM of a falling ratio."""
+    sizes = np.geomspace(10, 10**6, 20001)
+    return float(sizes[np.searchsorted(-np.array([ratio(n) for n in sizes]), -(1 - EPS))])
+
+
+def measure(ratio, n, generator, early):
+    """A record of the size n, the images trained in units of a whole training of one, and the samples drawn."""
+    scores, drawn = [], 0
+    for s in range(1, SNAPSHOTS + 1):
+        p, hits, count, verdict = ratio(n) * (1 - np.exp(-4 * s / SNAPSHOTS)) / (1 - np.exp(-4)), 0, 0, None
+        while count < SAMPLES and verdict is None:
+            more = min(max(emm.CHUNK, count // 2 // emm.CHUNK * emm.CHUNK) if early else SAMPLES, SAMPLES - count)
+            hits, count = hits + generator.binomial(more, p), count + more
+            verdict = sequential.verdict(hits, count, 1 - EPS, ALPHA / SNAPSHOTS, ALPHA) if early else None
+        drawn += count
+        scores.append((hits, count))
+        if verdict:
+            break
+    hits, count = max(scores, key=lambda score: score[0] / score[1])
+    ends = [sequential.interval(*score, 0.05 / SNAPSHOTS) for score in scores]
+    record = dict(above=verdict or hits >= (1 - EPS) * count, whole=s == SNAPSHOTS, ratio=hits / count,
+                  interval=[max(e) for e in zip(*ends)])
+    return record, n * s / SNAPSHOTS, drawn
+
+
+def find(ratio, way, grid, generator):
+    """(estimate, images trained, samples drawn, sizes) of one search."""
+    measured, trained, drawn = {}, 0, 0
+    while True:
+        if way == "grid":
+            left = [n for n in grid if n not in measured]
+            enough = len(grid) > MOST_BY_HAND and sum(not m["above"] for m in measured.values()) == 2
+            n = left[0] if left and not enough else None
+        else:
+            n, _ = search.next_size(measured, N_MIN, N_MAX, EPS, TOLERANCE, CLASSES, "cost" if way == "cost" else "bisect")
+        if n is None:
+            return search.estimate(measured, EPS, TOLERANCE, CLASSES), trained, drawn, len(measured)
+        measured[n], images, samples = measure(ratio, n, generator, early=way in ("early", "cost"))
+        trained, drawn = trained + images, drawn + samples
+
+
+def table(title, curves, seed):
+    print(f"\n{title}\n")
+    print("way      sizes   images trained / EMM   samples drawn   against the grid: images  samples   error of EMM   interval holds it")
+    for way in WAYS:
+        runs = [(find(ratio, way, grid, np.random.default_rng([seed, i])), truth) for i, (ratio, truth, grid) in enumerate(curves)]
+        trained = mean(found[1] / truth for found, truth in runs)
+        drawn = mean(found[2] for found, _ in runs)
+        if way == "grid":
+            base = trained, drawn
+        errors = [abs(found[0]["emm"] / truth - 1) for found, truth in runs if found[0]["emm"]]
+        holds = mean(float((found[0]["interval"][0] or 0) <= truth <= (found[0]["interval"][1] or np.inf)) for found, truth in runs)
+        print(f"{way:<8} {mean(found[3] for found, _ in runs):>5.1f}   {trained:>20.2f}   {drawn:>13,.0f}   {trained / base[0]:>24.2f}"
+              f"  {drawn / base[1]:>7.3f}   {mean(errors):>12.1%}   {holds:>17.0%}")
+
+
+def bench(options):
+    generator = np.random.default_rng(options.seed)
+    fine = search.candidates({}, N_MIN, N_MAX, TOLERANCE, CLASSES)
+    random = []
+    for _ in range(options.curves):
+        truth, slope = np.exp(generator.uniform(np.log(N_MIN), np.log(20_000))), generator.uniform(1.5, 5)
+        random.append((line(truth, slope), truth, fine))
+    table(f"{options.curves} random curves", random, options.seed)
+    series = [("resolution", "32x32"), ("resolution", "16x16"), ("resolution", "8x8"), ("labels", "unconditional"),
+              ("labels", "true"), ("labels", "random10")]
+    published = []
+    for names in series:
+        sizes, ratios = published_curve(experiment=names[0], series=names[1])
+        ratio = through(sizes, ratios)
+        published.append((ratio, crossing(ratio), sizes))
+    table("6 published curves, digitised, 20 times each; the grid is the sizes of the paper's figure", published * 20, options.seed)
+
+
+def main():
+    stage(bench, Options, __doc__)
+
+
+if __name__ == "__main__":
+    main()
