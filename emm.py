@@ -59,6 +59,9 @@ class Options(train.Options):
         if not 0 < self.eps < 1 or not self.tolerance > 0 or not 0 < self.alpha < 1:
             raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}, --alpha {self.alpha}: "
                              "need 0 < eps < 1, tolerance > 0 and 0 < alpha < 1")
+        for name in ("sizes", "seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"--{name} {getattr(self, name)}: one of them stands there twice")
         if self.n_min < 2 or self.n_max < 0 or self.samples < 1:
             raise ValueError(f"--n-min {self.n_min}, --n-max {self.n_max}, --samples {self.samples}: "
                              "need at least 2, 0 and 1")
@@ -73,9 +76,9 @@ class Probe:
         names = [field.name for field in dataclasses.fields(train.Options)]
         self.training = train.Options(**{name: getattr(options, name) for name in names} | dict(n=n, out=str(self.out)))
         self.file = self.out / "scores.json"
-        there = run.read_json(self.file) if self.file.exists() else dict(snapshots={}, sampling_seconds=0.0)
+        there = run.read_json(self.file) if self.file.exists() else dict(snapshots={}, sampling_seconds=0.0, started=time.time())
         self.scores = {int(step): score for step, score in there["snapshots"].items()}
-        self.sampling_seconds = there["sampling_seconds"]
+        self.sampling_seconds, self.started = there["sampling_seconds"], there["started"]
 
     def verdict(self, score):
         """True if this snapshot is above 1 - eps, False if below, None if more samples have to tell."""
@@ -85,9 +88,10 @@ class Probe:
             decided = sequential.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / o.snapshots, o.alpha)
             if decided is not None:
                 return decided
-        if score["count"] >= o.samples or not (self.out / score["file"]).exists():
+        if score["count"] >= o.samples:
             return score["hits"] >= (1 - o.eps) * score["count"]
-        return None
+        # one that was removed was neither the best nor the last; it cannot be asked any more, and shows nothing
+        return None if (self.out / score["file"]).exists() else False
 
     def above(self):
         """True as soon as one snapshot is above 1 - eps, False if all are below, None if the size is not decided."""
@@ -99,6 +103,9 @@ class Probe:
 
     def measure(self):
         """Train and sample until `above` is known. A killed probe goes on at the step, and the samples, where it was."""
+        if self.options.full and any(s["count"] < self.options.samples and not (self.out / s["file"]).exists()
+                                     for s in self.scores.values()):
+            raise ValueError(f"{self.out} has snapshots that a shorter search removed; give --full another --out")
         with run.locked(self.out):
             references = data.load(self.training).images.to(data.pick_device(self.options.device))
             train.train(self.training, lambda snapshot: self.score(snapshot, references) and not self.options.full)
@@ -119,14 +126,15 @@ class Probe:
             score["hits"] += int(memorized(x, references, memorize.parse_threshold(o.threshold))[0].sum())
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start
-            run.write_json(self.file, dict(snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3)))
+            run.write_json(self.file, dict(snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3),
+                                           started=self.started))
             if run.interrupted():
                 raise KeyboardInterrupt(f"the scores so far are in {self.file}; the same command goes on from there")
         if D:
             self.show(score, verdict)
-        best = max(self.scores.values(), key=share)["file"]
+        best, scored = max(self.scores.values(), key=share)["file"], {s["file"] for s in self.scores.values()}
         for path in train.snapshots(self.out)[:-1]:
-            if path.name != best:
+            if path.name in scored - {best}:
                 path.unlink()
         return verdict
 
@@ -147,7 +155,7 @@ class Probe:
         log = run.read_log(self.out / "log.jsonl")
         whole = any(s["file"] == "model.safetensors" for s in scores)
         return dict(
-            n=self.n, above=above, whole=whole, ratio=share(best), interval=[max(e) for e in zip(*ends)],
+            n=self.n, started=self.started, above=above, whole=whole, ratio=share(best), interval=[max(e) for e in zip(*ends)],
             decided=any(self.tested(s) for s in scores) if above else all(self.tested(s) is False for s in scores),
             best=dict(step=best["step"], epoch=best["epoch"], snapshot=best["file"]), last_ratio=share(scores[-1]),
             images_trained=log[-1]["images"], samples_drawn=sum(s["count"] for s in scores),
@@ -187,9 +195,13 @@ def workers(devices):
 
     if len(devices) < 2:
         yield here
-    else:
-        with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn")) as processes:
+        return
+    with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn")) as processes:
+        try:
             yield processes.submit
+        finally:  # an error elsewhere, or what runs is not needed any more: it saves its state
+            for process in multiprocessing.active_children():
+                process.terminate()
 
 
 def find(options):
@@ -210,23 +222,26 @@ def find(options):
                  **run.provenance(data.pick_device(free[0])))
 
     with run.claim(out, about, run.defaults(Options)), workers(free) as submit:
-        probes = [Probe(options, int(path.parent.name[1:])) for path in sorted(out.glob("n*/scores.json"))]
+        probes = [Probe(options, int(path.parent.name[1:])) for path in out.glob("n*/scores.json")]
+        probes.sort(key=lambda probe: probe.started)
         records = {probe.n: record for probe in probes if (record := probe.record())}
         plan = functools.partial(
             search.next_sizes, n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
             multiple=multiple, order=options.order, started={probe.n: probe.done() for probe in probes},
-            price=lambda n: train.total_steps(options, n) * options.batch)
-        running = {}
+            price=price)
+        running, price = {}, lambda n: train.total_steps(options, n) * options.batch
         print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  ratio against {1 - options.eps:g}")
         for record in records.values():
             print(f"{record['n']:7d} {record['best']['epoch']:9.0f} {record['ratio']:8.2%} "
                   f"{record['interval'][0]:7.2%}-{record['interval'][1]:7.2%} {'':>8}  {words(record)}, measured before")
         while True:
             busy = [n for n, _ in running.values()]
-            sizes, _ = plan(records, len(free), running=busy)
+            sizes, expected = plan(records, len(free), running=busy)
             if options.sizes:
-                sizes = [n for n in options.sizes if n not in records and n not in busy][:len(free)]
-            for n in sizes:
+                sizes = [n for n in options.sizes if n not in records and n not in busy]
+            elif not expected:
+                break  # what still runs cannot change the bracket
+            for n in sizes[:len(free)]:
                 device = free.pop(0)
                 running[submit(measure, dataclasses.replace(options, device=device, devices=()), n)] = n, device
             if not running:
@@ -235,8 +250,10 @@ def find(options):
                 n, device = running.pop(future)
                 records[n] = future.result()
                 free.append(device)
-                print(f"{n:7d} is {words(records[n])}; {so_far(records, plan(records, 1)[1], time.perf_counter() - start)}", flush=True)
-        found = search.estimate(records, options.eps, options.tolerance, multiple)
+                left = sum(price(m) for m in options.sizes if m not in records) if options.sizes else plan(records, 1)[1]
+                print(f"{n:7d} is {words(records[n])}; "
+                      + so_far(records, left / max(1, len(options.devices)), time.perf_counter() - start), flush=True)
+        found = search.estimate(records, options.eps, None if options.sizes else options.tolerance, multiple)
         undecided = [n for n in sorted(records) if not records[n]["decided"]]
         if undecided:
             found["statement"] += f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, and the estimate counts"
@@ -244,7 +261,7 @@ def find(options):
         run.write_json(out / "emm.json", found | dict(
             {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "samples", "order", "full")},
             confidence=CONFIDENCE, undecided=undecided, images_trained=sum(r["images_trained"] for r in records.values()),
-            samples_drawn=sum(r["samples_drawn"] for r in records.values()), probes=list(records.values()), **about))
+            samples_drawn=sum(r["samples_drawn"] for r in records.values()), probes=sorted(records.values(), key=lambda r: r["started"]), **about))
     return out / "emm.json"
 
 
@@ -264,13 +281,17 @@ def so_far(records, expected, elapsed):
 def find_each(options):
     """`find` for each of --seeds, which also draw the training sets; OUT/emm.json is their mean and its interval."""
     out = Path(options.out)
-    paths = [find(dataclasses.replace(options, seeds=(), seed=seed, subset_seed=seed, out=str(out / f"seed{seed}")))
-             for seed in options.seeds]
-    values = [run.read_json(path)["emm"] for path in paths]
-    result = dict(seeds=options.seeds, emms=values, searches=[str(path.relative_to(out)) for path in paths],
-                  confidence=CONFIDENCE, **mean_interval(values))
-    print(result["statement"])
-    run.write_json(out / "emm.json", result)
+    whole = data.load(data.Options(data=options.data, classes=options.classes, resolution=options.resolution))
+    about = dict(stage="emm", options=run.recorded(options) | dict(seed="each of --seeds", subset_seed="each of --seeds"),
+                 data=whole.fingerprint(), **run.provenance())
+    with run.claim(out, about, run.defaults(Options)):
+        paths = [find(dataclasses.replace(options, seeds=(), seed=seed, subset_seed=seed, out=str(out / f"seed{seed}")))
+                 for seed in options.seeds]
+        values = [run.read_json(path)["emm"] for path in paths]
+        result = dict(seeds=options.seeds, emms=values, searches=[str(path.relative_to(out)) for path in paths],
+                      confidence=CONFIDENCE, **mean_interval(values), **about)
+        print(result["statement"])
+        run.write_json(out / "emm.json", result)
     return out / "emm.json"
 
 

@@ -134,7 +134,7 @@ def memorize(options):
 
 
 def samples_of_run(folder):
-    """The samples file of a run directory: of its last weights or, in a probe of emm.py, of its best snapshot."""
+    """The samples file of a run directory: of its last weights, if several are there."""
     files = sorted(folder.glob("samples*.npz"))
     if not files:
         raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")

@@ -20,7 +20,9 @@ MARKERS = "osD^vP"
 
 # The published curves that resolution alone tells apart: other options must be these
 BASE_RUN = dict(arch="ddpmpp", precond="vp", width=128, blocks=2, batch=512, epochs=40000.0, labels="none", classes=0,
-                learning_rate=2e-4, weight_decay=0.0, dropout=0.13, embedding=None, skip_connections=None, ema_rate=None)
+                learning_rate=2e-4, weight_decay=0.0, dropout=0.13, embedding=None, skip_connections=None, ema_rate=None,
+                steps=None, channel_mult=[2, 2, 2], optimizer="adam", ema_halflife=500_000 / 512, warmup_epochs=200,
+                warmup_steps=None, threshold="1/3")
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ def stage(function, cls, description, argv=None):
     interrupt with 130; anything else is a defect of this program and keeps its traceback.
     """
     name = Path(sys.argv[0]).name
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return function(parse(cls, argv, description))
     except KeyboardInterrupt as interrupt:

@@ -21,10 +21,13 @@ def allowed(n_min, n_max, multiple=1):
 
 
 def candidates(measured, n_min, n_max, tolerance=0.1, multiple=1):
-    """Sizes worth measuring, ascending: n_min and up in steps of the tolerance, n_max, and those already measured."""
-    first, last = allowed(n_min, n_max, multiple)
-    steps = range(math.ceil(math.log(last / first) / math.log1p(tolerance)) + 1)
-    sizes = {min(round(first * (1 + tolerance) ** i / multiple) * multiple, last) for i in steps} | {last} | set(measured)
+    """Sizes worth measuring, ascending: from n_min in steps of the tolerance at most, where `multiple` allows that, up
+    to n_max; and those already measured."""
+    n, last = allowed(n_min, n_max, multiple)
+    sizes = {last, *measured}
+    while n < last:
+        sizes.add(n)
+        n = max(n + multiple, math.floor(n * (1 + tolerance) / multiple) * multiple)
     return sorted(sizes)
 
 
@@ -48,8 +51,8 @@ def logit(p):
     return math.log(p / (1 - p))
 
 
-def belief(measured, sizes, eps=0.1):
-    """Probability of EMM below sizes[0], between its neighbours, and above sizes[-1]: float64 [len(sizes) + 1].
+def belief(measured, sizes, eps=0.1, cells=slice(None)):
+    """Probability of EMM below sizes[0], between its neighbours, and above sizes[-1], given that it is in one of `cells`.
 
     The logit of the ratio falls in a straight line with ln |D|, of unknown place (log-uniform) and slope; measured
     ratios are seen through binomial noise and MISFIT. It only decides where to look: verdicts alone make the bracket.
@@ -68,6 +71,7 @@ def belief(measured, sizes, eps=0.1):
         else:  # stopped early, or not there yet: its verdict alone
             side = 1 if m["above"] else -1
             log_p -= np.clip(side * (logit(1 - eps) - predicted), 0, None) ** 2 / (2 * MISFIT**2)
+    log_p = log_p[cells]
     p = np.exp(log_p - log_p.max()).sum((1, 2))
     return p / p.sum()
 
@@ -86,12 +90,13 @@ def next_size(measured, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1, order=
     started = {n: done for n, done in (started or {}).items() if n not in measured and n_min <= n <= n_max}
     sizes = candidates({**measured, **started}, n_min, n_max, tolerance, multiple)
     inside = [n for n in sizes if (low is None or n > low) and (high is None or n < high)]
-    if not inside:
-        return None, 0.0
+    if not inside:  # rounding may have left a gap between two candidates
+        n = bisect(low, high, n_min, n_max, multiple) if low is not None and high is not None else None
+        return n, float(price(n)) if n else 0.0
     first = sizes.index(inside[0])
-    mass = belief(measured, sizes, eps)[first:first + len(inside) + 1]  # of EMM between low, the sizes inside, and high
+    mass = belief(measured, sizes, eps, slice(first, first + len(inside) + 1))  # between low, the sizes inside, and high
     prices = [price(n) * (1 - min(started.get(n, 0), 1)) for n in inside]
-    size, cost = cheapest_first(inside, prices, mass / mass.sum(), low or 0, high or math.inf, tolerance)
+    size, cost = cheapest_first(inside, prices, mass, low or 0, high or math.inf, tolerance)
     return (size if order == "cost" else bisect(low, high, n_min, n_max, multiple)), cost
 
 
@@ -161,13 +166,14 @@ def crossing(sizes, values, target):
 def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
     """What {n: measured} says of EMM, as a dict:
 
-    emm        where the ratio, interpolated linearly inside the bracket, is 1 - eps; None if no bracket was found
+    emm        where the ratio, interpolated linearly inside the bracket, is 1 - eps; None if no bracket was found. Of a
+               size stopped early the ratio is a lower bound, and EMM then lies low in its bracket
     interval   the same for the lower and for the upper ends of the ratios' 95% intervals; an end that was not found is
                None. A size stopped early is taken to reach 1. It covers the samples' noise at the measured sizes,
                and neither the choice of the training set nor initial weights: that takes several seeds.
     bracket    [low, high], None for an end that was not found
     rises      [[a, b], ...]: sizes between which the ratio rises; EMM is the largest size above 1 - eps all the same
-    statement  in words
+    statement  in words; tolerance None if the sizes were not chosen by a search
     """
     target, (low, high) = 1 - eps, bracket(measured)
     sizes = sorted(measured)
@@ -186,7 +192,7 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
         ends = ["below " + str(sizes[0]) if below else f"{lower:.0f}", "above " + str(sizes[-1]) if above else f"{upper:.0f}"]
         statement = (f"EMM is about {emm:.0f} (95% interval {ends[0]} to {ends[1]}), between {low} "
                      f"({'at least ' * (not measured[low]['whole'])}{a:.1%}) and {high} ({b:.1%})")
-        if high > low * (1 + tolerance):
+        if tolerance and high > low * (1 + tolerance):
             statement += f"; no size in between is a multiple of {multiple}, so the tolerance of {tolerance:.0%} is not reached"
     if up:
         statement += (f"; the ratio is not monotone: it rises from {' and from '.join(f'{a} to {b}' for a, b in up)}, "

@@ -157,7 +157,7 @@ def train(options, each_snapshot=None):
     about = dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device))
     with run.claim(out, about, run.defaults(Options)):
         for path in snapshots(out):
-            if each_snapshot and each_snapshot(path):
+            if each_snapshot and path.exists() and each_snapshot(path):  # it may remove others
                 return path
         if (out / "model.safetensors").exists():
             return out / "model.safetensors"

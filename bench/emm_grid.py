@@ -16,23 +16,23 @@ import search  # noqa: E402
 from bench import machine  # noqa: E402
 from run import option, provenance, read_json, stage  # noqa: E402
 
-RECIPE = dict(data="digits", blocks=1, batch=32, learning_rate=2e-3, warmup_steps=50, dropout=0.0, ema_halflife=50.0, epochs=2000.0,
-              ema_rampup_epochs=2000.0, snapshots=8, device="cpu")
+RECIPE = dict(data="digits", channel_mult=(2, 2), blocks=1, batch=32, learning_rate=4e-3, steps=1200, warmup_steps=50, dropout=0.0,
+              ema_halflife=50.0, ema_rampup_steps=1200, snapshots=4, device="cpu")
 
 
 @dataclass(frozen=True)
 class Options:
     out: str = option("runs/bench-emm", "directory of the runs")
-    widths: tuple[int, ...] = option((8, 16), "widths of the network")
+    widths: tuple[int, ...] = option((8, 12), "widths of the network")
     seeds: tuple[int, ...] = option((0, 1, 2), "seeds of training set and training")
-    n_min: int = option(10, "smallest size")
-    n_max: int = option(160, "largest size")
-    tolerance: float = option(0.2, "of the bracket, and the steps of the grid")
+    n_min: int = option(6, "smallest size")
+    n_max: int = option(36, "largest size")
+    tolerance: float = option(0.15, "of the bracket, and the steps of the grid")
     samples: int = option(1000, "samples a snapshot: all of them for the grid, at most for the search")
 
 
 def bench(options):
-    grid = search.candidates({}, options.n_min, options.n_max, options.tolerance, 10)
+    grid = search.candidates({}, options.n_min, options.n_max, options.tolerance)
     rows = []
     print(f"sizes of the grid: {', '.join(map(str, grid))}", file=sys.stderr)
     for width in options.widths:

@@ -63,24 +63,24 @@ def compile_for(kernel, capability, pointers, scalars, constants, num_warps, num
                   tensor_core=Counter(op for op in found if "MMA" in op), opcodes=opcodes)
 
 
-def compile_nearest(capability, D, tile=None):
-    """A Report on nearest_two_kernel for images of D values, in the tile that a compute capability uses."""
-    tile = tile or tiles(capability)
+def compile_nearest(capability, D, ones={}):
+    """A Report on nearest_two_kernel for images of D values; `ones` are arguments that are 1, which Triton compiles in."""
+    tile = tiles(capability)
     D = triton.cdiv(D, tile["BK"]) * tile["BK"]
     pointers = dict(X="*i8", Y="*i8", KEYS="*i32", SCORES="*i32", CODES="*i32")
     scalars = dict.fromkeys(("Q", "N", "tiles_a_split", "splits"), "i32")
-    constants = dict(D=D, G=group_bits(D, tile["BN"]), GROUP=GROUP, **{name: tile[name] for name in ("BQ", "BN", "BK")})
+    constants = dict(D=D, G=group_bits(D, tile["BN"]), GROUP=GROUP, **{name: tile[name] for name in ("BQ", "BN", "BK")}, **ones)
     return compile_for(nearest_two_kernel, capability, pointers, scalars, constants, tile["num_warps"], tile["num_stages"])
 
 
-def compile_merge(capability, D):
-    """A Report on merge_kernel for images of D values."""
+def compile_merge(capability, D, ones={}):
+    """A Report on merge_kernel for images of D values; `ones` as for `compile_nearest`."""
     tile = tiles(capability)
     D = triton.cdiv(D, tile["BK"]) * tile["BK"]
     pointers = dict(X="*i8", Y="*i8", SCORES="*i32", CODES="*i32", DISTANCES="*i64", INDEX="*i64", VERDICT="*i8")
     scalars = dict.fromkeys(("Q", "N", "splits", "p2", "q2"), "i32")
     W = tile["BN"] >> group_bits(D, tile["BN"])
-    constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]))
+    constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]), **ones)
     return compile_for(merge_kernel, capability, pointers, scalars, constants, num_warps=4, num_stages=3)
 
 

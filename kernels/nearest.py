@@ -7,7 +7,8 @@ On a CPU `nearest_two` takes int8 products (nearest_cpu.py), on a GPU a Triton k
 images too large for those, or a GPU too old, the plain form that they are tested against. The Q x N matrix of
 distances is never held.
 """
-from importlib.util import find_spec
+import warnings
+from functools import lru_cache
 
 import torch
 
@@ -46,10 +47,22 @@ def memorized(queries, references, threshold=(1, 3)):
     return is_memorized(distances, threshold), distances, index
 
 
+@lru_cache(maxsize=None)
 def _runs_triton(device):
-    """Whether the kernel can serve: triton is installed, and an NVIDIA GPU of compute capability 8.0 or later."""
-    return (device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
-            and torch.cuda.get_device_capability(device) >= (8, 0))
+    """Whether the kernel serves here: an NVIDIA GPU of compute capability 8.0 or later, and it builds and is right.
+
+    Triton compiles a launcher with the machine's C compiler, which may be missing: tried once, on two images.
+    """
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    images = torch.tensor([[0, 7], [0, 9]], dtype=torch.uint8, device=device)
+    try:
+        from kernels.nearest_triton import nearest_two_cuda
+        found = nearest_two_cuda(images, images)[1:]
+    except Exception as error:  # ImportError, or whatever its compilers raise
+        warnings.warn(f"the Triton kernel does not run here ({error!r}); the plain form serves, which is slower")
+        return False
+    return all(map(torch.equal, found, nearest_two_reference(images, images)))
 
 
 def is_memorized(distances, threshold=(1, 3)):

@@ -146,8 +146,9 @@ def merge_kernel(X, Y, SCORES, CODES, DISTANCES, INDEX, VERDICT, Q, N, splits, p
     c1 = tl.load(CODES + q * 2)
     m2 = tl.load(SCORES + q * 2 + 1)
     c2 = tl.load(CODES + q * 2 + 1)
-    for split in range(1, splits):
-        i = (split * Q + q) * 2
+    i = q * 2
+    for _ in range(1, splits):
+        i += 2 * Q
         m1, c1, m2, c2 = _merge(m1, c1, m2, c2, tl.load(SCORES + i), tl.load(CODES + i),
                                 tl.load(SCORES + i + 1), tl.load(CODES + i + 1))
     member = tl.arange(0, 2 * W)

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=4, warmup_steps=1, snapshots=2,
             n_min=10, n_max=40, samples=150, device="cpu")
-CHANGING = ("training_seconds", "sampling_seconds")
+CHANGING = ("training_seconds", "sampling_seconds", "started")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_killed_search_goes_on_to_the_same_end(tmp_path, monkeypatch, at):
         with pytest.raises(KeyboardInterrupt):
             emm.find(broken)
     again = run.read_json(emm.find(broken))
-    strip = lambda result: [{k: v for k, v in p.items() if k not in CHANGING} for p in sorted(result["probes"], key=lambda p: p["n"])]
+    strip = lambda result: [{k: v for k, v in p.items() if k not in CHANGING} for p in result["probes"]]
     assert strip(again) == strip(whole) and again["statement"] == whole["statement"]
     drawn = [seed for arguments in calls[:at - 1] + calls[at:] for seed in arguments[1]]
     assert len(drawn) == whole["samples_drawn"]  # nothing was drawn twice
@@ -135,6 +135,47 @@ def test_a_signal_ends_sampling_after_the_chunk(tmp_path, ratios, monkeypatch):
         probe = emm.Probe(options(tmp_path), 20)
         probe.score(train.train(dataclasses.replace(probe.training, steps=1, snapshots=1)), torch.zeros(20, 1, 8, 8))
     assert [s["count"] for s in run.read_json(probe.file)["snapshots"].values()] == [64]
+
+
+def test_snapshots_that_tie_and_runs_of_others(tmp_path, ratios, monkeypatch):
+    """No snapshot is lost unscored: not where the best is the first of equals, nor in a run that train.py made."""
+    ratios[20] = 0.0
+    probe = emm.Probe(options(tmp_path / "a", snapshots=4), 20)
+    train.train(dataclasses.replace(probe.training, out=str(tmp_path / "other")))
+    generate, calls = emm.sample.generate, []
+
+    def killed(*arguments, **keywords):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*arguments, **keywords)
+    monkeypatch.setattr(emm.sample, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        probe.measure()
+    assert [p.name[9:17] for p in train.snapshots(probe.out)] == ["00000001", "00000002", "00000003"]
+    for there in (probe.out, tmp_path / "other"):
+        again = emm.Probe(options(tmp_path / "a", snapshots=4), 20)
+        again.out, again.training = there, dataclasses.replace(again.training, out=str(there))
+        if there != probe.out:
+            again.scores, again.file = {}, there / "scores.json"
+        again.measure()
+        assert sorted(again.scores) == [1, 2, 3, 4] and again.above() is False
+        assert [p.name for p in train.snapshots(there)] == ["snapshot-00000001.safetensors", "model.safetensors"]
+
+
+def test_a_removed_snapshot_proves_nothing(tmp_path, ratios):
+    """45 of 64 is below 90%, and soon removed; that it is above 70% can no longer be shown, so others have to tell."""
+    probe = emm.Probe(options(tmp_path), 20)
+    gone = dict(epoch=1.0, file="snapshot-00000002.safetensors", hits=45, count=64)
+    assert probe.verdict(gone) is False
+    probe.out.mkdir(parents=True)
+    (probe.out / gone["file"]).touch()
+    assert probe.verdict(gone) is False and emm.Probe(options(tmp_path, eps=0.3), 20).verdict(gone) is None
+    (probe.out / gone["file"]).unlink()
+    run.write_json(probe.file, dict(snapshots={2: gone}, sampling_seconds=0.0, started=1.0))
+    assert emm.Probe(options(tmp_path, eps=0.3), 20).verdict(gone) is False
+    with pytest.raises(ValueError, match="a shorter search removed"):
+        emm.Probe(options(tmp_path, full=True), 20).measure()
 
 
 def test_two_searches_in_one_place(tmp_path):
@@ -159,6 +200,10 @@ def test_seeds(tmp_path, ratios, capsys):
     one, other = (run.read_json(tmp_path / "emm" / path) for path in result["searches"])
     assert one["options"]["seed"] == one["options"]["subset_seed"] == 3 and one["data"] == other["data"]
     assert result["interval"][0] <= result["emm"] <= result["interval"][1] and "on average over 2 seeds" in result["statement"]
+    with pytest.raises(ValueError, match="seed: 'each of --seeds' there, 0 asked"):
+        emm.find(options(tmp_path / "emm"))
+    with pytest.raises(ValueError, match="width: 4 there, 8 asked"):
+        emm.find(options(tmp_path / "emm", seeds=(5, 6), width=8))
     assert emm.mean_interval([10.0, 12.0, 14.0])["interval"] == pytest.approx([12 - 4.9683, 12 + 4.9683], abs=1e-3)
     assert emm.mean_interval([10.0, None])["emm"] is None and emm.mean_interval([1.0])["interval"] is None
 
@@ -166,7 +211,7 @@ def test_seeds(tmp_path, ratios, capsys):
 @pytest.mark.parametrize("given, words", [
     (dict(eps=0.0), "--eps 0.0"), (dict(tolerance=0.0), "--tolerance 0.0"), (dict(n_min=1), "--n-min 1"), (dict(alpha=1.0), "--alpha 1.0"),
     (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"), (dict(n_min=5000, n_max=0), "more than the 1797 images of"),
-    (dict(sizes=(1,)), "--sizes"), (dict(sizes=(2000,)), "--sizes")])
+    (dict(sizes=(20, 20)), "twice"), (dict(seeds=(0, 0)), "twice"), (dict(sizes=(1,)), "--sizes"), (dict(sizes=(2000,)), "--sizes")])
 def test_bad_options(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):
         emm.find(options(tmp_path / "x", **given))

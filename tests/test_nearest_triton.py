@@ -139,6 +139,16 @@ def test_machine_code(capability, instruction, D):
 
 @compiles
 @pytest.mark.parametrize("capability", [80, 90])
+def test_arguments_of_one_are_compiled_in(capability):
+    """Triton makes integers equal to 1 constants: one query, one split, a threshold of 1/q."""
+    from kernels.aot import compile_merge, compile_nearest
+    ones = dict(Q=1, tiles_a_split=1, splits=1)
+    assert compile_nearest(capability, 192, ones=ones).spills == 0
+    assert compile_merge(capability, 192, ones=dict(Q=1, splits=1, p2=1)).spills == 0
+
+
+@compiles
+@pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("D", [3072, 12288, MAX_CUDA_PIXELS])
 def test_machine_code_of_the_merge(capability, D):
     from kernels.aot import compile_merge

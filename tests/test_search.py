@@ -52,7 +52,7 @@ def test_any_falling_curve_is_bracketed(half, slope, n_min, n_max, eps, toleranc
     if low is not None and high is not None:
         assert ratio(low) >= 1 - eps > ratio(high) and low <= found["emm"] <= high
         # as narrow as asked, or as the multiple allows
-        assert high <= low * (1 + tolerance) or high - low <= max(2 * multiple, low * tolerance + multiple)
+        assert high <= low * (1 + tolerance) or round(math.sqrt(low * high) / multiple) * multiple in (low, high)
     else:
         assert found["emm"] is None and (low == last or high == first)
     assert found["monotone"]
@@ -135,6 +135,12 @@ def test_belief_follows_the_ratios():
     near = search.belief({4000: record(0.8, whole=True)}, sizes)
     assert (far * np.arange(8)).sum() < (near * np.arange(8)).sum()  # 80% at 4,000: EMM is near it
     assert search.belief({1000: record(0.95)}, sizes)[:2].sum() < flat[:2].sum() / 5
+
+
+def test_belief_of_what_contradicts_itself():
+    measured = {n: record(0.0) for n in range(500, 4000, 150)} | {4000: record(0.95)}
+    n, cost = search.next_size(measured, 500, 50000)
+    assert n > 4000 and math.isfinite(cost)
 
 
 def test_interval_carries_the_samples():
