@@ -221,6 +221,9 @@ def find(options):
     about = dict(stage="emm", options=run.recorded(options), data=whole.fingerprint(),
                  **run.provenance(data.pick_device(free[0])))
 
+    def price(n):
+        return train.total_steps(options, n) * options.batch
+
     with run.claim(out, about, run.defaults(Options)), workers(free) as submit:
         probes = [Probe(options, int(path.parent.name[1:])) for path in out.glob("n*/scores.json")]
         probes.sort(key=lambda probe: probe.started)
@@ -229,7 +232,7 @@ def find(options):
             search.next_sizes, n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
             multiple=multiple, order=options.order, started={probe.n: probe.done() for probe in probes},
             price=price)
-        running, price = {}, lambda n: train.total_steps(options, n) * options.batch
+        running = {}
         print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  ratio against {1 - options.eps:g}")
         for record in records.values():
             print(f"{record['n']:7d} {record['best']['epoch']:9.0f} {record['ratio']:8.2%} "
