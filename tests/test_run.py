@@ -155,13 +155,13 @@ def test_log_drops_what_will_be_made_again(tmp_path):
 
 
 def test_interruptible_notes_the_first_signal_only():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without it
     with run.interruptible():
         assert not run.interrupted()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # in this thread, at once
         assert run.interrupted()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            signal.pause()
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not run.interrupted()
 
 
