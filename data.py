@@ -8,6 +8,7 @@ experiment (paper, sections 3 and 5).
 import hashlib
 import io
 import json
+import os
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -321,6 +322,8 @@ def pick_device(name):
     """The torch device of a --device word: auto, cpu, cuda or cuda:N. On CUDA, float32 stays float32, as published."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:  # a GPU for each process of torchrun
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not a device of these scripts")
         torch.empty(0, device=device)

@@ -23,6 +23,7 @@ import torch
 
 import data
 import memorize
+import parallel
 import run
 import sample
 import search
@@ -55,6 +56,8 @@ class Options(train.Options):
 
     def __post_init__(self):
         super().__post_init__()
+        if parallel.size() > 1:
+            raise ValueError("emm.py is one process, which starts its own: give it --devices cuda:0,cuda:1 instead of torchrun")
         memorize.parse_threshold(self.threshold)
         if not 0 < self.eps < 1 or not self.tolerance > 0 or not 0 < self.alpha < 1:
             raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}, --alpha {self.alpha}: "

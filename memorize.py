@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import data
+import parallel
 import run
 from kernels import memorized
 from run import option
@@ -84,7 +85,9 @@ def score(samples, train, threshold=(1, 3)):
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).
     """
-    verdict, distances, index = (a.cpu() for a in memorized(samples, train, threshold))
+    with parallel.group(samples.device):
+        part = memorized(samples[parallel.share(len(samples))], train, threshold)
+        verdict, distances, index = (parallel.gather(a, len(samples)).cpu() for a in part)
     hits, count = int(verdict.sum()), len(samples)
     low, high = wilson(hits, count)
     mean = distances.double().sqrt().mean(0).tolist()
@@ -122,6 +125,8 @@ def memorize(options):
         if not options.csv and not options.pairs:
             return there
     summary, verdict, distances, index = score(samples.to(device), train.to(device), parse_threshold(options.threshold))
+    if parallel.rank():
+        return summary
     if options.csv:
         write_csv(options.csv, distances, index, verdict, sample_names, train_names)
     if options.pairs:

@@ -93,10 +93,15 @@ def stage(function, cls, description, argv=None):
     interrupt with 130; anything else is a defect of this program and keeps its traceback.
     """
     name = Path(sys.argv[0]).name
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks for all
+    if not first:
+        sys.stdout = open(os.devnull, "w")
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return function(parse(cls, argv, description))
+        with contextlib.nullcontext() if first else contextlib.redirect_stderr(sys.stdout):
+            options = parse(cls, argv, description)
+        return function(options)
     except KeyboardInterrupt as interrupt:
         print(f"{name}: interrupted{'; ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -104,7 +109,7 @@ def stage(function, cls, description, argv=None):
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, RuntimeError) and "memory" not in text.lower():  # torch's out-of-memory errors are these
             raise
-        sys.exit(f"{name}: {text}")
+        sys.exit(f"{name}: {text}" if first or not isinstance(error, (ValueError, OSError)) else 1)
 
 
 def recorded(options):

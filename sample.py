@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import parallel
 import run
 import unet
 from kernels import Optimum
@@ -172,8 +173,15 @@ def sample(options):
         if options.label is not None and not 0 <= options.label < D.config["label_dim"]:
             raise ValueError(f"--label {options.label}: the model has {D.config['label_dim']} labels, counted from 0")
         seeds = parse_seeds(options.seeds)
-        images, labels = generate(D, seeds, counts, options.label, options.heun_steps,
-                                  options.sigma_min, options.sigma_max, options.rho, options.batch, device)
+        if len(seeds) < parallel.size():
+            raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
+        with parallel.group(device):
+            part = generate(D, seeds[parallel.share(len(seeds))], counts, options.label, options.heun_steps,
+                            options.sigma_min, options.sigma_max, options.rho, options.batch, device)
+            images, labels = (parallel.gather(torch.from_numpy(a).to(device), len(seeds)).cpu().numpy() if a is not None else None
+                              for a in part)
+        if parallel.rank():
+            return out
         arrays = dict(arr_0=images, seeds=np.array(seeds), about=json.dumps(about | run.provenance(device)))
         with run.publish(out) as temporary:
             np.savez(temporary, **arrays, **(dict(labels=labels) if labels is not None else {}))

@@ -10,6 +10,7 @@ way; OUT/config.json and OUT/log.jsonl. The defaults are the published procedure
 appendix A): a number of epochs and not of steps, so that steps grow with |D|. The same command goes on
 where an interrupted run stopped; on a CPU, one machine and one software, to the same weights bit for bit.
 """
+import contextlib
 import hashlib
 import math
 import resource
@@ -26,12 +27,14 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 import data
+import parallel
 import run
 import unet
 from run import option
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 LINE_SECONDS = 20        # between progress lines where stderr is no terminal
+SIGNAL_STEPS = 10        # between the steps at which several processes ask each other for a signal to stop
 
 
 @dataclass(frozen=True)
@@ -155,25 +158,29 @@ def train(options, each_snapshot=None):
     if not set(options.attn_resolutions or ()) <= set(levels):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
     about = dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device))
-    with run.claim(out, about, run.defaults(Options)):
+    if options.batch < parallel.size():
+        raise ValueError(f"--batch {options.batch} is smaller than the number of processes, {parallel.size()}")
+    claim = run.claim(out, about, run.defaults(Options)) if parallel.rank() == 0 else contextlib.nullcontext()
+    with parallel.group(device), claim:
+        parallel.barrier()  # the directory is the run's, and swept
         for path in snapshots(out):
             if each_snapshot and path.exists() and each_snapshot(path):  # it may remove others
                 return path
-        if (out / "model.safetensors").exists():
+        if parallel.total((out / "model.safetensors").exists(), device):
             return out / "model.safetensors"
         return take_steps(options, D, net, out, device, about, each_snapshot or (lambda path: False))
 
 
 def take_steps(options, D, net, out, device, about, each_snapshot):
-    """The steps of `train` that are not done yet, in the run directory `out` that this process holds."""
-    n = len(D)
+    """The steps of `train` that are not done yet, in the run directory `out` that this process, or rank 0, holds."""
+    n, writes = len(D), parallel.rank() == 0
     net.to(device).train()
     parameters = dict(net.model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = make_optimizer(options, list(parameters.values()))
     images, labels = D.images.to(device), D.labels.to(device) if D.label_dim else None
     step, seconds = load_state(out / "state.safetensors", net, ema, optimizer)
-    log = run.Log(out / "log.jsonl", step)
+    log = run.Log(out / "log.jsonl", step) if writes else None
     total = total_steps(options, n)
     snapshot_steps = {round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)}
     label_counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
@@ -182,34 +189,44 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
         unet.save(path, net, {**net.model.state_dict(), **ema}, step=step, epoch=step * options.batch / n,
                   label_counts=label_counts, **about)
 
+    loss_of = parallel.wrap(net, device)
     losses, tick, saved = [], time.perf_counter(), time.perf_counter()
     with run.interruptible(), Progress(out, step, total) as progress:
         while step < total:
-            loss = train_step(options, net, ema, optimizer, images, labels, step)
+            loss = train_step(options, net, ema, optimizer, images, labels, step, loss_of)
             losses.append(loss)
             step += 1
-            stop = run.interrupted()
-            due = step in snapshot_steps or stop or time.perf_counter() - saved > options.save_seconds
-            if not (due or step % options.log_steps == 0):
-                continue
-            values = torch.stack(losses).tolist()  # the only wait for the device
+            if parallel.size() == 1:
+                stop = run.interrupted()
+            else:
+                stop = step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
+            late = time.perf_counter() - saved > options.save_seconds
+            due = step in snapshot_steps or stop
+            if not (due or step % options.log_steps == 0 or late and parallel.size() == 1):
+                continue  # several processes, whose clocks differ, come here at the same steps
+            due = due or late
+            values = parallel.summed(torch.stack(losses)).tolist()  # the only wait for the device
             check_finite(values, step, ema, options)
             now = time.perf_counter()
             seconds += now - tick
-            log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
-                      loss=sum(values) / len(values), images_per_second=round(len(values) * options.batch / (now - tick), 1),
-                      memory_mb=memory_mb(device), seconds=round(seconds, 3))
+            if writes:
+                log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
+                          loss=sum(values) / len(values), images_per_second=round(len(values) * options.batch / (now - tick), 1),
+                          memory_mb=memory_mb(device), seconds=round(seconds, 3))
             progress.update(step, sum(values) / len(values))
             losses, tick = [], now
+            snapshot = out / ("model.safetensors" if step == total else f"snapshot-{step:08d}.safetensors")
+            if step in snapshot_steps and writes:
+                write_snapshot(snapshot)
             if step == total:
-                write_snapshot(out / "model.safetensors")
-                (out / "state.safetensors").unlink(missing_ok=True)
-                each_snapshot(out / "model.safetensors")
-                return out / "model.safetensors"
-            if step in snapshot_steps:
-                write_snapshot(snapshot := out / f"snapshot-{step:08d}.safetensors")
-            if due:
+                if writes:
+                    (out / "state.safetensors").unlink(missing_ok=True)
+                each_snapshot(snapshot)
+                parallel.barrier()
+                return snapshot
+            if due and writes:
                 save_state(out / "state.safetensors", net, ema, optimizer, step, seconds)
+            if due:
                 saved = time.perf_counter()
             if stop:
                 raise KeyboardInterrupt(f"the state of step {step} is in {out}; the same command goes on from there")
@@ -218,23 +235,31 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
             tick = time.perf_counter()
 
 
-def train_step(options, net, ema, optimizer, images, labels, step):
-    """One step, in place; returns its mean loss as a tensor on the device, without waiting for it.
+def train_step(options, net, ema, optimizer, images, labels, step, loss_of=None):
+    """One step, in place; returns its mean loss (this process's part of it) as a tensor on the device, without waiting.
 
-    All randomness of a step comes from (seed, step). With `batch_device` the noise stays the same;
-    dropout, which is drawn in the forward pass, does not.
+    All randomness of a step comes from (seed, step). With `batch_device` or several processes the noise stays the
+    same; dropout, which is drawn in the forward pass, does not. `loss_of` is net.loss, or what adds up gradients
+    over the processes (`parallel.wrap`).
     """
     torch.manual_seed(mix(options.seed, step))
     index = torch.from_numpy(batch_index(len(images), options.batch, step, options.seed, options.reshuffle)).to(images.device)
     y = images[index].float() / 127.5 - 1                                   # [B, C, H, W]
     sigma = net.training_sigma(len(y), device=y.device)
     noise = torch.randn_like(y)
+    if parallel.size() > 1:
+        torch.manual_seed(mix(options.seed, step, parallel.rank()))  # of dropout
     total = torch.zeros((), device=y.device)
     optimizer.zero_grad(set_to_none=True)
+    mine = parallel.share(len(y))
     size = options.batch_device or len(y)
-    for part in (slice(i, i + size) for i in range(0, len(y), size)):
-        loss = net.loss(y[part], sigma[part], noise[part], labels[index[part]] if labels is not None else None).sum() / len(y)
-        loss.backward()
+    parts = [slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size)]
+    for part in parts:
+        last = loss_of is None or part is parts[-1]
+        with contextlib.nullcontext() if last else loss_of.no_sync():
+            loss = (loss_of or net.loss)(y[part], sigma[part], noise[part], labels[index[part]] if labels is not None else None)
+            loss = loss.sum() / len(y)
+            (loss * parallel.size()).backward()  # processes average their gradients
         total += loss.detach()
     factor, beta = schedule(options, len(images), step)
     for group in optimizer.param_groups:
@@ -301,7 +326,8 @@ class Progress:
     """A bar on a terminal, a plain line now and then elsewhere; on stderr."""
 
     def __init__(self, out, step, total):
-        self.bar = tqdm(desc=str(out), initial=step, total=total, unit="step", disable=None)
+        silent = True if parallel.rank() else None  # None: silent where stderr is no terminal
+        self.bar = tqdm(desc=str(out), initial=step, total=total, unit="step", disable=silent)
         self.out, self.total, self.start, self.last = out, total, step, time.perf_counter()
         self.begin = self.last
 
@@ -309,7 +335,7 @@ class Progress:
         self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         self.bar.update(step - self.bar.n)
         now = time.perf_counter()
-        if self.bar.disable and (now - self.last > LINE_SECONDS or step == self.total):
+        if self.bar.disable and not parallel.rank() and (now - self.last > LINE_SECONDS or step == self.total):
             rate = (now - self.begin) / max(1, step - self.start)
             print(f"{self.out}: step {step} of {self.total}, loss {loss:.4g}, {1e3 * rate:.0f} ms a step, "
                   f"{(self.total - step) * rate:.0f} s left", file=sys.stderr, flush=True)

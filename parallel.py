@@ -1,0 +1,95 @@
+"""Several processes under torchrun: this one's part of the work, and the parts brought together.
+
+    torchrun --standalone --nproc_per_node=2 -- train.py --data cifar10 --n 1000 --out runs/n1000
+
+(The bare -- keeps torchrun from reading --n as its own.) Started any other way there is one process, rank 0 of 1, and
+everything here does nothing. Only rank 0 writes; several machines need one file system.
+"""
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def rank():
+    return int(os.environ.get("RANK", 0))
+
+
+def size():
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextlib.contextmanager
+def group(device):
+    """Join the other processes, over nccl on GPUs and gloo on CPUs, until the end of the block."""
+    if size() == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def share(count):
+    """The slice of `count` items that is this process's: in order of ranks, sizes within one of each other."""
+    return slice(count * rank() // size(), count * (rank() + 1) // size())
+
+
+def gather(part, count):
+    """All `count` items, of which every process holds its `share` along dimension 0, as one tensor in each of them."""
+    if size() == 1:
+        return part
+    if part.dtype == torch.bool:  # not for every backend
+        return gather(part.byte(), count).bool()
+    longest = -(-count // size())
+    padded = part.new_zeros(longest, *part.shape[1:])
+    padded[:len(part)] = part
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(parts, padded)
+    lengths = [count * (r + 1) // size() - count * r // size() for r in range(size())]
+    return torch.cat([p[:length] for p, length in zip(parts, lengths)])
+
+
+def total(value, device):
+    """The sum of a number over all processes."""
+    if size() == 1:
+        return value
+    tensor = torch.tensor(float(value), dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.item()
+
+
+def summed(tensor):
+    """A tensor, added up over all processes in place."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+class Loss(torch.nn.Module):
+    """net.loss as a module's forward, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, *arguments):
+        return self.net.loss(*arguments)
+
+
+def wrap(net, device):
+    """net.loss with gradients averaged over all processes as they are made; None if there is one process."""
+    if size() == 1:
+        return None
+    return torch.nn.parallel.DistributedDataParallel(Loss(net), device_ids=[device] if device.type == "cuda" else None)
+
+
+def barrier():
+    """Wait for all processes."""
+    if size() > 1:
+        dist.barrier()
