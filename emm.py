@@ -40,6 +40,7 @@ CONFIDENCE = 0.95  # of the reported intervals
 @dataclass(frozen=True)
 class Options(train.Options):
     n: int = option(0, "chosen by the search", hidden=True)
+    plan: bool = option(False, "of one size: see train.py", recorded=False, hidden=True)
     out: str = option("runs/emm", "directory of the search, with a run directory for each size", recorded=False)
     n_min: int = option(500, "smallest size", recorded=False)
     n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False)

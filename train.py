@@ -73,6 +73,7 @@ class Options(data.Options):
     log_steps: int = option(100, "steps a line of log.jsonl", recorded=False)
     save_seconds: float = option(300, "write the resume state this often", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
+    plan: bool = option(False, "print what the run would cost on one H100 or A100, and train nothing", recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -141,7 +142,7 @@ def snapshots(directory):
 
 
 def train(options, each_snapshot=None):
-    """Train as the options say; returns the path of the final model. A finished run returns at once.
+    """Train as the options say; returns the path of the final model (None for a plan). A finished run returns at once.
 
     `each_snapshot(path)` is called with every snapshot, those of an earlier start and the final model included, in
     order of their steps; if it returns True the run stops there and that path is returned. The same call goes on.
@@ -157,6 +158,10 @@ def train(options, each_snapshot=None):
     levels = [D.resolution >> level for level in range(len(options.channel_mult))]
     if not set(options.attn_resolutions or ()) <= set(levels):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
+    if options.plan:
+        import plan  # torch's counters, which only this needs
+        print(plan.report(net, len(D), total_steps(options, len(D)), options.batch, options.batch_device, options.snapshots))
+        return None
     about = dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device))
     if options.batch < parallel.size():
         raise ValueError(f"--batch {options.batch} is smaller than the number of processes, {parallel.size()}")
@@ -358,7 +363,8 @@ def memory_mb(device):
 
 def main():
     model = run.stage(train, Options, __doc__)
-    print(f"wrote {model}")
+    if model:
+        print(f"wrote {model}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Options:
     seeds: tuple[int, ...] = option((0, 1, 2), "seeds of training set and training")
     n_min: int = option(6, "smallest size")
     n_max: int = option(36, "largest size")
-    tolerance: float = option(0.15, "of the bracket, and the steps of the grid")
+    tolerance: float = option(0.3, "of the bracket, and the steps of the grid")
     samples: int = option(1000, "samples a snapshot: all of them for the grid, at most for the search")
 
 

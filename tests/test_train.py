@@ -233,3 +233,9 @@ def test_damaged_state_is_named(tmp_path):
     (tmp_path / "run" / "state.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match="state.safetensors is damaged"):
         train.train(o)
+
+
+def test_plan_trains_nothing(tmp_path, capsys):
+    assert train.train(options(tmp_path / "a", plan=True)) is None
+    text = capsys.readouterr().out
+    assert "parameters" in text and "GFLOP an image" in text and "H100" in text and not (tmp_path / "a").exists()

@@ -1,0 +1,125 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import plan
+import unet
+from conftest import ROOT
+
+# forms that differ in what is counted: depth, resampling filters, labels, attention at several resolutions
+NETWORKS = [dict(), dict(blocks=2, label_dim=10), dict(arch="ncsnpp", precond="edm"),
+            dict(attn_resolutions=[16, 8], skip_connections=[1, 0, 1, 0], img_channels=1)]
+COST = plan.Cost(parameters=10**8, evaluation_flops=10**10, step_flops=3 * 10**10, kept_bytes=10**8)
+
+
+def network(arch="ddpmpp", precond="vp", img_channels=3, **given):
+    return unet.Denoiser(arch, precond, 16, img_channels, **dict(dict(width=8, blocks=1, channel_mult=(1, 2)), **given))
+
+
+def evaluate(D):
+    labels = torch.zeros(1, dtype=torch.int64) if D.config["label_dim"] else None
+    return D(torch.zeros(1, D.config["img_channels"], 16, 16), 1.0, labels)
+
+
+@pytest.mark.parametrize("given", [given for given in NETWORKS if given.get("arch") != "ncsnpp"])
+def test_flops_are_those_worked_out_by_hand(given):
+    D, flops = network(**given), {}
+
+    def note(module, inputs, output):  # two a product
+        if isinstance(module, unet.Block):
+            _, channels, height, width = output.shape
+            flops[module] = module.attention * 2 * 2 * (height * width)**2 * channels
+        else:
+            flops[module] = 2 * output.numel() * module.weight[0].numel()
+
+    handles = [module.register_forward_hook(note) for module in D.modules()
+               if isinstance(module, (unet.Block, unet.Conv2d, unet.Linear))]
+    evaluate(D)
+    for handle in handles:
+        handle.remove()
+    needless = flops[D.model.enc["16x16_conv"]]  # a gradient for the image, and for what no weight decides
+    needless += 0 if D.config["label_dim"] else flops[D.model.map_layer0]
+    cost = plan.cost(D)
+    assert cost.evaluation_flops == sum(flops.values())
+    assert cost.step_flops == 3 * cost.evaluation_flops - needless
+
+
+def test_storages_count_once_and_parameters_not_at_all():
+    conv, x = nn.Conv2d(3, 4, 3, padding=1), torch.zeros(2, 3, 8, 8)
+    with plan.kept(conv.parameters()) as storages:
+        h = conv(x)                     # keeps x and the weight
+        F.silu(h)                       # keeps h
+        h.flatten(1)[:1].square()       # keeps a view of h
+        h[:, :2] * 2                    # keeps nothing
+    assert sorted(storage.nbytes() for storage in storages) == [4 * x.numel(), 4 * h.numel()]
+
+
+@pytest.mark.parametrize("given", NETWORKS)
+def test_bytes_are_those_of_a_real_step(given):
+    D = network(**given).train()
+    y = torch.zeros(3, D.config["img_channels"], 16, 16)
+    labels = torch.zeros(3, dtype=torch.int64) if D.config["label_dim"] else None
+    with sdpa_kernel(SDPBackend.MATH), plan.kept(D.parameters()) as storages:
+        D.loss(y, torch.ones(3), torch.zeros_like(y), labels)
+    assert sum(storage.nbytes() for storage in storages) == plan.count(D, 3)[2]
+
+
+def test_counts_are_linear_in_the_batch():
+    D = network()
+    two, four, six = (plan.count(D, images) for images in (2, 4, 6))
+    assert [b - a for a, b in zip(two, four)] == [b - a for a, b in zip(four, six)]
+    assert four[:2] == (2 * two[0], 2 * two[1])
+    assert four[2] == pytest.approx(2 * two[2], rel=1e-3)  # but for what no image owns, such as frequencies
+
+
+def test_the_network_stays_as_it_is():
+    D = network().eval().requires_grad_(False)
+    before = {name: t.clone() for name, t in D.state_dict().items()}
+    cost = plan.cost(D)
+    assert cost == plan.cost(network())  # as for one that trains
+    assert not D.training and not any(p.requires_grad or p.grad is not None for p in D.parameters())
+    assert all(t.device.type == "cpu" and torch.equal(t, before[name]) for name, t in D.state_dict().items())
+    assert cost.parameters == sum(p.numel() for p in D.parameters()) and cost.state_bytes == 20 * cost.parameters
+
+
+def test_largest_batch_device():
+    fixed = plan.CONTEXT_BYTES + COST.state_bytes
+    for size in (1, 5, 7, 10, 70):
+        gigabytes = (fixed + size * plan.FRAGMENTATION * COST.kept_bytes) / plan.GIGABYTE
+        assert plan.largest_batch_device(COST, 70, gigabytes * 1.001) == size
+        assert plan.largest_batch_device(COST, 70, gigabytes * 0.999) < size
+    assert plan.largest_batch_device(COST, 70, fixed / plan.GIGABYTE) == 0
+    assert plan.largest_batch_device(COST, 64, 1000) == 64
+
+
+def test_hours():
+    assert plan.hours(989e12 * plan.UTILISATION["bf16"] * 3600, "H100", "bf16") == pytest.approx(1)
+    for gpu in plan.PEAK:
+        for precision in plan.UTILISATION:
+            assert plan.hours(6e18, gpu, precision) == pytest.approx(3 * plan.hours(2e18, gpu, precision))
+    assert plan.sampling_flops(COST, 16) == 16 * 10_000 * 35 * COST.evaluation_flops
+
+
+def test_report(monkeypatch):
+    monkeypatch.setattr(plan, "cost", lambda D: COST)
+    text = plan.report(None, n=2000, steps=1000, batch=512, batch_device=64, snapshots=4, samples=500)
+    memory = COST.bytes(64) / plan.GIGABYTE
+    training = plan.hours(1000 * 512 * COST.step_flops, "A100", "fp32")
+    assert f"{memory:.1f} GB with 64 images at once" in text and "100,000,000 parameters" in text
+    assert "4 snapshots, 500 samples" in text and "1.54e+16 FLOP" in text and "7e+14 FLOP" in text
+    assert f"{training:.2g} + 0.017" in text and "no GPU was measured" in text
+    assert f"--batch-device in 24 GB: {plan.largest_batch_device(COST, 512, 24)}" in text
+    assert f"{COST.bytes(512) / plan.GIGABYTE:.1f} GB with 512" in plan.report(None, 2000, 1000, 512, 0, 4)
+    monkeypatch.setattr(plan, "CARDS", (1,))
+    assert "--batch-device in 1 GB: none" in plan.report(None, 2000, 1000, 512, 0, 4)
+
+
+def test_the_base_run_of_the_paper_and_the_document():
+    cost = plan.cost(plan.paper_network(128))
+    assert cost.parameters == 35_125_251 and plan.largest_batch_device(cost, 512, 80) == 512
+    printed = (ROOT / "docs" / "cost.md").read_text()
+    flops = f"{cost.evaluation_flops / 1e9:.1f} | {cost.step_flops / 1e9:.1f}"
+    assert f"| 128 | 2 | {cost.parameters / 1e6:.1f} | {flops} | {cost.kept_bytes / 2**20:.1f} |" in printed
+    assert str(plan.FRAGMENTATION) in printed and plan.row("assumed utilisation", "60%", "30%", "20%") in printed
