@@ -9,6 +9,7 @@ import numpy as np
 
 ABOVE_SHARE = 0.6    # of its training that a size above 1 - eps takes until it is decided, for the expected cost
 SLOPES = (1, 1.5, 2, 3, 4.5, 7)  # of logit ratio against -ln |D|: 2 to 4 in the paper's figures and in digits
+LEAST_SHARE = 0.01   # of the price of a size that is trained already: samples are not free
 MISFIT = 0.4         # standard deviation of a ratio's logit about such a line
 EXTREME = 0.995      # ratios beyond it tell no more
 
@@ -95,7 +96,7 @@ def next_size(measured, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1, order=
         return n, float(price(n)) if n else 0.0
     first = sizes.index(inside[0])
     mass = belief(measured, sizes, eps, slice(first, first + len(inside) + 1))  # between low, the sizes inside, and high
-    prices = [price(n) * (1 - min(started.get(n, 0), 1)) for n in inside]
+    prices = [price(n) * max(1 - started.get(n, 0), LEAST_SHARE) for n in inside]
     size, cost = cheapest_first(inside, prices, mass, low or 0, high or math.inf, tolerance)
     return (size if order == "cost" else bisect(low, high, n_min, n_max, multiple)), cost
 

@@ -97,7 +97,11 @@ def test_known_and_started_sizes_are_used():
     assert all(1000 <= n <= 1200 for n in order)
     n, _ = search.next_size({}, 500, 50000, multiple=10)
     near = n + 10
-    assert search.next_size({}, 500, 50000, multiple=10, started={near: 0.9})[0] == near
+    for done in (0.9, 1.0):
+        n, cost = search.next_size({}, 500, 50000, multiple=10, started={near: done})
+        assert n == near and cost > 0
+    between = {500: record(0.99), 600: record(0.5)}
+    assert search.next_size(between, 500, 50000, started={550: 1.0})[1] > 0
 
 
 def test_cost_looks_low_first_and_saves():
