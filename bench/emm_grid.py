@@ -1,6 +1,6 @@
 """emm.py beside a plain full grid, for real: EMM of digits for two widths and three seeds, and what each way costs.
 
-    python bench/emm_grid.py     about an hour and a half on 2 cores; goes on where it was stopped
+    python bench/emm_grid.py     an hour and a half on one core; goes on where it was stopped
 
 The grid is the paper's way: the same sizes for every width and seed, in steps of the tolerance, each trained to its
 end, all samples drawn from every snapshot. The search may spend as many samples on a snapshot, and decides by itself.
