@@ -33,7 +33,6 @@ import unet
 from kernels import memorized
 from run import option
 
-CHUNK = 64        # samples before the first look at a snapshot; from then on half as many again before each
 CONFIDENCE = 0.95  # of the reported intervals
 
 
@@ -87,11 +86,9 @@ class Probe:
     def verdict(self, score):
         """True if this snapshot is above 1 - eps, False if below, None if more samples have to tell."""
         o = self.options
-        if not o.full:
-            # one above, of all snapshots, makes a size above: they share the chance to err that way
-            decided = sequential.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / o.snapshots, o.alpha)
-            if decided is not None:
-                return decided
+        decided = None if o.full else self.tested(score)
+        if decided is not None:
+            return decided
         if score["count"] >= o.samples:
             return score["hits"] >= (1 - o.eps) * score["count"]
         # one that was removed was neither the best nor the last; it cannot be asked any more, and shows nothing
@@ -99,11 +96,14 @@ class Probe:
 
     def above(self):
         """True as soon as one snapshot is above 1 - eps, False if all are below, None if the size is not decided."""
-        verdicts = [self.verdict(score) for score in self.scores.values()]
-        whole = any(score["file"] == "model.safetensors" for score in self.scores.values())
+        verdicts, whole = [self.verdict(score) for score in self.scores.values()], self.whole()
         if any(verdicts) and (whole or not self.options.full):
             return True
         return False if whole and None not in verdicts else None
+
+    def whole(self):
+        """Whether the end of the training has been scored."""
+        return any(score["file"] == "model.safetensors" for score in self.scores.values())
 
     def measure(self):
         """Train and sample until `above` is known. A killed probe goes on at the step, and the samples, where it was."""
@@ -123,7 +123,7 @@ class Probe:
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
             D = D or unet.load(snapshot, device)[0]
-            more = o.samples if o.full else max(CHUNK, score["count"] // 2 // CHUNK * CHUNK)
+            more = o.samples if o.full else sequential.chunk(score["count"])
             seeds = range(score["count"], min(score["count"] + more, o.samples))
             images, _ = sample.generate(D, seeds, about["label_counts"], device=device)
             x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # [B, C, H, W]
@@ -154,12 +154,10 @@ class Probe:
             return None
         scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
         best = max(scores, key=share)
-        # each interval holds with a share of the chance to err, so their upper and lower ends hold for the best of all
-        ends = [sequential.interval(s["hits"], s["count"], (1 - CONFIDENCE) / self.options.snapshots) for s in scores]
+        interval = sequential.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / self.options.snapshots)
         log = run.read_log(self.out / "log.jsonl")
-        whole = any(s["file"] == "model.safetensors" for s in scores)
         return dict(
-            n=self.n, started=self.started, above=above, whole=whole, ratio=share(best), interval=[max(e) for e in zip(*ends)],
+            n=self.n, started=self.started, above=above, whole=self.whole(), ratio=share(best), interval=interval,
             decided=any(self.tested(s) for s in scores) if above else all(self.tested(s) is False for s in scores),
             best=dict(step=best["step"], epoch=best["epoch"], snapshot=best["file"]), last_ratio=share(scores[-1]),
             images_trained=log[-1]["images"], samples_drawn=sum(s["count"] for s in scores),
@@ -168,7 +166,10 @@ class Probe:
                              interval=sequential.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores])
 
     def tested(self, score):
-        """The verdict of the sequential test alone: None if samples ran out before it."""
+        """The verdict of the sequential test alone, None while it is open.
+
+        One above, of all snapshots, makes a size above: they share the chance to err that way.
+        """
         o = self.options
         return sequential.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / o.snapshots, o.alpha)
 
@@ -208,12 +209,17 @@ def workers(devices):
                 process.terminate()
 
 
+def source(options):
+    """All images that training sets are drawn from."""
+    return data.load(data.Options(data=options.data, classes=options.classes, resolution=options.resolution))
+
+
 def find(options):
     """Search for EMM as the options say, with a line for each snapshot; returns the path of OUT/emm.json."""
     if options.seeds:
         return find_each(options)
     out, start = Path(options.out), time.perf_counter()
-    whole = data.load(data.Options(data=options.data, classes=options.classes, resolution=options.resolution))
+    whole = source(options)
     classes = len(whole.labels.unique())
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
@@ -288,7 +294,7 @@ def so_far(records, expected, elapsed):
 def find_each(options):
     """`find` for each of --seeds, which also draw the training sets; OUT/emm.json is their mean and its interval."""
     out = Path(options.out)
-    whole = data.load(data.Options(data=options.data, classes=options.classes, resolution=options.resolution))
+    whole = source(options)
     about = dict(stage="emm", options=run.recorded(options) | dict(seed="each of --seeds", subset_seed="each of --seeds"),
                  data=whole.fingerprint(), **run.provenance())
     with run.claim(out, about, run.defaults(Options)):

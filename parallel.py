@@ -35,9 +35,10 @@ def group(device):
         dist.destroy_process_group()
 
 
-def share(count):
-    """The slice of `count` items that is this process's: in order of ranks, sizes within one of each other."""
-    return slice(count * rank() // size(), count * (rank() + 1) // size())
+def share(count, process=None):
+    """The slice of `count` items that is a process's, this one's by default: in order of ranks, as equal as can be."""
+    process = rank() if process is None else process
+    return slice(count * process // size(), count * (process + 1) // size())
 
 
 def gather(part, count):
@@ -51,17 +52,15 @@ def gather(part, count):
     padded[:len(part)] = part
     parts = [torch.empty_like(padded) for _ in range(size())]
     dist.all_gather(parts, padded)
-    lengths = [count * (r + 1) // size() - count * r // size() for r in range(size())]
-    return torch.cat([p[:length] for p, length in zip(parts, lengths)])
+    shares = [share(count, process) for process in range(size())]
+    return torch.cat([p[:s.stop - s.start] for p, s in zip(parts, shares)])
 
 
 def total(value, device):
     """The sum of a number over all processes."""
     if size() == 1:
         return value
-    tensor = torch.tensor(float(value), dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return tensor.item()
+    return summed(torch.tensor(float(value), dtype=torch.float64, device=device)).item()
 
 
 def summed(tensor):

@@ -12,6 +12,7 @@ McAuliffe and Sekhon, Time-uniform, nonparametric, nonasymptotic confidence sequ
 import math
 
 BISECTIONS = 50  # halvings of [0, 1]: to the last bits of a float
+CHUNK = 64       # samples before the first look; from then on half as many again before each
 
 
 def log_mixture(hits, count, p):
@@ -52,3 +53,17 @@ def verdict(hits, count, target, alpha_above=0.01, alpha_below=0.01):
     if hits < target * count and log_m >= -math.log(alpha_below):
         return False
     return None
+
+
+def chunk(count):
+    """How many samples to draw after the first `count`, before the next look."""
+    return max(CHUNK, count // 2 // CHUNK * CHUNK)
+
+
+def interval_of_best(scores, alpha=0.05):
+    """(low, high) that holds the largest of several ratios, given (hits, count) of each.
+
+    With `alpha` the chance to err of each, however many there are: their upper and lower ends together hold for the best.
+    """
+    ends = [interval(hits, count, alpha) for hits, count in scores]
+    return [max(end) for end in zip(*ends)]

@@ -5,18 +5,24 @@
 Compiles ahead of time (about 1 s a row), reads registers, spills, shared memory and instructions from the machine code,
 and prints the paper roofline of kernels/nearest_triton.py. No GPU is used: nothing here is a measured time.
 """
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kernels.aot import SHARED_BYTES, WARP_THREADS, compile_nearest  # noqa: E402
 from kernels.nearest_triton import tiles  # noqa: E402
+from run import option, stage  # noqa: E402
 
 Q, N = 10_000, 50_000
 # int8 operations and bytes a second: data sheets of the SXM models; L2 bandwidth as microbenchmarks find it
 ROOFLINES = {"H100": dict(capability=90, tops=1979e12, l2=5.5e12, hbm=3.35e12),
              "A100": dict(capability=80, tops=624e12, l2=4.5e12, hbm=2.0e12)}
+
+
+@dataclass(frozen=True)
+class Options:
+    D: int = option(3072, "values of an image")
 
 
 def machine_code(D):
@@ -42,9 +48,14 @@ def roofline(D):
               f"  {hbm_bytes / gpu['hbm'] * 1e3:>8.2f} ({hbm_bytes / 1e9:.1f})")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--D", type=int, default=3072, help="values of an image")
-    options = parser.parse_args()
+def report(options):
     machine_code(options.D)
     roofline(options.D)
+
+
+def main():
+    stage(report, Options, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ def name():
 
 
 def save(table, record):
-    """Write the printed table and the numbers behind it: results/TABLE-MACHINE.json. Returns the path."""
+    """Write the numbers behind a table to results/TABLE-MACHINE.json. Returns the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{table}-{re.sub('[^a-z0-9]+', '-', name().lower())}.json"
     write_json(path, record)

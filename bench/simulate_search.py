@@ -19,7 +19,6 @@ from statistics import mean
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import emm  # noqa: E402
 import search  # noqa: E402
 import sequential  # noqa: E402
 from plot import published_curve  # noqa: E402
@@ -64,7 +63,7 @@ def measure(ratio, n, generator, early):
     for s in range(1, SNAPSHOTS + 1):
         p, hits, count, verdict = ratio(n) * (1 - np.exp(-4 * s / SNAPSHOTS)) / (1 - np.exp(-4)), 0, 0, None
         while count < SAMPLES and verdict is None:
-            more = min(max(emm.CHUNK, count // 2 // emm.CHUNK * emm.CHUNK) if early else SAMPLES, SAMPLES - count)
+            more = min(sequential.chunk(count) if early else SAMPLES, SAMPLES - count)
             hits, count = hits + generator.binomial(more, p), count + more
             verdict = sequential.verdict(hits, count, 1 - EPS, ALPHA / SNAPSHOTS, ALPHA) if early else None
         drawn += count
@@ -72,9 +71,8 @@ def measure(ratio, n, generator, early):
         if verdict:
             break
     hits, count = max(scores, key=lambda score: score[0] / score[1])
-    ends = [sequential.interval(*score, 0.05 / SNAPSHOTS) for score in scores]
     record = dict(above=verdict or hits >= (1 - EPS) * count, whole=s == SNAPSHOTS, ratio=hits / count,
-                  interval=[max(e) for e in zip(*ends)])
+                  interval=sequential.interval_of_best(scores, 0.05 / SNAPSHOTS))
     return record, n * s / SNAPSHOTS, drawn
 
 

@@ -21,13 +21,13 @@ def nearest_two_cpu(x, y):
 
     Memory beyond the images: a copy of x, and blocks that do not grow with Q or N.
     """
-    x = (x ^ 128).view(torch.int8)  # the bits of pixels - 128
+    x = centred(x)
     product = torch._int_mm if int8_products_are_exact(x.shape[1]) else float64_products
     best = np.full((len(x), 2), LARGEST, np.int32)
     index = np.zeros((len(x), 2), np.int64)
     work = torch.empty(QUERIES_A_BLOCK * REFERENCES_A_BLOCK, dtype=torch.int32)
     for n in range(0, len(y), REFERENCES_A_BLOCK):
-        y_block = (y[n:n + REFERENCES_A_BLOCK] ^ 128).view(torch.int8)
+        y_block = centred(y[n:n + REFERENCES_A_BLOCK])
         y_norms = squared_norms(y_block)
         for q in range(0, len(x), QUERIES_A_BLOCK):
             rows = slice(q, q + QUERIES_A_BLOCK)
@@ -36,8 +36,7 @@ def nearest_two_cpu(x, y):
             product(x[rows], y_block.T, out=score)
             torch.sub(y_norms, score, alpha=2, out=score)
             _merge(best[rows], index[rows], score.numpy(), n)
-    x_norms = torch.cat([squared_norms(part) for part in x.split(REFERENCES_A_BLOCK)])
-    return torch.from_numpy(best).to(torch.int64) + x_norms[:, None], torch.from_numpy(index)
+    return torch.from_numpy(best).to(torch.int64) + squared_norms(x)[:, None], torch.from_numpy(index)
 
 
 def _merge(best, index, score, offset):
@@ -56,10 +55,17 @@ def _merge(best, index, score, offset):
     best[:], index[:] = np.take_along_axis(values, order, 1), np.take_along_axis(indices, order, 1)
 
 
+def centred(images):
+    """uint8 pixels - 128 as int8: one bit of each flips."""
+    return (images ^ 128).view(torch.int8)
+
+
 def squared_norms(x):
-    """|x|^2 int32 [N] of int8 images [N, D]: float32 sums that are exact, then whole numbers."""
-    parts = [chunk.float().square_().sum(1).to(torch.int32) for chunk in x.split(EXACT_TERMS, dim=1)]
-    return torch.stack(parts).sum(0, dtype=torch.int32)
+    """|x|^2 int32 [N] of int8 images [N, D]: float32 sums that are exact, then whole numbers; in blocks of rows."""
+    def of_block(rows):
+        parts = [chunk.float().square_().sum(1).to(torch.int32) for chunk in rows.split(EXACT_TERMS, dim=1)]
+        return torch.stack(parts).sum(0, dtype=torch.int32)
+    return torch.cat([of_block(rows) for rows in x.split(REFERENCES_A_BLOCK)])
 
 
 def float64_products(x, y, out=None):

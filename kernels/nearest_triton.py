@@ -33,6 +33,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.nearest_cpu import centred, squared_norms
+
 LARGEST = 2**31 - 1
 MIDDLE, REACH = 16256, 32640          # of the scores, a pixel
 GROUP = 32                            # query tiles that run beside each other
@@ -183,7 +185,7 @@ def nearest_two_cuda(x, y, threshold=(1, 3), tile=None, splits=None):
         major, minor = torch.cuda.get_device_capability(device)
         tile = tiles(10 * major + minor)
     BQ, BN, BK = tile["BQ"], tile["BN"], tile["BK"]
-    x, y = _centred(x, BQ, BK), _centred(y, BN, BK)
+    x, y = _padded(x, BQ, BK), _padded(y, BN, BK)
     D, q_tiles, n_tiles = x.shape[1], len(x) // BQ, len(y) // BN
     G = group_bits(D, BN)
     if splits is None:
@@ -192,7 +194,7 @@ def nearest_two_cuda(x, y, threshold=(1, 3), tile=None, splits=None):
     tiles_a_split = triton.cdiv(n_tiles, min(splits, n_tiles))
     splits = triton.cdiv(n_tiles, tiles_a_split)  # without those that would be left empty
     n = torch.arange(len(y), device=device)
-    keys = ((_squared_norms(y) - MIDDLE * D) << G) + n % BN // (BN >> G)
+    keys = ((squared_norms(y).long() - MIDDLE * D) << G) + n % BN // (BN >> G)
     keys = torch.where(n < N, keys, LARGEST).to(torch.int32)
     scores, codes = (torch.empty(splits, Q, 2, dtype=torch.int32, device=device) for _ in range(2))
     distances, index = (torch.empty(Q, 2, dtype=torch.int64, device=device) for _ in range(2))
@@ -207,15 +209,10 @@ def nearest_two_cuda(x, y, threshold=(1, 3), tile=None, splits=None):
     return verdict.bool(), distances, index
 
 
-def _centred(images, rows, columns):
+def _padded(images, rows, columns):
     """Pixels - 128 as int8, padded with zeros to multiples of rows and columns."""
     n, d = images.shape
     out = torch.zeros(triton.cdiv(n, rows) * rows, triton.cdiv(d, columns) * columns, dtype=torch.int8,
                       device=images.device)
-    out[:n, :d] = (images ^ 128).view(torch.int8)
+    out[:n, :d] = centred(images)
     return out
-
-
-def _squared_norms(y):
-    """|y|^2 int64 [N] of int8 [N, D], in parts so that no large copy is made."""
-    return torch.cat([part.to(torch.int32).square().sum(1) for part in y.split(4096)])

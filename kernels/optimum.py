@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from kernels.nearest_cpu import int8_products_are_exact, squared_norms
+from kernels.nearest_cpu import centred, int8_products_are_exact, squared_norms
 
 BLOCK_BYTES = 256 * 2**20
 ROWS, COLUMNS = 256, 2048         # queries and images of a block, at most: their products share a cache
@@ -41,7 +41,7 @@ class Optimum:
         self.columns = max(1, min(COLUMNS, block_bytes // 2 // (20 * D)))
         self.int8 = images.device.type == "cpu" and D <= MAX_TERMS and int8_products_are_exact(D)
         if self.int8:
-            self.y = (self.images ^ 128).view(torch.int8)  # pixels - 128: y in [-1, 1] is (pixel - 128 + 1/2) / 127.5
+            self.y = centred(self.images)  # pixels - 128: y in [-1, 1] is (pixel - 128 + 1/2) / 127.5
             self.half_norms = torch.empty(N, dtype=torch.float64)  # 127.5 |y|^2 / 2 up to a constant
             for block, norms in zip(self.y.split(self.columns), self.half_norms.split(self.columns)):
                 norms.copy_(squared_norms(block) + block.sum(1)).div_(255)
