@@ -122,7 +122,7 @@ class Probe:
         D = None
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
-            D = D or unet.load(snapshot, device)[0]
+            D = D or unet.load(snapshot, device)[0].use(o.precision)
             more = o.samples if o.full else sequential.chunk(score["count"])
             seeds = range(score["count"], min(score["count"] + more, o.samples))
             images, _ = sample.generate(D, seeds, about["label_counts"], device=device)

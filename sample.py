@@ -39,6 +39,7 @@ class Options(data.Options):
     sigma_min: float = option(0.002, "lowest noise level, raised to the network's")
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
     rho: float = option(7.0, "exponent of the spacing of noise levels")
+    precision: str = option("fp32", "of the network, whatever it was trained in; the sampler's state is float64", unet.PRECISIONS)
     batch: int = option(256, "samples at once; changes no sample", recorded=False)
     out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
@@ -49,6 +50,8 @@ class Options(data.Options):
         parse_seeds(self.seeds)
         if not self.run and not self.optimum:
             raise ValueError("nothing to sample from; give --run RUN, or --optimum and --data")
+        if self.optimum and self.precision != "fp32":
+            raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
         given = [name for name, value in defaults.items() if getattr(self, name) != value]
         if self.run and given:
@@ -169,6 +172,7 @@ def sample(options):
             D, counts = Optimum(D.images.to(device)), None
         else:
             D, metadata = unet.load(model, device)
+            D.use(options.precision)
             counts = metadata["label_counts"]
         if options.label is not None and not 0 <= options.label < D.config["label_dim"]:
             raise ValueError(f"--label {options.label}: the model has {D.config['label_dim']} labels, counted from 0")

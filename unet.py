@@ -9,8 +9,10 @@ published weights load as they are. DDPM++ and NCSN++ share one U-Net and differ
     x_denoised = D(x, sigma)             # x [B, C, H, W] in [-1, 1] plus noise, sigma [B]
     loss = D.loss(y, sigma, noise)       # [B]
 """
+import contextlib
 import json
 import math
+import warnings
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +27,7 @@ ARCHITECTURES = dict(
     ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1)))
 PRECONDITIONINGS = ("vp", "ve", "edm")
 EMBEDDINGS = ("positional", "fourier")
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 EMBEDDING_MULT = 4     # width of the time embedding, in units of `width`
 SKIP_SCALE = 0.5**0.5  # of the sum of a block and its input: keeps the variance
@@ -82,6 +85,17 @@ class Conv2d(nn.Module):
         return F.conv2d(x, self.weight, self.bias, padding=self.padding)
 
 
+def dropout(x, p):
+    """F.dropout, on a CPU with p rounded to 1 / 65,536: 16 random bits a value take a fifth of torch's time."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    dropped = round(p * 2**16)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()]
+    mask = torch.empty_like(x, memory_format=torch.contiguous_format)
+    torch.ge(bits.view(x.shape), dropped - 2**15, out=mask)  # 0 or 1, without a tensor of booleans
+    return x * mask.mul_(2**16 / (2**16 - dropped))
+
+
 def group_norm(channels):
     groups = min(32, channels // 4)
     if groups == 0 or channels % groups:
@@ -109,15 +123,18 @@ class Block(nn.Module):
             self.proj = Conv2d(cout, cout, 1, gain=SMALL_GAIN)
 
     def forward(self, x, embedding):
-        h = self.conv0(F.silu(self.norm0(x))) + self.affine(embedding)[:, :, None, None]
-        h = F.dropout(F.silu(self.norm1(h)), self.dropout, self.training)
-        x = (self.conv1(h) + (x if self.skip is None else self.skip(x))) * SKIP_SCALE
+        # in place where no gradient needs what was there
+        h = self.conv0(F.silu(self.norm0(x))).add_(self.affine(embedding)[:, :, None, None])
+        h = F.silu(self.norm1(h))
+        if self.training and self.dropout:
+            h = dropout(h, self.dropout)
+        x = self.conv1(h).add_(x if self.skip is None else self.skip(x)).mul_(SKIP_SCALE)
         if self.attention:
             B, C, H, W = x.shape
             qkv = self.qkv(self.norm2(x)).reshape(B, C, 3, H * W).permute(2, 0, 3, 1)  # [3, B, HW, C]
             # one head; contiguous, as the kernels that never hold the HW x HW matrix ask for
             h = F.scaled_dot_product_attention(*qkv.contiguous().unsqueeze(2))         # [B, 1, HW, C]
-            x = (self.proj(h.transpose(2, 3).reshape(B, C, H, W)) + x) * SKIP_SCALE
+            x = self.proj(h.transpose(2, 3).reshape(B, C, H, W)).add_(x).mul_(SKIP_SCALE)
         return x
 
 
@@ -263,13 +280,36 @@ class Denoiser(nn.Module):
                            label_dim=label_dim, width=width, blocks=blocks, channel_mult=list(channel_mult),
                            attn_resolutions=attn_resolutions, embedding=embedding,
                            skip_connections=skip_connections, dropout=dropout)
-        self.precond = precond
+        self.precond, self.precision, self.layout = precond, "fp32", torch.contiguous_format
         self.model = UNet(**{key: value for key, value in self.config.items() if key != "precond"})
         self.initialize(generator)
         if precond == "vp":
             self.sigma_min, self.sigma_max = (float(vp_sigma(torch.tensor(t))) for t in (VP_EPSILON_T, 1.0))
         else:
             self.sigma_min, self.sigma_max = (VE_SIGMA_MIN, VE_SIGMA_MAX) if precond == "ve" else (0.0, math.inf)
+
+    def use(self, precision):
+        """Evaluate the network (not its weights, preconditioning and loss) in this precision from now on; returns self.
+
+        fp32    as published; TF32 is off on CUDA
+        tf32    CUDA's products with 10 bits of mantissa, for all of this process
+        bf16    torch's autocast: convolutions, products and attention in bfloat16
+
+        Raises ValueError for tf32 on a CPU; warns where bf16 is slower.
+        """
+        device = next(self.parameters()).device
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        elif precision == "tf32":
+            raise ValueError("--precision tf32 is a format of CUDA devices; on a CPU choose fp32 or bf16")
+        elif precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
+            warnings.warn("this CPU has no bfloat16 instructions: --precision bf16 is many times slower than fp32 here", stacklevel=2)
+        # tensor cores read channels_last; on CPUs, and in float32, it gains nothing
+        self.layout = torch.channels_last if device.type == "cuda" and precision != "fp32" else torch.contiguous_format
+        self.precision = precision
+        return self.to(memory_format=self.layout)
 
     @torch.no_grad()
     def initialize(self, generator=None):
@@ -301,7 +341,9 @@ class Denoiser(nn.Module):
             c_skip, c_out = EDM_SIGMA_DATA**2 / total, sigma * EDM_SIGMA_DATA / total.sqrt()
             c_in, c_noise = 1 / total.sqrt(), sigma.log() / 4
         c_noise = c_noise.flatten().expand(len(x))
-        return c_skip * x + c_out * self.model(c_in * x, c_noise, labels)
+        with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext():
+            F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels)
+        return c_skip * x + c_out * F_x.to(torch.float32)
 
     def loss(self, y, sigma, noise, labels=None):
         """Denoising loss of each image [B]: weight(sigma) * |D(y + sigma noise; sigma) - y|^2 over pixels.

@@ -155,7 +155,7 @@ def one_step(given, net=None):
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     before = {name: p.detach().clone() for name, p in net.model.named_parameters()}
     ema = {name: p.clone() for name, p in before.items()}
-    optimizer = train.make_optimizer(o, list(net.parameters()))
+    optimizer = train.Optimizer(o, list(net.parameters()))
     loss = train.train_step(o, net, ema, optimizer, D.images, D.labels if D.label_dim else None, 3)
     gradients = {name: p.grad for name, p in net.model.named_parameters()}
     return loss, before, dict(net.model.named_parameters()), gradients, ema, o
