@@ -155,7 +155,9 @@ class Probe:
         scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
         best = max(scores, key=share)
         interval = sequential.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / self.options.snapshots)
-        log = run.read_log(self.out / "log.jsonl")
+        log = [line for line in run.read_log(self.out / "log.jsonl") if "images" in line]
+        if not log:
+            raise ValueError(f"{self.out / 'log.jsonl'} has lost its lines; remove {self.out} to measure |D| = {self.n} again")
         return dict(
             n=self.n, started=self.started, above=above, whole=self.whole(), ratio=share(best), interval=interval,
             decided=any(self.tested(s) for s in scores) if above else all(self.tested(s) is False for s in scores),

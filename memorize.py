@@ -8,6 +8,7 @@ second nearest (paper, section 2). Distances and verdicts are exact, in whole nu
 are image folders, zips, npz files, cifar10, digits, or run directories (their samples; their training set).
 """
 import csv
+import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 import data
 import parallel
 import run
+from images import picture, read
 from kernels import memorized
 from run import option
 
@@ -38,6 +40,7 @@ class Options(data.Subset):
     pairs: str = option("", "also draw the most and the least memorized samples beside their nearest here", recorded=False)
     pair_rows: int = option(8, "samples of each kind on the pair sheet", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
+    threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -107,10 +110,10 @@ def memorize(options):
 
     Raises ValueError for images that cannot be read or compared, or if `out` holds another result.
     """
-    device = data.pick_device(options.device)
+    device = data.pick_device(options.device, options.threads)
     train, train_names = training_images(options)
     folder = Path(options.samples) if (Path(options.samples) / "config.json").is_file() else None
-    samples, _, sample_names = data.read(samples_of_run(folder) if folder else options.samples, options.resolution)
+    samples, _, sample_names = read(samples_of_run(folder) if folder else options.samples, options.resolution)
     if options.distinct:
         keep = ~duplicates(train)
         train, train_names = train[keep], [name for name, kept in zip(train_names, keep.tolist()) if kept]
@@ -139,10 +142,19 @@ def memorize(options):
 
 
 def samples_of_run(folder):
-    """The samples file of a run directory: of its last weights, if several are there."""
+    """The samples file of a run directory: of its last weights, if several are there.
+
+    Raises ValueError if there is none, or if other weights than those beside it made it.
+    """
     files = sorted(folder.glob("samples*.npz"))
     if not files:
         raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
+    model = folder / (files[-1].stem.replace("samples-", "snapshot-").replace("samples", "model") + ".safetensors")
+    made_of = run.about(files[-1]).get("source", {}).get("weights_sha256")
+    if made_of and model.is_file():
+        with open(model, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != made_of:
+                raise ValueError(f"{files[-1]} was not drawn from {model}; remove it and sample again")
     return str(files[-1])
 
 
@@ -189,7 +201,7 @@ def pair_sheet(samples, train, distances, index, rows=8):
         for row, i in enumerate(chosen):
             top = head + row * (CELL + pad)
             for column, image in enumerate((samples[i], train[index[i, 0]], train[index[i, 1]])):
-                cell = data.picture(image.numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
+                cell = picture(image.numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
                 sheet.paste(cell, (left + column * (CELL + pad), top))
             lines = [f"{ratio[i]:.3f}" if d[i, 1] > 0 else "0 / 0", f"d1 {d[i, 0]:.1f}", f"d2 {d[i, 1]:.1f}"]
             pen.multiline_text((left + 3 * (CELL + pad), top + CELL // 4), "\n".join(lines), fill="black", font=font)

@@ -1,5 +1,7 @@
 """Options, run directories, whole files and logs: what every stage shares that is not mathematics.
 
+    python run.py show FILE   what a snapshot, samples file or result says of itself: options, commit, machine, inputs
+
 Standard library only, so that it imports in milliseconds and runs anywhere.
 
     parse(Options)            a frozen dataclass from the command line, with --help
@@ -12,19 +14,30 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import glob
+import hashlib
 import json
 import os
 import platform
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import typing
+import zipfile
+import zlib
 from importlib import metadata
 from pathlib import Path
 
+# What zipfile raises for damaged, encrypted and unknown-compression archives
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
+
 _held = set()      # directories that this process has locked
 _signals = []      # that have come within `interruptible`
+UMASK = os.umask(0o022)
+os.umask(UMASK)    # the only way to read it; once, before there are threads
+USAGE = 2          # exit status for options that cannot be, as argparse has it
 INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 
 
@@ -42,11 +55,10 @@ def parse(cls, argv=None, description=None):
     """Build the dataclass `cls` from command line words (`sys.argv` by default).
 
     A bool becomes --x / --no-x, a tuple takes comma-separated items, an optional value takes
-    "none". A field without a default must be given. Unknown words and bad values exit with
-    status 2, as argparse does.
+    "none". A field without a default must be given. Unknown words, bad values and what the
+    dataclass itself refuses (ValueError) exit with status 2 and one line on stderr.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     types = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         flag, about = "--" + field.name.replace("_", "-"), dict(field.metadata)
@@ -63,7 +75,16 @@ def parse(cls, argv=None, description=None):
             how = dict(default=field.default, help=f"{help} (default: {_show(field.default)})")
         parser.add_argument(flag, type=functools.partial(_convert, types[field.name]), choices=about["choices"],
                             metavar=None if about["choices"] else field.name.upper(), **how)
-    return cls(**vars(parser.parse_args(argv)))
+    values = vars(parser.parse_args(argv))
+    try:
+        return cls(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(USAGE, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 def _show(value):
@@ -89,8 +110,7 @@ def _convert(kind, word):
 def stage(function, cls, description, argv=None):
     """Parse the options, run `function(options)`, and turn what can go wrong into one line on stderr.
 
-    ValueError, OSError and running out of memory (of the machine or of a GPU) exit with status 1, an
-    interrupt with 130; anything else is a defect of this program and keeps its traceback.
+    Options that cannot be exit with status 2; ValueError, OSError and running out of memory (of the machine or of a GPU) with 1, an interrupt with 130; anything else is a defect of this program and keeps its traceback.
     """
     name = Path(sys.argv[0]).name
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks for all
@@ -143,40 +163,78 @@ def provenance(device=None):
 def publish(path, flush=True):
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
 
-    The file is flushed to disk before it takes its name: a file that exists is whole. `flush=False` is for
+    The file is flushed to disk before it takes its name, and then its folder: a file that exists is whole. It keeps
+    the mode of the file that it replaces. What killed processes left of earlier tries is swept. `flush=False` is for
     many small files that are soon made again: whole after a kill, but perhaps not after a power cut.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if flush:
+        sweep(path.parent, f".{glob.escape(path.name)}.*.part*")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
-    os.close(handle)
     try:
+        fcntl.flock(handle, fcntl.LOCK_SH)  # held while this process lives: see `sweep`
         yield Path(temporary)
         if flush:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
+        os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~UMASK)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    finally:
+        os.close(handle)
+    if flush:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sweep(folder, pattern):
+    """Remove temporary files of `publish` in `folder` whose process is gone: a living one holds a lock on its own."""
+    for leftover in Path(folder).glob(pattern):
+        with contextlib.suppress(FileNotFoundError), open(leftover, "rb") as file:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+
+
+def sealed(value):
+    """A dict as JSON gives it back, with a checksum of itself as its last entry."""
+    value = json.loads(json.dumps(value))
+    return value | dict(checksum=hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
+
+
+def unsealed(value, path):
+    """The dict that `sealed` was given; one that has no checksum (of an older version) as it is.
+
+    Raises ValueError naming `path`, where it comes from, if the checksum is wrong.
+    """
+    if "checksum" not in value:
+        return value
+    content = {key: v for key, v in value.items() if key != "checksum"}
+    if sealed(content) != value:
+        raise ValueError(f"{path} is damaged, or was edited: its checksum differs; remove it and run again")
+    return content
 
 
 def write_json(path, value):
-    """Publish `value` as JSON at `path`, one key a line."""
+    """Publish a dict as JSON at `path`, one key a line, sealed."""
     with publish(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(sealed(value), indent=1) + "\n")
 
 
 def read_json(path):
-    """The JSON value in `path`. Raises ValueError naming the file if it is not JSON."""
+    """The JSON value in `path`, its seal checked. Raises ValueError naming the file if it is damaged."""
     try:
-        return json.loads(Path(path).read_text())
-    except ValueError as error:
+        value = json.loads(Path(path).read_text())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); remove it and run again") from None
+    return unsealed(value, path) if isinstance(value, dict) else value
 
 
 @contextlib.contextmanager
@@ -199,8 +257,7 @@ def claim(directory, record, defaults={}):
                                  "choose another --out, or remove it")
         else:
             write_json(path, record)
-        for leftover in path.parent.glob(".*.part*"):  # only now is the directory known to be ours
-            leftover.unlink(missing_ok=True)
+        sweep(path.parent, ".*.part*")  # only now is the directory known to be ours
         yield
 
 
@@ -250,8 +307,8 @@ def differences(old, new, defaults={}):
 class Log:
     """log.jsonl of a run directory: one JSON object a line, appended and flushed at once.
 
-    A torn last line (the process was killed while writing) and lines after step `step` (they will
-    be made again) are dropped when the log is opened.
+    Each line carries a checksum. A torn last line (the process was killed while writing) and lines after step `step`
+    (they will be made again) are dropped when the log is opened.
     """
 
     def __init__(self, path, step=0):
@@ -259,20 +316,60 @@ class Log:
         if self.path.exists():
             lines = [line for line in read_log(self.path) if line["step"] <= step]
             with publish(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+                temporary.write_text("".join(map(_log_line, lines)))
 
     def write(self, **values):
         with open(self.path, "a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(_log_line(values))
+
+
+def _log_line(values):
+    text = json.dumps(values)
+    return f"{text[:-1]}, \"crc\": \"{zlib.crc32(text.encode()):08x}\"}}\n"
 
 
 def read_log(path):
-    """The whole lines of a log.jsonl, as dicts."""
+    """The whole lines of a log.jsonl, as dicts; a last line without its end is left out.
+
+    Raises ValueError naming the first line that is damaged.
+    """
     lines = []
-    for line in Path(path).read_text().splitlines():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
+    for number, text in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
+        try:
+            line = json.loads(text)
+            if "crc" in line and f"{text.decode()}\n" != _log_line({k: v for k, v in line.items() if k != "crc"}):
+                raise ValueError
+            line.pop("crc", None)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"line {number} of {path} is damaged; remove that line to go on without it") from None
+        lines.append(line)
     return lines
+
+
+def about(path):
+    """What an artefact says of itself, as a dict: options, commit, versions, device, fingerprints of its inputs.
+
+    Raises ValueError for a file that is damaged, or none of these scripts'.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            with open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                if size > path.stat().st_size:
+                    raise ValueError("its header is longer than the file")
+                value = json.loads(json.loads(file.read(size))["__metadata__"]["about"])
+        elif path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                text = archive.read("about.npy")  # the text of a numpy array: a header that ends a line, then UTF-32
+                value = json.loads(text[text.index(b"\n") + 1:].decode("utf-32-le"))
+        elif path.suffix == ".json":
+            return read_json(path)
+        else:
+            raise ValueError("it is no .safetensors, .npz or .json")
+    except (ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
+        raise ValueError(f"{path} is not a whole file of these scripts ({error})") from None
+    return unsealed(value, path)
 
 
 @contextlib.contextmanager
@@ -300,3 +397,17 @@ def interruptible():
 def interrupted():
     """Whether a signal has come within `interruptible`."""
     return bool(_signals)
+
+
+def main():
+    if len(sys.argv) != 3 or sys.argv[1] != "show":
+        sys.exit("run.py: usage: python run.py show FILE" if sys.argv[1:] != ["--help"] else __doc__)
+    try:
+        values = about(sys.argv[2])
+    except (ValueError, OSError) as error:
+        sys.exit(f"run.py: {error}")
+    print(json.dumps({key: value for key, value in values.items() if not isinstance(value, list)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -21,10 +21,12 @@ import data
 import parallel
 import run
 import unet
+from images import picture
 from kernels import Optimum
 from run import option
 
 CHUNK = 64        # images a network sees at once, always: see `in_chunks`
+MAX_SEEDS = 10**7  # in one file
 GRID = 10         # images a side of the grid
 GRID_PIXELS = 64  # small images are enlarged to about this
 
@@ -44,6 +46,7 @@ class Options(data.Options):
     out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
+    threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,7 +75,12 @@ def parse_seeds(text):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or dash and not last.isdecimal() or not int(first) <= int(last or first) < 2**32:
             raise ValueError(f"--seeds {text!r}: {part!r} is not a number or a rising range below 2^32; write 0-9999 or 0-99,200")
-        seeds += range(int(first), int(last or first) + 1)
+        part = range(int(first), int(last or first) + 1)
+        if len(seeds) + len(part) > MAX_SEEDS:
+            raise ValueError(f"--seeds {text!r} are more than {MAX_SEEDS:,}; draw them in several files")
+        seeds += part
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text!r}: one of them stands there twice, and would be the same sample")
     return seeds
 
 
@@ -150,7 +158,7 @@ def sample(options):
 
     Raises ValueError if the npz there was made with other options or from other weights.
     """
-    device = data.pick_device(options.device)
+    device = data.pick_device(options.device, options.threads)
     model = Path(options.run)
     if model.is_dir():
         model = model / "model.safetensors"
@@ -186,13 +194,16 @@ def sample(options):
                               for a in part)
         if parallel.rank():
             return out
-        arrays = dict(arr_0=images, seeds=np.array(seeds), about=json.dumps(about | run.provenance(device)))
+        sealed = run.sealed(about | run.provenance(device) | dict(samples_sha256=hashlib.sha256(images).hexdigest()))
+        arrays = dict(arr_0=images, seeds=np.array(seeds), about=json.dumps(sealed))
         with run.publish(out) as temporary:
             np.savez(temporary, **arrays, **(dict(labels=labels) if labels is not None else {}))
     try:
         with np.load(out, allow_pickle=False) as file:
-            there, images, seeds = json.loads(str(file["about"])), file["arr_0"], file["seeds"]
-    except (ValueError, KeyError, EOFError, *data.ZIP_ERRORS) as error:
+            there, images, seeds = run.unsealed(json.loads(str(file["about"])), out), file["arr_0"], file["seeds"]
+        if there.get("samples_sha256", "") not in ("", hashlib.sha256(images).hexdigest()):
+            raise ValueError("the checksum of its samples differs")
+    except (ValueError, KeyError, EOFError, AttributeError, *run.ZIP_ERRORS) as error:
         raise ValueError(f"{out} is not a whole npz of sample.py ({error}); choose another --out, or remove it") from None
     different = run.differences(there, about, run.defaults(Options))
     if different:
@@ -207,12 +218,13 @@ def sample(options):
 def write_png(folder, seeds, images):
     """Write each image [H, W, C] as SEED.png. Raises ValueError if the folder holds other PNG files."""
     names = [f"{seed:06d}.png" for seed in seeds]
-    others = {path.name for path in folder.glob("*.png")} - set(names)
+    run.sweep(folder, ".*.part.png")  # of a process that was killed
+    others = {path.name for path in folder.glob("[!.]*.png")} - set(names)
     if others:
         raise ValueError(f"--png {folder} holds other images, such as {min(others)}; choose another folder")
     for name, image in zip(names, images):
         with run.publish(folder / name, flush=False) as temporary:
-            data.picture(image.transpose(2, 0, 1)).save(temporary)
+            picture(image.transpose(2, 0, 1)).save(temporary)
 
 
 def default_out(model):
@@ -227,7 +239,7 @@ def grid(images):
     sheet[:len(images)] = images
     sheet = sheet.reshape(rows, GRID, h, w, c).transpose(4, 0, 2, 1, 3).reshape(c, rows * h, GRID * w)
     scale = max(1, GRID_PIXELS // w)
-    return data.picture(sheet.repeat(scale, 1).repeat(scale, 2))
+    return picture(sheet.repeat(scale, 1).repeat(scale, 2))
 
 
 def main():

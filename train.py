@@ -22,20 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 from tqdm import tqdm
 
 import data
 import parallel
 import run
+import state
 import unet
 from run import option
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
-ADAM_EPS = 1e-8          # as published
 LINE_SECONDS = 20        # between progress lines where stderr is no terminal
 SIGNAL_STEPS = 10        # between the steps at which several processes ask each other for a signal to stop
 
@@ -78,13 +74,15 @@ class Options(data.Options):
     log_steps: int = option(100, "steps a line of log.jsonl", recorded=False)
     save_seconds: float = option(300, "write the resume state this often", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
+    threads: int = option(0, "CPU threads; 0 takes all cores. Another number rounds sums in another order", recorded=False)
+    deterministic: bool = option(False, "on CUDA, only kernels that give the same bits each time; slower", recorded=False)
     plan: bool = option(False, "print what the run would cost on one H100 or A100, and train nothing", recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
         for name, least in dict(steps=1, warmup_epochs=0, warmup_steps=0, batch=1, batch_device=0, weight_decay=0,
                                 ema_halflife=0, ema_rampup_epochs=0, ema_rampup_steps=0, snapshots=1, log_steps=1,
-                                save_seconds=0, seed=0, learning_rate=0, epochs=0).items():
+                                save_seconds=0, seed=0, threads=0, learning_rate=0, epochs=0).items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be a finite number of at least {least}")
@@ -156,7 +154,7 @@ def train(options, each_snapshot=None):
     """
     D = data.load(options)
     out = Path(options.out)
-    device = data.pick_device(options.device)
+    device = data.pick_device(options.device, options.threads, options.deterministic)
     net = unet.Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim, options.width,
                         options.blocks, options.channel_mult, options.attn_resolutions, options.embedding,
                         options.skip_connections, options.dropout, torch.Generator().manual_seed(mix(options.seed, "weights")))
@@ -178,6 +176,8 @@ def train(options, each_snapshot=None):
             if each_snapshot and path.exists() and each_snapshot(path):  # it may remove others
                 return path
         if parallel.total((out / "model.safetensors").exists(), device):
+            if different := run.differences(unet.load(out / "model.safetensors")[1], about, run.defaults(Options)):
+                raise ValueError(f"{out / 'model.safetensors'} is of another run ({different}); remove it to train again")
             return out / "model.safetensors"
         return take_steps(options, D, net, out, device, about, each_snapshot or (lambda path: False))
 
@@ -190,9 +190,9 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
         net.model.compile(dynamic=False)
     parameters = dict(net.model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = Optimizer(options, list(parameters.values()))
+    optimizer = state.Optimizer(options, list(parameters.values()))
     images, labels = D.images.to(device), D.labels.to(device) if D.label_dim else None
-    step, seconds = load_state(out / "state.safetensors", net, ema, optimizer)
+    step, seconds = state.load(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
     log = run.Log(out / "log.jsonl", step) if writes else None
     total = total_steps(options, n)
     snapshot_steps = {round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)}
@@ -203,42 +203,48 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
                   label_counts=label_counts, **about)
 
     loss_of = parallel.wrap(net, device)
-    losses, tick, saved = [], time.perf_counter(), time.perf_counter()
+    taken, tick, saved = [], time.perf_counter(), time.perf_counter()
     with run.interruptible(), Progress(out, step, total) as progress:
         while step < total:
-            loss = train_step(options, net, ema, optimizer, images, labels, step, loss_of)
-            losses.append(loss)
+            taken.append(train_step(options, net, ema, optimizer, images, labels, step, loss_of))
             step += 1
+            lost = device.type == "cpu" and not taken[-1].isfinite().all()  # on a GPU, asking would wait for it
             if parallel.size() == 1:
                 stop = run.interrupted()
             else:
                 stop = step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
             late = time.perf_counter() - saved > options.save_seconds
             due = step in snapshot_steps or stop
-            if not (due or step % options.log_steps == 0 or late and parallel.size() == 1):
+            if not (due or lost or step % options.log_steps == 0 or late and parallel.size() == 1):
                 continue  # several processes, whose clocks differ, come here at the same steps
             due = due or late
-            values = parallel.summed(torch.stack(losses)).tolist()  # the only wait for the device
-            check_finite(values, step, ema, options)
+            values = parallel.summed(torch.stack(taken))  # [steps, 2]; the only wait for the device
+            try:
+                check_finite(values, step, ema, options)
+            except ValueError as error:
+                if writes:
+                    log.write(step=step, stopped=str(error))
+                raise
+            loss, norm = values.mean(0).tolist()
             now = time.perf_counter()
             seconds += now - tick
             if writes:
                 log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
-                          loss=sum(values) / len(values), images_per_second=round(len(values) * options.batch / (now - tick), 1),
+                          loss=loss, gradient_norm=norm, images_per_second=round(len(values) * options.batch / (now - tick), 1),
                           memory_mb=memory_mb(device), seconds=round(seconds, 3))
-            progress.update(step, sum(values) / len(values))
-            losses, tick = [], now
+            progress.update(step, loss)
+            taken, tick = [], now
             snapshot = out / ("model.safetensors" if step == total else f"snapshot-{step:08d}.safetensors")
             if step in snapshot_steps and writes:
                 write_snapshot(snapshot)
             if step == total:
                 if writes:
-                    (out / "state.safetensors").unlink(missing_ok=True)
+                    state.remove(out / "state.safetensors")
                 each_snapshot(snapshot)
                 parallel.barrier()
                 return snapshot
             if due and writes:
-                save_state(out / "state.safetensors", net, ema, optimizer, step, seconds)
+                state.save(out / "state.safetensors", net, ema, optimizer, step=step, seconds=seconds, **about)
             if due:
                 saved = time.perf_counter()
             if stop:
@@ -249,7 +255,7 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
 
 
 def train_step(options, net, ema, optimizer, images, labels, step, loss_of=None):
-    """One step, in place; returns its mean loss (this process's part of it) as a tensor on the device, without waiting.
+    """One step, in place; returns its mean loss and norm of the gradient [2] (this process's part of both) without waiting.
 
     All randomness of a step comes from (seed, step). With `batch_device` or several processes the noise stays the
     same; dropout, which is drawn in the forward pass, does not. `loss_of` is net.loss, or what adds up gradients
@@ -275,73 +281,22 @@ def train_step(options, net, ema, optimizer, images, labels, step, loss_of=None)
             (loss * parallel.size()).backward()  # processes average their gradients
         total += loss.detach()
     factor, beta = schedule(options, len(images), step)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters()])
     optimizer.step(options.learning_rate * factor)
     torch._foreach_lerp_(list(ema.values()), [p.detach() for p in net.model.parameters()], 1 - beta)
-    return total
+    return torch.stack([total, norm / parallel.size()])
 
 
-def check_finite(losses, step, ema, options):
-    """Raise ValueError, naming the step, if one of the last losses or the weights after `step` steps are not finite."""
-    bad = next((f"loss of step {step - len(losses) + i + 1} is {loss}" for i, loss in enumerate(losses)
-                if not math.isfinite(loss)), None)
+def check_finite(taken, step, ema, options):
+    """Raise ValueError, naming the step, unless losses and gradients of the last steps [steps, 2] and the weights after
+    `step` steps are finite."""
+    bad = next((f"{name} of step {step - len(taken) + i + 1} is {value}" for i, row in enumerate(taken.tolist())
+                for name, value in zip(("loss", "norm of the gradient"), row) if not math.isfinite(value)), None)
     if bad is None and not all(p.isfinite().all() for p in ema.values()):
         bad = f"weights are not finite after step {step}"
     if bad:
         raise ValueError(f"the {bad}; what was saved before is kept. Lower --learning-rate {options.learning_rate:g} "
                          "or lengthen the warm-up, and choose another --out")
-
-
-class Optimizer:
-    """torch's fused Adam, or its SGD, in place. Their classes in torch.optim import the compiler: 2 to 4 seconds."""
-
-    def __init__(self, options, parameters):
-        def zeros():
-            return [torch.zeros_like(p) for p in parameters]
-        self.options, self.parameters = options, parameters
-        self.state = dict(momentum_buffer=zeros()) if options.optimizer == "sgd" else dict(
-            exp_avg=zeros(), exp_avg_sq=zeros(), step=[torch.zeros((), device=p.device) for p in parameters])
-
-    @torch.no_grad()
-    def step(self, learning_rate):
-        o, gradients = self.options, [p.grad for p in self.parameters]
-        if o.optimizer == "sgd":
-            sgd(self.parameters, gradients, self.state["momentum_buffer"], momentum=o.momentum, dampening=0.0, nesterov=False,
-                maximize=False, weight_decay=o.weight_decay, lr=learning_rate, foreach=True)
-        else:
-            adam(self.parameters, gradients, self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"],
-                 amsgrad=False, beta1=o.momentum, beta2=o.beta2, eps=ADAM_EPS, weight_decay=o.weight_decay,
-                 maximize=False, lr=learning_rate, fused=True)
-
-
-def save_state(path, net, ema, optimizer, step, seconds):
-    """Publish all that the next step needs: weights, their average, the optimizer's state, the step."""
-    tensors = {f"net.{name}": t for name, t in net.model.state_dict().items()}
-    tensors |= {f"ema.{name}": t for name, t in ema.items()}
-    tensors |= {f"optimizer.{i}.{name}": t for name, all in optimizer.state.items() for i, t in enumerate(all)}
-    with run.publish(path) as temporary:
-        save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, temporary,
-                  dict(step=str(step), seconds=repr(seconds)))
-
-
-def load_state(path, net, ema, optimizer):
-    """Put a saved state in place; returns its step and the seconds trained so far, or 0, 0 if there is none."""
-    if not path.exists():
-        return 0, 0.0
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            step, seconds = int(file.metadata()["step"]), float(file.metadata()["seconds"])
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it to train from the start") from None
-    unet.load_weights(net, {name[4:]: t for name, t in tensors.items() if name.startswith("net.")})
-    for name, t in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "ema":
-            ema[rest].copy_(t)
-        elif kind == "optimizer":
-            i, key = rest.split(".")
-            optimizer.state[key][int(i)].copy_(t)
-    return step, seconds
 
 
 class Progress:

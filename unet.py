@@ -10,17 +10,14 @@ published weights load as they are. DDPM++ and NCSN++ share one U-Net and differ
     loss = D.loss(y, sigma, noise)       # [B]
 """
 import contextlib
-import json
 import math
 import warnings
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from run import publish
+import tensors
 
 ARCHITECTURES = dict(
     ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1)),
@@ -28,6 +25,8 @@ ARCHITECTURES = dict(
 PRECONDITIONINGS = ("vp", "ve", "edm")
 EMBEDDINGS = ("positional", "fourier")
 PRECISIONS = ("fp32", "tf32", "bf16")
+
+MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 1000, 2**24  # typing errors end here, and not in all of the memory
 
 EMBEDDING_MULT = 4     # width of the time embedding, in units of `width`
 SKIP_SCALE = 0.5**0.5  # of the sum of a block and its input: keeps the variance
@@ -262,8 +261,9 @@ class Denoiser(nn.Module):
         for value, allowed in ((arch, tuple(ARCHITECTURES)), (precond, PRECONDITIONINGS), (embedding, EMBEDDINGS)):
             if value not in allowed:
                 raise ValueError(f"{value!r} is unknown; choose one of {', '.join(allowed)}")
-        if not channel_mult or min(channel_mult) < 1 or blocks < 1:
-            raise ValueError(f"channel_mult={list(channel_mult)}, blocks={blocks}: both need 1 or more everywhere")
+        if not channel_mult or min(channel_mult) < 1 or not 1 <= blocks <= MAX_BLOCKS:
+            raise ValueError(f"channel_mult={list(channel_mult)}, blocks={blocks}: both need 1 or more everywhere, and "
+                             f"at most {MAX_BLOCKS} blocks")
         if img_resolution < 1 or img_resolution % 2 ** (len(channel_mult) - 1):
             raise ValueError(f"img_resolution={img_resolution} is not divisible by {2 ** (len(channel_mult) - 1)}, "
                              f"as the {len(channel_mult)} levels of channel_mult need")
@@ -271,6 +271,10 @@ class Denoiser(nn.Module):
             raise ValueError(f"img_channels={img_channels}, label_dim={label_dim}: need 1 and 0 or more")
         if width < 4 or width % 4:
             raise ValueError(f"width={width} is not a multiple of 4, as its norms need")
+        if width * max(channel_mult) > MAX_CHANNELS:
+            raise ValueError(f"width={width} times {max(channel_mult)} is more than {MAX_CHANNELS} channels; lower one of them")
+        if label_dim > MAX_LABELS:
+            raise ValueError(f"label_dim={label_dim}: at most {MAX_LABELS} labels")
         if len(skip_connections) != skips or not set(skip_connections) <= {0, 1}:
             raise ValueError(f"skip_connections={skip_connections} must be {skips} zeros or ones: "
                              f"{blocks + 1} at each of {len(channel_mult)} levels")
@@ -388,29 +392,20 @@ def load_weights(D, tensors):
 
 def save(path, D, weights=None, **metadata):
     """Publish the U-Net's weights (those of D, or `weights` by name) and what rebuilds D as safetensors."""
-    weights = weights if weights is not None else D.model.state_dict()
-    # copies: safetensors refuses views that share memory
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
-    with publish(path) as temporary:
-        # one entry: safetensors writes several in random order, and equal snapshots would differ in their bytes
-        save_file(tensors, temporary, dict(about=json.dumps(dict(network=D.config, **metadata))))
+    tensors.write(path, weights if weights is not None else D.model.state_dict(), dict(network=D.config, **metadata))
 
 
 def read_metadata(path):
     """What `save` stored beside the weights, as a dict. Raises ValueError if `path` is not such a file."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = json.loads((file.metadata() or {}).get("about", "{}"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a whole snapshot file ({error})") from None
-    if "network" not in metadata:
+    about = tensors.read_about(path)
+    if "network" not in about:
         raise ValueError(f"{path} is not a snapshot of train.py: it does not describe its network")
-    return metadata
+    return about
 
 
 def load(path, device="cpu"):
     """The Denoiser in a file that `save` made, in evaluation mode on `device`, and the file's metadata."""
     metadata = read_metadata(path)
     D = Denoiser(**metadata["network"])
-    load_weights(D, load_file(path))
+    load_weights(D, tensors.read(path)[0])
     return D.to(device).eval().requires_grad_(False), metadata

@@ -23,6 +23,7 @@ import torch  # noqa: E402
 
 import data  # noqa: E402
 import sample  # noqa: E402
+import state  # noqa: E402
 import train  # noqa: E402
 import unet  # noqa: E402
 from bench import machine  # noqa: E402
@@ -105,7 +106,7 @@ class Ours:
                                  options.channel_mult, dropout=options.dropout).use(options.precision).train()
         parameters = dict(self.net.model.named_parameters())
         self.ema = {name: p.detach().clone() for name, p in parameters.items()}
-        self.optimizer = train.Optimizer(options, list(parameters.values()))
+        self.optimizer = state.Optimizer(options, list(parameters.values()))
 
     def step(self, step):
         train.train_step(self.options, self.net, self.ema, self.optimizer, self.images, None, step)

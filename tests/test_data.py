@@ -1,5 +1,7 @@
+import hashlib
 import io
 import json
+import tarfile
 import zipfile
 
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import data
+import images
+from images import read
 
 
 def options(**given):
@@ -20,6 +25,9 @@ def test_digits():
     assert D.images.shape == (1797, 1, 8, 8) and D.images.dtype == torch.uint8
     assert D.images.max() == 255 and D.images.min() == 0
     assert D.labels.dtype == torch.int64 and set(D.labels.tolist()) == set(range(10)) and D.label_dim == 0
+    published = load_digits()  # read here without importing scikit-learn
+    images, classes, _ = read("digits")
+    assert (images[:, 0] == np.round(published.images * (255 / 16))).all() and (classes == published.target).all()
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -32,7 +40,7 @@ def test_subsets_are_balanced_and_nested(seed):
 
 
 def test_default_subset_is_the_first_of_each_class():
-    images, classes, _ = data.read("digits")
+    images, classes, _ = read("digits")
     D = data.load(options(n=30, labels="true"))
     for c in range(10):
         assert torch.equal(D.images[D.labels == c], images[classes == c][:3])
@@ -83,13 +91,13 @@ def test_resolution_is_lanczos_of_8_bit_images(tmp_path, write_images, noise):
 def test_folder_flat_and_with_classes(tmp_path, write_images, noise):
     images = noise(4, 8, 8, 3)
     flat = write_images(tmp_path / "flat", images)
-    read, classes, names = data.read(str(flat))
+    read, classes, names = read(str(flat))
     assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), images)
     assert classes.tolist() == [0] * 4 and names[2] == "0002.png"
     write_images(tmp_path / "classes" / "cat", images[:1])
     write_images(tmp_path / "classes" / "ant", images[1:])
     Image.fromarray(images[0]).save(tmp_path / "classes" / "cat" / "photo.JPEG")
-    _, classes, names = data.read(str(tmp_path / "classes"))
+    _, classes, names = read(str(tmp_path / "classes"))
     assert classes.tolist() == [0, 0, 0, 1, 1] and names[-1] == "cat/photo.JPEG"
 
 
@@ -97,10 +105,10 @@ def test_grey_palette_and_bilevel_files(tmp_path, noise):
     grey = noise(8, 8)
     Image.fromarray(grey).save(tmp_path / "a.png")
     Image.fromarray(grey > 127).save(tmp_path / "b.png")
-    images, _, _ = data.read(str(tmp_path))
+    images, _, _ = read(str(tmp_path))
     assert images.shape == (2, 1, 8, 8) and np.array_equal(images[0, 0], grey)
     Image.fromarray(noise(8, 8, 3)).quantize(16).save(tmp_path / "c.png")
-    images, _, _ = data.read(str(tmp_path))
+    images, _, _ = read(str(tmp_path))
     assert images.shape == (3, 3, 8, 8) and np.array_equal(images[0, 2], grey)  # grey among colour: all RGB
 
 
@@ -118,11 +126,11 @@ def write_zip(path, images, labels=None):
 def test_zip_of_edm(tmp_path, noise):
     images = noise(3, 8, 8, 3)
     labels = [[f"00000/img{i:08d}.png", c] for i, c in enumerate((2, 0, 1))]
-    read, classes, _ = data.read(write_zip(tmp_path / "a.zip", images, labels))
+    read, classes, _ = read(write_zip(tmp_path / "a.zip", images, labels))
     assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == [2, 0, 1]
-    assert data.read(write_zip(tmp_path / "b.zip", images))[1].tolist() == [0, 0, 0]
+    assert read(write_zip(tmp_path / "b.zip", images))[1].tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="no label for '00000/img00000002.png'"):
-        data.read(write_zip(tmp_path / "c.zip", images, labels[:2]))
+        read(write_zip(tmp_path / "c.zip", images, labels[:2]))
 
 
 @pytest.mark.parametrize("key, axes", [("arr_0", (0, 1, 2, 3)), ("images", (0, 1, 2, 3)), ("images", (0, 3, 1, 2))])
@@ -130,7 +138,7 @@ def test_zip_of_edm(tmp_path, noise):
 def test_npz(tmp_path, noise, key, axes, channels):
     images = noise(5, 8, 8, channels)
     np.savez(tmp_path / "a.npz", **{key: images.transpose(axes)}, labels=np.arange(5))
-    read, classes, _ = data.read(str(tmp_path / "a.npz"))
+    read, classes, _ = read(str(tmp_path / "a.npz"))
     assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == list(range(5))
 
 
@@ -143,33 +151,33 @@ def test_npz(tmp_path, noise, key, axes, channels):
 def test_bad_npz(tmp_path, arrays, words):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=words):
-        data.read(str(tmp_path / "a.npz"))
+        read(str(tmp_path / "a.npz"))
 
 
 def test_bad_files(tmp_path, write_images, noise):
     with pytest.raises(ValueError, match="no data at"):
-        data.read(str(tmp_path / "nowhere"))
+        read(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="no PNG or JPEG"):
-        data.read(str(tmp_path))
+        read(str(tmp_path))
     folder = write_images(tmp_path / "mixed", noise(2, 8, 8, 3))
     Image.fromarray(noise(16, 16, 3)).save(folder / "z.png")
     with pytest.raises(ValueError, match=r"mixed/z.png is 16x16, 0000.png is 8x8; give --resolution"):
-        data.read(str(folder))
-    assert data.read(str(folder), 8)[0].shape == (3, 3, 8, 8)
+        read(str(folder))
+    assert read(str(folder), 8)[0].shape == (3, 3, 8, 8)
     (folder / "z.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match="z.png cannot be read"):
-        data.read(str(folder))
+        read(str(folder))
     Image.fromarray(noise(8, 8, 4), "RGBA").save(folder / "z.png")
     with pytest.raises(ValueError, match="z.png has mode RGBA"):
-        data.read(str(folder))
+        read(str(folder))
     for name in ("a.zip", "a.npz", "a.txt"):
         (tmp_path / name).write_bytes(b"torn")
         with pytest.raises(ValueError, match=name):
-            data.read(str(tmp_path / name))
+            read(str(tmp_path / name))
     np.save(tmp_path / "b.npy", np.zeros(3))
     (tmp_path / "b.npy").rename(tmp_path / "b.npz")
     with pytest.raises(ValueError, match="b.npz is not a readable npz"):
-        data.read(str(tmp_path / "b.npz"))
+        read(str(tmp_path / "b.npz"))
 
 
 def test_damaged_archives(tmp_path, noise):
@@ -180,18 +188,18 @@ def test_damaged_archives(tmp_path, noise):
         content[100:120] = bytes(20)
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
-            data.read(str(tmp_path / name))
+            read(str(tmp_path / name))
     for labels in ([], {}):
-        assert data.read(write_zip(tmp_path / "b.zip", noise(2, 8, 8, 3), labels))[1].tolist() == [0, 0]
+        assert read(write_zip(tmp_path / "b.zip", noise(2, 8, 8, 3), labels))[1].tolist() == [0, 0]
     with pytest.raises(ValueError, match="dataset.json"):
-        data.read(write_zip(tmp_path / "b.zip", noise(2, 8, 8, 3), "x"))
+        read(write_zip(tmp_path / "b.zip", noise(2, 8, 8, 3), "x"))
 
 
 def test_hidden_files_are_no_images(tmp_path, write_images, noise):
     folder = write_images(tmp_path / "a", noise(2, 8, 8, 3))
     (folder / "._0000.png").write_bytes(b"macOS")
     (folder / ".0001.png.x.part.png").write_bytes(b"")
-    assert len(data.read(str(folder))[0]) == 2
+    assert len(read(str(folder))[0]) == 2
 
 
 @pytest.mark.parametrize("given, words", [
@@ -203,25 +211,31 @@ def test_bad_options(given, words):
         data.load(options(**given))
 
 
-def test_cifar10_through_torchvision(monkeypatch, noise):
-    import torchvision.datasets
-
-    class Fake:
-        def __init__(self, root, train, download):
-            assert (root, train, download) == ("data", True, True)
-            self.data, self.targets = noise(20, 32, 32, 3), list(range(10)) * 2
-
-        def __len__(self):
-            return 20
-
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
-    D = data.load(options(data="cifar10", n=10, labels="true"))
-    assert D.images.shape == (10, 3, 32, 32) and D.labels.tolist() == list(range(10))
-    assert np.array_equal(D.images[3].permute(1, 2, 0).numpy(), noise(20, 32, 32, 3)[3])
-
-    def offline(*arguments, **named):
-        raise OSError("name not known")
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+def test_cifar10_of_its_authors_archive(monkeypatch, tmp_path, noise):
+    pixels, path = noise(50_000, 3, 4, seed=1), tmp_path / "cifar.tar.gz"
+    rows = np.zeros((50_000, 3073), np.uint8)
+    rows[:, 0], rows[:, 1:13] = np.arange(50_000) % 10, pixels.reshape(50_000, 12)
+    made = tmp_path / "made.tar.gz"
+    with tarfile.open(made, "w:gz", compresslevel=1) as archive:
+        for i in range(5):
+            part = rows[10_000 * i:10_000 * (i + 1)].tobytes()
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/data_batch_{i + 1}.bin")
+            info.size = len(part)
+            archive.addfile(info, io.BytesIO(part))
+    monkeypatch.setattr(images, "CIFAR10", path)
+    monkeypatch.setattr(images, "CIFAR10_URL", made.as_uri())
+    with pytest.raises(ValueError, match="cannot be downloaded .its checksum is wrong.* use --data with digits"):
+        data.load(options(data="cifar10"))
+    assert not path.exists()
+    monkeypatch.setattr(images, "CIFAR10_MD5", hashlib.md5(made.read_bytes()).hexdigest())
+    D = data.load(options(data="cifar10", labels="true"))
+    assert D.images.shape == (50_000, 3, 32, 32) and D.labels[:10].tolist() == list(range(10)) and path.exists()
+    assert (D.images[7].flatten()[:12].numpy() == pixels[7].flatten()).all()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cifar.tar.gz is damaged"):
+        data.load(options(data="cifar10"))
+    monkeypatch.setattr(images, "CIFAR10", tmp_path / "none")
+    monkeypatch.setattr(images, "CIFAR10_URL", "file:///nowhere")
     with pytest.raises(ValueError, match="cannot be downloaded .* use --data with digits"):
         data.load(options(data="cifar10"))
 

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import data
+from images import read
 import kernels.nearest
 import memorize
 import sample
@@ -79,7 +80,7 @@ def test_two_folders_of_png_files(tmp_path, write_images, noise):
 
 def test_mean_distances(tmp_path, write_images, noise):
     samples, train = two_folders(tmp_path, write_images, noise)
-    x, y = (data.read(str(f))[0].flatten(1).double() for f in (samples, train))
+    x, y = (read(str(f))[0].flatten(1).double() for f in (samples, train))
     nearest = torch.cdist(x, y).topk(2, largest=False).values.mean(0)
     found = memorize.memorize(options(samples, train))
     assert (found["mean_distance"], found["mean_second_distance"]) == pytest.approx(nearest.tolist())

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -37,7 +38,7 @@ def test_parse_refuses(words, capsys):
     with pytest.raises(SystemExit) as exit:
         run.parse(Options, words.split())
     assert exit.value.code == 2
-    assert "error" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_help_shows_defaults(capsys):
@@ -81,6 +82,85 @@ def test_publish_is_whole_or_nothing(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("step", ["mkstemp", "write", "fsync", "chmod", "replace", "fsync of the folder"])
+def test_publish_survives_a_failure_at_every_step(step, number, tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+
+    def fail(*arguments, **named):
+        raise OSError(number, os.strerror(number))
+    fsync, calls = os.fsync, []
+
+    def fail_at_the_folder(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            fail()
+        fsync(descriptor)
+    if step == "mkstemp":
+        monkeypatch.setattr(run.tempfile, "mkstemp", fail)
+    elif step == "fsync of the folder":
+        monkeypatch.setattr(os, "fsync", fail_at_the_folder)
+    elif step != "write":
+        monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError) as raised, run.publish(path) as temporary:
+        temporary.write_text("new")
+        if step == "write":
+            fail()
+    monkeypatch.undo()
+    assert raised.value.errno == number
+    # the last step comes after the name is taken: the file is the new one, whole, and the caller knows
+    assert path.read_text() == ("new" if step == "fsync of the folder" else "old") and os.listdir(tmp_path) == ["file.txt"]
+    with run.publish(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o640 and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_stay(tmp_path):
+    path = tmp_path / "file.txt"
+    code = f"import run, time\nwith run.publish({str(path)!r}) as t: t.write_text('half'); print(t, flush=True); input()"
+    living, killed = (subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                      for _ in range(2))
+    names = [process.stdout.readline().strip() for process in (living, killed)]
+    killed.kill()
+    killed.wait()
+    with run.publish(path) as temporary:
+        temporary.write_text("mine")
+    assert os.path.exists(names[0]) and not os.path.exists(names[1])
+    living.communicate("go\n")
+    assert path.read_text() == "half" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_checksums_name_what_was_changed(tmp_path):
+    path = tmp_path / "a.json"
+    run.write_json(path, dict(ratio=0.5, sizes={3: 1}))
+    assert run.read_json(path) == dict(ratio=0.5, sizes={"3": 1})
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(ValueError, match="a.json is damaged, or was edited"):
+        run.read_json(path)
+    path.write_text('{"ratio": 0.6}')  # of a version without checksums
+    assert run.read_json(path) == dict(ratio=0.6)
+    log = run.Log(tmp_path / "log.jsonl")
+    for step in (1, 2, 3):
+        log.write(step=step, loss=0.25)
+    text = log.path.read_text()
+    log.path.write_text(text.replace("0.25", "0.35", 1))
+    with pytest.raises(ValueError, match="line 1 of .*log.jsonl is damaged"):
+        run.read_log(log.path)
+
+
+def test_show_prints_what_a_file_says_of_itself(tmp_path):
+    path = tmp_path / "a.json"
+    run.write_json(path, dict(options=dict(width=8), probes=[1, 2]))
+    show = [sys.executable, ROOT / "run.py", "show"]
+    result = subprocess.run([*show, path], capture_output=True, text=True)
+    assert json.loads(result.stdout) == dict(options=dict(width=8))
+    for words in ([tmp_path / "none.json"], [ROOT / "README.md"], []):
+        result = subprocess.run([*show, *words], capture_output=True, text=True)
+        assert result.returncode == 1 and result.stderr.count("\n") == 1 and result.stderr.startswith("run.py: ")
 
 
 def test_claim_names_each_difference(tmp_path):

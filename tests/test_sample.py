@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import data
+from images import read
 import sample
 import train
 import unet
@@ -99,7 +100,7 @@ def test_files_of_a_run(trained, tmp_path):
     with pytest.raises(ValueError, match="holds other images, such as 000000.png"):
         sample.sample(options(run=str(trained), seeds="50-51", png=str(tmp_path / "png"), out=str(tmp_path / "o.npz")))
     assert Image.open(trained / "samples.png").size == (640, 64)
-    assert data.read(str(out))[0].shape == (10, 1, 8, 8)
+    assert read(str(out))[0].shape == (10, 1, 8, 8)
     stamp = out.stat().st_mtime_ns
     assert sample.sample(options(run=str(trained))) == out and out.stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="seeds: '0-9' there, '0-3' asked"):

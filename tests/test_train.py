@@ -12,6 +12,7 @@ import torch
 
 import data
 import run
+import state
 import train
 import unet
 from conftest import ROOT
@@ -155,8 +156,8 @@ def one_step(given, net=None):
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     before = {name: p.detach().clone() for name, p in net.model.named_parameters()}
     ema = {name: p.clone() for name, p in before.items()}
-    optimizer = train.Optimizer(o, list(net.parameters()))
-    loss = train.train_step(o, net, ema, optimizer, D.images, D.labels if D.label_dim else None, 3)
+    optimizer = state.Optimizer(o, list(net.parameters()))
+    loss, _ = train.train_step(o, net, ema, optimizer, D.images, D.labels if D.label_dim else None, 3)
     gradients = {name: p.grad for name, p in net.model.named_parameters()}
     return loss, before, dict(net.model.named_parameters()), gradients, ema, o
 
@@ -218,7 +219,7 @@ def test_weights_that_are_not_finite_are_never_published(tmp_path):
 @pytest.mark.parametrize("given, words", [
     (dict(batch_device=5), "does not divide"), (dict(learning_rate=-1.0), "learning-rate -1.0"),
     (dict(learning_rate=float("nan")), "finite"), (dict(ema_rate=1.0), "ema-rate"), (dict(steps=0), "--steps 0"),
-    (dict(snapshots=0), "snapshots"), (dict(attn_resolutions=(5,)), "attn-resolutions"), (dict(device="tpu"), "--device tpu"), (dict(device="meta"), "--device meta"), (dict(device="cuda:99"), "--device cuda:99"),
+    (dict(snapshots=0), "snapshots"), (dict(attn_resolutions=(5,)), "attn-resolutions"), (dict(device="tpu"), "--device tpu"), (dict(device="meta"), "--device meta"), (dict(device="cpu", precision="tf32"), "--precision tf32"), (dict(device="cuda:99"), "--device cuda:99"),
     (dict(skip_connections=(1, 1)), "must be 4"), (dict(n=2000), "more than the 1797")])
 def test_bad_options_are_named(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):
@@ -226,16 +227,84 @@ def test_bad_options_are_named(tmp_path, given, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_state_is_named(tmp_path):
-    o = options(tmp_path / "run")
-    train.train(o)
-    (tmp_path / "run" / "model.safetensors").unlink()
-    (tmp_path / "run" / "state.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="state.safetensors is damaged"):
+def test_damaged_states_are_named_and_the_one_before_is_taken(tmp_path, capsys):
+    whole = train.train(options(tmp_path / "whole"))
+    out = tmp_path / "run"
+    o = options(out, save_seconds=0.0)
+    stopped = train.train(o, lambda path: path.name == "snapshot-00000008.safetensors")
+    assert stopped.name == "snapshot-00000008.safetensors"
+    states = out / "state.safetensors", out / "state-previous.safetensors"
+    assert [json.loads(json.dumps(run.about(s)["step"])) for s in states] == [8, 7]
+    data = bytearray(states[0].read_bytes())
+    data[len(data) // 2] ^= 1
+    states[0].write_bytes(data)
+    assert digest(train.train(o)) == digest(whole)
+    said = capsys.readouterr().err
+    assert "state.safetensors is damaged" in said and "Going on from" in said and "step 7" in said
+    assert not any(s.exists() for s in states)
+    (out / "model.safetensors").unlink()
+    states[0].write_bytes(b"torn")
+    with pytest.raises(ValueError, match="state.safetensors is not a whole .*without them it trains from the start"):
         train.train(o)
+    states[0].unlink()
+    train.train(options(tmp_path / "other", seed=1, save_seconds=0.0), lambda path: True)
+    (tmp_path / "other" / "state.safetensors").rename(states[0])
+    with pytest.raises(ValueError, match="the state of another run .seed: 1 there, 0 asked"):
+        train.train(o)
+
+
+def test_a_gradient_that_is_not_finite_stops_at_its_step(tmp_path, monkeypatch):
+    steps, real = [], torch.nn.utils.get_total_norm
+
+    def norm(gradients):
+        steps.append(1)
+        return real(gradients) * (float("nan") if len(steps) == 6 else 1)
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm)
+    o = options(tmp_path / "run")
+    with pytest.raises(ValueError, match="norm of the gradient of step 6 is nan; what was saved before is kept. Lower --learning-rate"):
+        train.train(o)
+    assert [path.name for path in train.snapshots(o.out)] == ["snapshot-00000004.safetensors"]
+    assert "of step 6 is nan" in run.read_log(tmp_path / "run" / "log.jsonl")[-1]["stopped"]
 
 
 def test_plan_trains_nothing(tmp_path, capsys):
     assert train.train(options(tmp_path / "a", plan=True)) is None
     text = capsys.readouterr().out
     assert "parameters" in text and "GFLOP an image" in text and "H100" in text and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("given, plain", [
+    (dict(optimizer="adam"), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.99), weight_decay=0.1)),
+    (dict(optimizer="sgd"), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8, weight_decay=0.1))])
+def test_optimizers_are_torchs(tmp_path, given, plain):
+    o = options(tmp_path, momentum=0.8, beta2=0.99, weight_decay=0.1, **given)
+    ours = [torch.nn.Parameter(torch.randn(5, 7, generator=torch.Generator().manual_seed(i))) for i in range(3)]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizer, reference = state.Optimizer(o, ours), plain(theirs)
+    for step in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            q.grad = p.grad.clone()
+        optimizer.step(0.01)
+        reference.step()
+    for p, q in zip(ours, theirs):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)  # roundings of the plain loop and the fused kernel
+
+
+HEAVY = ("matplotlib", "scipy", "sklearn", "torchvision", "triton", "torch._dynamo")
+
+
+def test_no_stage_imports_what_it_does_not_use(tmp_path):
+    """Seconds of start-up each: a whole train, sample and score, and an EMM search's imports, without any of them."""
+    code = f"""
+import sys, emm, memorize, sample, train
+train.main(); sys.argv[1:] = ['--run', 'run', '--seeds', '0-3']
+sample.main(); sys.argv[1:] = ['--samples', 'run', '--train', 'run']
+memorize.main()
+heavy = [name for name in {HEAVY} if name in sys.modules]
+assert not heavy, heavy
+"""
+    command = [sys.executable, "-c", code, "--data", "digits", "--n", "8", "--width", "4", "--blocks", "1", "--channel-mult", "1,1",
+               "--batch", "4", "--steps", "2", "--device", "cpu", "--out", "run"]
+    result = subprocess.run(command, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -254,3 +255,44 @@ def test_damaged_snapshots_are_named(tmp_path):
         path.write_bytes(bad)
         with pytest.raises(ValueError, match="a.safetensors"):
             unet.load(path)
+
+
+def test_dropout_on_a_cpu_is_dropout():
+    x = torch.full((3, 5, 7, 11), 2.0, requires_grad=True)  # a number of values that 4 does not divide
+    torch.manual_seed(0)
+    y = unet.dropout(x, 0.25)
+    assert y.detach().unique().tolist() == pytest.approx([0, 2 / 0.75])
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach() / 2)
+    torch.manual_seed(0)
+    assert torch.equal(unet.dropout(x, 0.25), y)
+    many = torch.ones(1000, 1000)
+    assert torch.equal(unet.dropout(many, 0.0), many)
+    for p in (0.13, 0.5, 0.9):
+        kept = unet.dropout(many, p) > 0
+        for share in (kept.float().mean(), kept[::2, 1::2].float().mean()):  # all, and a quarter: each of 4 values in 64 bits
+            assert abs(share - (1 - p)) < 5 * (p * (1 - p) / 250_000) ** 0.5
+
+
+BFLOAT16_NEAR = 0.05  # 8 bits of mantissa, 0.4% a rounding, through some forty layers
+
+
+def test_precisions():
+    D = Denoiser("ddpmpp", "vp", 8, 1, width=16, blocks=1, generator=torch.Generator().manual_seed(0)).eval()
+    x, sigma = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.1, 1, 10, 50])
+    with torch.no_grad():
+        for p in D.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
+        exact = D(x, sigma)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a CPU without bfloat16
+            D.use("bf16")
+        rough = D(x, sigma)
+        assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+        network = ((exact - x) / sigma[:, None, None, None], (rough - x) / sigma[:, None, None, None])
+        assert (network[0] - network[1]).norm() < BFLOAT16_NEAR * network[0].norm()
+        assert torch.equal(D.use("fp32")(x, sigma), exact)
+    with pytest.raises(ValueError, match="tf32 is a format of CUDA"):
+        D.use("tf32")
+    with pytest.raises(ValueError, match="'fp8' is unknown"):
+        D.use("fp8")

@@ -1,0 +1,192 @@
+"""Options and files that cannot be: each must end in one line on stderr that names it, and leave nothing behind.
+
+`cases(folder)` makes the files and yields (stage, words, exit status, what the line must say); `OUT` in words is a
+directory that must not be there afterwards. test_bad_input.py goes through them, chaos.py measures their memory too.
+"""
+import io
+import json
+import os
+import shutil
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+USAGE, ERROR = 2, 1
+TRAIN = "--data digits --n 8 --width 4 --blocks 1 --channel-mult 1,1 --batch 4 --steps 1 --device cpu --out OUT"
+BOMB = 2**28  # bytes that a small file unpacks to
+
+
+def options():
+    """(stage, words, what the line must say) of options that cannot be."""
+    for text, say in (("--learning-rate nan", "learning-rate nan"), ("--learning-rate -1", "learning-rate -1"), ("--learning-rate inf", "learning-rate inf"),
+                      ("--n -3", "--n -3"), ("--n 1e3", "1e3"), ("--width x", "'x'"), ("--steps 0", "--steps 0"), ("--batch 0", "--batch 0"),
+                      ("--batch-device 3", "--batch-device 3"), ("--weight-decay -1", "weight-decay"), ("--ema-rate 1", "ema-rate 1"), ("--ema-rate nan", "ema-rate nan"),
+                      ("--arch resnet", "resnet"), ("--precond ddim", "ddim"), ("--precision fp8", "fp8"), ("--labels some", "some"),
+                      ("--labels random:0", "random:0"), ("--labels random:-1", "random:-1"), ("--resolution -8", "--resolution -8"), ("--resolution 100000", "100000"), ("--classes -1", "--classes -1"),
+                      ("--subset-seed -1", "subset-seed -1"), ("--subset-seed 5000000000", "5000000000"), ("--snapshots 0", "snapshots 0"), ("--epochs -1", "epochs -1"),
+                      ("--channel-mult 1,x", "1,x"), ("--channel-mult", "expected one argument"), ("--bogus 1", "--bogus"), ("--threads -1", "threads -1"), ("--seed -1", "--seed -1")):
+        yield "train", f"{TRAIN} {text}", USAGE, say
+    for text, say in (("--n 2000", "1797"), ("--classes 11", "11"), ("--skip-connections 1,0", "skip_connections"), ("--skip-connections 2,2,2,2", "skip_connections"),
+                      ("--width 6", "width=6"), ("--width 0", "width=0"), ("--width 1000000", "width=1000000"), ("--blocks 0", "blocks=0"), ("--blocks 10000000", "blocks=10000000"),
+                      ("--channel-mult 1,1,1,1,1", "img_resolution=8"), ("--channel-mult 0", "channel_mult"), ("--attn-resolutions 3", "attn-resolutions"), ("--dropout 1", "dropout"),
+                      ("--dropout nan", "dropout"), ("--device tpu", "tpu"), ("--device cuda:99", "cuda:99"), ("--precision tf32", "tf32"), ("--data nowhere", "nowhere"), ("--labels random:99999999999", "99999999999")):
+        yield "train", f"{TRAIN} {text}", ERROR, say
+    for text, say in (("--seeds 5-1", "5-1"), ("--seeds x", "'x'"), ("--seeds 3,3", "twice"), ("--seeds 0-4294967295", "more than"), ("--heun-steps 0", "heun-steps 0"), ("--sigma-min nan", "sigma"), ("--sigma-max 0", "sigma"), ("--batch 0", "--batch 0"), ("--rho 0", "rho"), ("--out x.png", "x.png")):
+        yield "sample", f"--run RUN --device cpu {text}", USAGE, say
+    yield "sample", "--run nowhere --device cpu", ERROR, "nowhere"
+    yield "sample", "--run RUN --label 3 --device cpu --out OUT/x.npz", ERROR, "--label 3"
+    yield "sample", "--device cpu", USAGE, "--run"
+    for text in ("--threshold 0", "--threshold 1", "--threshold 1/0", "--threshold -1/3", "--threshold nan", "--threshold 1e-9"):
+        yield "memorize", f"--samples digits --train digits {text}", USAGE, "threshold"
+    yield "memorize", "--samples digits", USAGE, "--train"
+    yield "memorize", "--samples digits --train digits --n 1", ERROR, "second nearest"
+    for text, say in (("--eps 0", "eps"), ("--alpha 2", "alpha"), ("--tolerance 0", "tolerance"), ("--n-min 1", "n-min"), ("--samples 0", "samples"), ("--seeds 1,1", "seeds")):
+        yield "emm", f"{TRAIN.replace('--n 8 ', '')} {text}", USAGE, say
+    yield "emm", f"{TRAIN.replace('--n 8 ', '')} --n-min 5000", ERROR, "5000"
+    yield "emm", f"{TRAIN.replace('--n 8 ', '')} --sizes 1", ERROR, "sizes"
+
+
+def png(array, mode=None, **how):
+    file = io.BytesIO()
+    Image.fromarray(array, mode).save(file, "PNG", **how)
+    return file.getvalue()
+
+
+def npy_header(text):
+    text = text.encode() + b" " * 10 + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def files(folder):
+    """Make the files; yields (name, what the line must say) of those that cannot be read."""
+    grey, colour = np.zeros((8, 8), np.uint8), np.zeros((32, 32, 3), np.uint8)
+    good = png(colour)
+
+    def put(name, content):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    def pack(name, compression=zipfile.ZIP_STORED, **members):
+        with zipfile.ZipFile(folder / name, "w", compression) as archive:
+            for member, content in members.items():
+                archive.writestr(member.replace("__", "."), content)
+
+    for i in range(3):
+        put(f"colour32/{i}.png", good)
+    frames = [Image.fromarray(np.full((8, 8), i, np.uint8)) for i in range(3)]
+    moving, cmyk = io.BytesIO(), io.BytesIO()
+    frames[0].save(moving, "PNG", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8), "CMYK").save(cmyk, "JPEG")
+    palette = Image.fromarray(grey).convert("P")
+    palette.info["transparency"] = 0
+    see_through = io.BytesIO()
+    palette.save(see_through, "PNG", transparency=0)
+    huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)) + \
+        chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(BOMB))) + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
+    gif = io.BytesIO()
+    Image.fromarray(grey).save(gif, "GIF")
+    for name, content, say in (
+            ("deep16", png(np.zeros((8, 8), np.uint16)), "mode I;16"), ("alpha", png(np.zeros((8, 8, 4), np.uint8)), "mode RGBA"),
+            ("grey-alpha", png(np.zeros((8, 8, 2), np.uint8), "LA"), "mode LA"), ("moving", moving.getvalue(), "animation of 3 frames"),
+            ("see-through", see_through.getvalue(), "mode P"), ("torn", good[:40], "0.png"), ("empty", b"", "0.png"), ("text", b"hello", "0.png"),
+            ("huge", huge, "cannot be read"), ("text-bomb", bomb, "0.png"), ("gif", gif.getvalue(), "0.png")):
+        put(f"{name}/0.png", content)
+        yield name, say
+    put("cmyk/0.jpg", cmyk.getvalue())
+    yield "cmyk", "mode CMYK"
+    put("sizes/0.png", good), put("sizes/1.png", png(grey))
+    yield "sizes", "--resolution"
+    (folder / "nothing").mkdir(exist_ok=True)
+    yield "nothing", "no PNG or JPEG"
+    for name, table, say in (("unlabelled", dict(labels=[["0.png", 1]]), "1.png"), ("strange", dict(labels=[["0.png", "cat"], ["1.png", "dog"]]), "whole numbers"),
+                             ("negative", dict(labels=[["0.png", -1], ["1.png", 0]]), "whole numbers"), ("large", dict(labels=[["0.png", 10**9], ["1.png", 0]]), "whole numbers"),
+                             ("fraction", dict(labels=[["0.png", 0.5], ["1.png", 0]]), "whole numbers"), ("list", dict(labels=7), "label")):
+        put(f"{name}/0.png", good), put(f"{name}/1.png", good), put(f"{name}/dataset.json", json.dumps(table).encode())
+        yield name, say
+    put("not-json/0.png", good), put("not-json/dataset.json", b"{")
+    yield "not-json", "not valid JSON"
+    put("deep-json/0.png", good), put("deep-json/dataset.json", b"[" * 100_000)
+    yield "deep-json", "not valid JSON"
+
+    put("torn.zip", b"PK\x03\x04 not a zip")
+    yield "torn.zip", "not a readable zip"
+    pack("none.zip", readme__txt="hello")
+    yield "none.zip", "no PNG or JPEG"
+    pack("bomb.zip", zipfile.ZIP_DEFLATED, a__png=bytes(BOMB))
+    yield "bomb.zip", "bytes"
+    pack("json-bomb.zip", zipfile.ZIP_DEFLATED, a__png=good, dataset__json=b" " * BOMB)
+    yield "json-bomb.zip", "bytes"
+    pack("bad-json.zip", a__png=good, dataset__json=b"\xff\xfe{")
+    yield "bad-json.zip", "not valid JSON"
+    with zipfile.ZipFile(folder / "link.zip", "w") as archive:
+        link = zipfile.ZipInfo("a.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    yield "link.zip", "no PNG or JPEG"
+    data = bytearray((folder / "colour32" / "0.png").read_bytes())
+    pack("flipped.zip", a__png=bytes(data))
+    whole = bytearray((folder / "flipped.zip").read_bytes())
+    whole[60] ^= 255
+    put("flipped.zip", bytes(whole))
+    yield "flipped.zip", "flipped.zip"
+
+    shape = (4, 8, 8, 1)
+    for name, arrays, say in (("float", dict(arr_0=np.zeros(shape)), "float64"), ("signed", dict(arr_0=np.full(shape, -1)), "int64"), ("flat", dict(arr_0=np.zeros(9, np.uint8)), "[9]"),
+                              ("other", dict(x=np.zeros(3)), "neither arr_0 nor images"), ("channels", dict(arr_0=np.zeros((4, 8, 8, 5), np.uint8)), "1 or 3 channels"), ("none", dict(arr_0=np.zeros((0, 8, 8, 1), np.uint8)), "[0, 8, 8, 1]"),
+                              ("labels", dict(arr_0=np.zeros(shape, np.uint8), labels=np.zeros(3, np.int64)), "labels"), ("minus", dict(arr_0=np.zeros(shape, np.uint8), labels=np.full(4, -1)), "labels"),
+                              ("oblong", dict(arr_0=np.zeros((4, 8, 6, 1), np.uint8)), "6x8")):
+        np.savez(folder / f"{name}.npz", **arrays)
+        yield f"{name}.npz", say
+    np.savez(folder / "pickled.npz", arr_0=np.array([dict(a=1)], dtype=object))
+    yield "pickled.npz", "not a readable npz"
+    pack("claims.npz", arr_0__npy=npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000, 1000, 3)}") + bytes(9))
+    yield "claims.npz", "not a readable npz"
+    pack("long-header.npz", arr_0__npy=b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(9))
+    yield "long-header.npz", "not a readable npz"
+    pack("code-header.npz", arr_0__npy=npy_header("__import__('os').abort()"))
+    yield "code-header.npz", "not a readable npz"
+    put("torn.npz", b"PK")
+    yield "torn.npz", "not a readable npz"
+    put("images.tar", b"x")
+    yield "images.tar", "not an image folder"
+
+
+def cases(folder):
+    """Yield (stage, words, exit status, what its line must say) of all, after making what they need in `folder`."""
+    yield from options()
+    broken = list(files(folder / "files"))
+    yield "memorize", "--samples digits --train FILES/colour32 --device cpu", ERROR, "[1, 8, 8]"
+    for name, say in broken:
+        yield "train", f"{TRAIN.replace('--n 8', '').replace('--data digits', '')} --data FILES/{name}", ERROR, say
+    if os.getuid():  # root may read everything
+        path = folder / "files" / "locked"
+        shutil.copytree(folder / "files" / "colour32", path)
+        os.chmod(path / "0.png", 0)
+        yield "train", f"{TRAIN} --data FILES/locked", ERROR, "0.png"
+
+
+def filled(text, folder):
+    return [word.replace("OUT", str(folder / "out")).replace("FILES", str(folder / "files")).replace("RUN", str(folder / "run")) for word in text.split()]
+
+
+def problem(status, text, wanted, say, folder):
+    """What is wrong with how a case ended, "" if nothing is."""
+    if status != wanted:
+        return f"status {status} instead of {wanted}: {text[-500:]}"
+    if text.count("\n") != 1 or "Traceback" in text:
+        return f"not one line: {text[-500:]}"
+    if say not in text:
+        return f"does not say {say!r}: {text}"
+    if Path(folder / "out").exists():
+        return "something was written"
+    return ""
