@@ -22,6 +22,7 @@ EPS       ?= 0.1
 TOLERANCE ?= 0.1
 RUNS      ?= runs
 FLAGS     ?=
+PEER      ?=
 PYTHON    ?= .venv/bin/python
 
 # names hold every variable that changes the result; default ones of data and model are left out
@@ -45,7 +46,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 READY := .venv/ready
 endif
 
-.PHONY: help setup train sample memorize emm plot demo test bench bench-emm kernel-report clean
+.PHONY: help setup train sample memorize emm plot demo test chaos bench bench-emm kernel-report clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -101,7 +102,11 @@ demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot
 test: | $(READY) ## run the tests
 	$(PYTHON) -m pytest -q tests
 
-bench: | $(READY) ## nearest two and the closed-form optimum beside their peers, on DATA; an hour alone on the machine
+chaos: | $(READY) ## kill, damage and mislead the stages for half an hour, and count what survives
+	$(PYTHON) tests/chaos.py
+
+bench: | $(READY) ## nearest two, the closed-form optimum and a step beside their peers, on DATA; an hour and a half alone on the machine
+	$(PYTHON) bench/step.py --data $(DATA) $(if $(PEER),--peer $(PEER))
 	$(PYTHON) bench/nearest.py --data $(DATA)
 	$(PYTHON) bench/optimum.py --data $(DATA)
 

@@ -156,7 +156,7 @@ class Probe:
         best = max(scores, key=share)
         interval = sequential.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / self.options.snapshots)
         log = [line for line in run.read_log(self.out / "log.jsonl") if "images" in line]
-        if not log:
+        if not log or log[-1]["step"] < scores[-1]["step"]:
             raise ValueError(f"{self.out / 'log.jsonl'} has lost its lines; remove {self.out} to measure |D| = {self.n} again")
         return dict(
             n=self.n, started=self.started, above=above, whole=self.whole(), ratio=share(best), interval=interval,
