@@ -44,7 +44,11 @@ def save(path, net, ema, optimizer, **about):
     tensors |= {f"ema.{name}": t for name, t in ema.items()}
     tensors |= {f"optimizer.{i}.{name}": t for name, all in optimizer.state.items() for i, t in enumerate(all)}
     if path.exists():
-        os.replace(path, previous(path))
+        previous(path).unlink(missing_ok=True)
+        try:
+            os.link(path, previous(path))  # so that there is a state at every moment
+        except OSError:  # a file system without links
+            os.replace(path, previous(path))
     write(path, tensors, about)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import data
-import images
+import images as sources
 from images import read
 
 
@@ -91,8 +91,8 @@ def test_resolution_is_lanczos_of_8_bit_images(tmp_path, write_images, noise):
 def test_folder_flat_and_with_classes(tmp_path, write_images, noise):
     images = noise(4, 8, 8, 3)
     flat = write_images(tmp_path / "flat", images)
-    read, classes, names = read(str(flat))
-    assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), images)
+    found, classes, names = read(str(flat))
+    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images)
     assert classes.tolist() == [0] * 4 and names[2] == "0002.png"
     write_images(tmp_path / "classes" / "cat", images[:1])
     write_images(tmp_path / "classes" / "ant", images[1:])
@@ -126,8 +126,8 @@ def write_zip(path, images, labels=None):
 def test_zip_of_edm(tmp_path, noise):
     images = noise(3, 8, 8, 3)
     labels = [[f"00000/img{i:08d}.png", c] for i, c in enumerate((2, 0, 1))]
-    read, classes, _ = read(write_zip(tmp_path / "a.zip", images, labels))
-    assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == [2, 0, 1]
+    found, classes, _ = read(write_zip(tmp_path / "a.zip", images, labels))
+    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == [2, 0, 1]
     assert read(write_zip(tmp_path / "b.zip", images))[1].tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="no label for '00000/img00000002.png'"):
         read(write_zip(tmp_path / "c.zip", images, labels[:2]))
@@ -138,8 +138,8 @@ def test_zip_of_edm(tmp_path, noise):
 def test_npz(tmp_path, noise, key, axes, channels):
     images = noise(5, 8, 8, channels)
     np.savez(tmp_path / "a.npz", **{key: images.transpose(axes)}, labels=np.arange(5))
-    read, classes, _ = read(str(tmp_path / "a.npz"))
-    assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == list(range(5))
+    found, classes, _ = read(str(tmp_path / "a.npz"))
+    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == list(range(5))
 
 
 @pytest.mark.parametrize("arrays, words", [
@@ -222,20 +222,20 @@ def test_cifar10_of_its_authors_archive(monkeypatch, tmp_path, noise):
             info = tarfile.TarInfo(f"cifar-10-batches-bin/data_batch_{i + 1}.bin")
             info.size = len(part)
             archive.addfile(info, io.BytesIO(part))
-    monkeypatch.setattr(images, "CIFAR10", path)
-    monkeypatch.setattr(images, "CIFAR10_URL", made.as_uri())
+    monkeypatch.setattr(sources, "CIFAR10", path)
+    monkeypatch.setattr(sources, "CIFAR10_URL", made.as_uri())
     with pytest.raises(ValueError, match="cannot be downloaded .its checksum is wrong.* use --data with digits"):
         data.load(options(data="cifar10"))
     assert not path.exists()
-    monkeypatch.setattr(images, "CIFAR10_MD5", hashlib.md5(made.read_bytes()).hexdigest())
+    monkeypatch.setattr(sources, "CIFAR10_MD5", hashlib.md5(made.read_bytes()).hexdigest())
     D = data.load(options(data="cifar10", labels="true"))
     assert D.images.shape == (50_000, 3, 32, 32) and D.labels[:10].tolist() == list(range(10)) and path.exists()
     assert (D.images[7].flatten()[:12].numpy() == pixels[7].flatten()).all()
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cifar.tar.gz is damaged"):
         data.load(options(data="cifar10"))
-    monkeypatch.setattr(images, "CIFAR10", tmp_path / "none")
-    monkeypatch.setattr(images, "CIFAR10_URL", "file:///nowhere")
+    monkeypatch.setattr(sources, "CIFAR10", tmp_path / "none")
+    monkeypatch.setattr(sources, "CIFAR10_URL", "file:///nowhere")
     with pytest.raises(ValueError, match="cannot be downloaded .* use --data with digits"):
         data.load(options(data="cifar10"))
 

@@ -14,6 +14,7 @@ import data
 from images import read
 import kernels.nearest
 import memorize
+import run
 import sample
 from conftest import ROOT
 
@@ -135,7 +136,7 @@ def test_run_directories(tmp_path):
     sample.sample(sample.Options(run=str(out), seeds="0-4", device="cpu"))
     found = memorize.memorize(options(out, out))
     assert found["training_images"] == 20 and found["samples"] == 5
-    assert json.loads((out / "memorize.json").read_text()) == json.loads(json.dumps(found))
+    assert run.read_json(out / "memorize.json") == json.loads(json.dumps(found))
     with pytest.raises(ValueError, match="has its own n"):
         memorize.memorize(options(out, out, n=10))
 
