@@ -44,7 +44,7 @@ WORK = dict(
     train=([], f"{NETWORK} --n 16 --steps 20 --snapshots 4 --log-steps 5 --save-seconds 0 --out DIR/run"),
     sample=(["train"], "--run DIR/run --seeds 0-99 --heun-steps 6 --device cpu --png DIR/png"),
     memorize=(["train", "sample"], "--samples DIR/run --train DIR/run --csv DIR/run/every.csv --pairs DIR/run/pairs.png --device cpu"),
-    emm=([], f"{NETWORK} --steps 12 --snapshots 2 --save-seconds 0 --sizes 4,6 --samples 128 --full --out DIR/emm"))
+    emm=([], f"{NETWORK} --steps 8 --snapshots 2 --save-seconds 0 --sizes 4,6 --samples 64 --full --out DIR/emm"))
 TIMES = ("started", "seconds", "training_seconds", "sampling_seconds", "images_per_second", "memory_mb")  # differ from run to run
 
 
