@@ -28,7 +28,11 @@ def group(device):
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:  # a port in use, a name that is not known, a variable that is missing
+        raise ValueError(f"cannot join the other processes ({str(error).splitlines()[0]}); start them with torchrun "
+                         "--standalone, or with another --master-port") from None
     try:
         yield
     finally:

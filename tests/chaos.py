@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +34,6 @@ import sample  # noqa: E402
 import tensors  # noqa: E402
 import train  # noqa: E402
 from kernels import nearest  # noqa: E402
-from kernels.nearest_cpu import nearest_two_cpu  # noqa: E402
 from run import option  # noqa: E402
 
 STAGES = dict(train=(train.train, train.Options), sample=(sample.sample, sample.Options),
@@ -325,28 +325,49 @@ def fuzz(count, folder, rng):
     return dict(cases=count, odd=odd)
 
 
-def pairs(count, seed):
-    """Compare verdicts of the CPU path with the plain one on `count` pairs: real digits, noise, and sets made to mislead
-    (twins that differ in one pixel, exact duplicates, extremes). Returns pairs compared and how many differ."""
+def image_sets(count, seed):
+    """Yield queries and references uint8 [200, D], [1000, D] until there are `count` pairs: real digits, noise and
+    extremes, all with exact duplicates and one-pixel twins among the references, and near-copies of them as queries."""
     generator = torch.Generator().manual_seed(seed)
-    compared = different = 0
-    while compared < count:
-        D = int(torch.randint(1, 800, (1,), generator=generator))
-        y = torch.randint(0, 256, (200, D), dtype=torch.uint8, generator=generator)
-        kind = compared % 3
-        if kind == 1:
+    digits = images.read("digits")[0].flatten(1)
+    for i in range(-(-count // 200_000)):
+        D = 64 if i % 3 == 0 else int(torch.randint(1, 1000, (1,), generator=generator))
+        y = torch.randint(0, 256, (1000, D), dtype=torch.uint8, generator=generator)
+        if i % 3 == 0:
+            y = digits[torch.randperm(len(digits), generator=generator)[:1000]].clone()
+        elif i % 3 == 1:
             y = torch.where(y > 127, 255, 0).to(torch.uint8)
-        y[100:150] = y[:50]
-        y[100:125, 0] ^= 1                                      # one-pixel twins, and exact duplicates
-        x = y[torch.randint(0, 200, (250,), generator=generator)].clone()
-        x[:200, torch.randint(0, D, (1,), generator=generator)] ^= 3
-        x[200:] = torch.randint(0, 256, (50, D), dtype=torch.uint8, generator=generator)
-        fast, plain = nearest_two_cpu(x, y), nearest.nearest_two_reference(x, y)
-        wrong = (fast[0] != plain[0]).any(1) | (fast[1] != plain[1]).any(1) \
-            | (nearest.is_memorized(fast[0]) != nearest.is_memorized(plain[0]))
+        y[500:700] = y[:200]
+        y[500:600, 0] ^= 1
+        x = y[torch.randint(0, 1000, (200,), generator=generator)].clone()
+        x[50:150, int(torch.randint(0, D, (1,), generator=generator))] ^= 3
+        x[150:] = torch.randint(0, 256, (50, D), dtype=torch.uint8, generator=generator)
+        yield x, y
+
+
+def pairs(count, seed):
+    """Compare verdicts, distances and indices of `count` pairs of images between the plain form, the CPU path and, under
+    TRITON_INTERPRET=1, the kernel. Returns pairs compared and queries that differ."""
+    compared = different = 0
+    for x, y in image_sets(count, seed):
+        distances, index = nearest.nearest_two_reference(x, y)
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            from kernels.nearest_triton import nearest_two_cuda
+            tile = dict(BQ=64, BN=128, BK=64, num_warps=4, num_stages=2)
+            found = nearest_two_cuda(x, y, tile=tile, splits=2)
+        else:
+            found = nearest.memorized(x, y)
+        wrong = (found[0] != nearest.is_memorized(distances)) | (found[1] != distances).any(1) | (found[2] != index).any(1)
         different += int(wrong.sum())
         compared += len(x) * len(y)
     return dict(pairs=compared, different=different)
+
+
+def interpreted_pairs(count, seed):
+    """`pairs` of the kernel under Triton's interpreter, in a process of its own."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import chaos; print(chaos.pairs({count}, {seed}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1"))
+    return result.stdout.strip() or result.stderr
 
 
 def chaos(options):
@@ -360,7 +381,8 @@ def chaos(options):
         (folder / "bad").mkdir()
         print(f"bad input: {bad_inputs(folder / 'bad')}", flush=True)
         print(f"fuzz: {fuzz(options.fuzz, folder / 'bad', rng)}", flush=True)
-    print(f"verdicts: {pairs(options.pairs, options.seed)}")
+    print(f"verdicts of the CPU path: {pairs(options.pairs, options.seed)}", flush=True)
+    print(f"verdicts of the kernel, interpreted: {interpreted_pairs(options.pairs, options.seed)}")
 
 
 if __name__ == "__main__":

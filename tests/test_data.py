@@ -1,13 +1,14 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -251,3 +252,21 @@ def test_real_cifar(cifar10k):
     D = data.load(options(data=cifar10k, n=500, labels="true"))
     assert D.images.shape == (500, 3, 32, 32) and torch.bincount(D.labels).tolist() == [50] * 10
     assert D.names[0] == "airplane/0000.jpg" and D.names[10] == "airplane/0001.jpg"
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["a.png", "a.jpg", "a.zip", "a.npz", "dataset.json"]), head=st.sampled_from(
+    [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"PK\x03\x04", b"{"]), body=st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(name, head, body, tmp_path, noise):
+    folder = tmp_path / "any"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    if name == "dataset.json":
+        Image.fromarray(noise(8, 8)).save(folder / "a.png")
+    (folder / name).write_bytes(head + body)
+    try:
+        found = read(str(folder / name if name.endswith(("zip", "npz")) else folder))
+    except ValueError as error:
+        assert str(folder) in str(error) or name == "dataset.json"
+    else:
+        assert found[0].dtype == torch.uint8

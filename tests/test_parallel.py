@@ -1,5 +1,6 @@
 """torchrun with gloo on CPUs: several processes make what one makes."""
 import os
+import socket
 import subprocess
 import sys
 
@@ -84,3 +85,14 @@ def test_one_process_does_nothing_of_it():
     with parallel.group(torch.device("cpu")):
         assert parallel.gather(x, 3) is x and parallel.summed(x) is x and parallel.total(5, "cpu") == 5
     assert parallel.wrap(None, None) is None and parallel.barrier() is None
+
+
+def test_a_port_in_use_is_named_in_a_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        where = dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(taken.getsockname()[1]))
+        result = subprocess.run([sys.executable, ROOT / "train.py", "--data", "digits", "--n", "8", "--width", "4", "--blocks", "1",
+                                 "--channel-mult", "1,1", "--batch", "4", "--steps", "1", "--device", "cpu", "--out", tmp_path / "run"],
+                                env=os.environ | where, capture_output=True, text=True)
+    assert result.returncode == 1 and "cannot join the other processes" in result.stderr and "Traceback" not in result.stderr

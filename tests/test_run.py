@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import io
 import json
 import os
 import signal
@@ -8,6 +10,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 import run
 from conftest import ROOT
@@ -39,6 +42,18 @@ def test_parse_refuses(words, capsys):
         run.parse(Options, words.split())
     assert exit.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.one_of(st.sampled_from(["--width", "--rate", "--mult", "--mask", "--seed", "--arch", "--shuffle", "--out", "--inner"]),
+                          st.text(max_size=8), st.integers().map(str), st.floats().map(str))))
+def test_parse_gives_options_or_one_line(words):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            assert isinstance(run.parse(Options, words), Options)
+        except SystemExit as exit:
+            assert exit.code in (0, 2)
+    assert len(said.getvalue().splitlines()) <= 1
 
 
 def test_help_shows_defaults(capsys):
