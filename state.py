@@ -65,7 +65,8 @@ def remove(path):
 def load(path, net, ema, optimizer, about, defaults):
     """Put a saved state in place; returns its step and the seconds trained so far, or 0, 0 if there is none.
 
-    `about` has the options and the data of this run, `defaults` the values of options that a file does not know. A damaged state is named on stderr, and the one before it taken.
+    `about` has the options and the data of this run, `defaults` the values of options that a file does not know. A
+    damaged state is named on stderr, and the one before it taken.
     """
     problems = []
     for path in (path, previous(path)):
@@ -76,8 +77,11 @@ def load(path, net, ema, optimizer, about, defaults):
             if different := differences(there, about, defaults):
                 raise ValueError(f"{path} is the state of another run ({different}); remove it")
             step, seconds = int(there["step"]), float(there["seconds"])
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             problems.append(str(error))
+            continue
+        except KeyError:
+            problems.append(f"{path} was written by another version of these scripts; remove it")
             continue
         for problem in problems:
             print(f"{problem}. Going on from {path}, step {step}", file=sys.stderr)
