@@ -23,6 +23,8 @@ TOLERANCE ?= 0.1
 RUNS      ?= runs
 FLAGS     ?=
 PEER      ?=
+SCALE     ?= cpu
+PLAN      ?=
 PYTHON    ?= .venv/bin/python
 
 # names hold every variable that changes the result; default ones of data and model are left out
@@ -46,7 +48,9 @@ ifeq ($(PYTHON),.venv/bin/python)
 READY := .venv/ready
 endif
 
-.PHONY: help setup train sample memorize emm plot demo test chaos bench bench-emm kernel-report clean
+EXPERIMENTS = size resolution classes width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique
+
+.PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) test chaos bench bench-emm kernel-report clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -98,6 +102,11 @@ demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot
 	last=$$(ls demo/n*/model.safetensors | tail -n 1); $(PYTHON) sample.py --run $$last --seeds 0-499; \
 	$(PYTHON) memorize.py --samples $$(dirname $$last) --train $$(dirname $$last) --pairs demo/pairs.png
 	@echo "EMM and every probe: demo/emm.json   plots: demo/emm.png, demo/trajectory.png   copied digits beside their originals: demo/pairs.png"
+
+$(EXPERIMENTS): | $(READY)
+	$(PYTHON) experiments.py --name $@ --scale $(SCALE) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--words="$(FLAGS)") $(if $(PLAN),--dry-run)
+
+paper: $(EXPERIMENTS) ## every experiment of the paper, or one by its name, such as `make width`; SCALE=cpu or paper, PLAN=1 prints what it costs
 
 test: | $(READY) ## run the tests
 	$(PYTHON) -m pytest -q tests

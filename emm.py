@@ -80,8 +80,13 @@ class Probe:
         self.training = train.Options(**{name: getattr(options, name) for name in names} | dict(n=n, out=str(self.out)))
         self.file = self.out / "scores.json"
         there = run.read_json(self.file) if self.file.exists() else dict(snapshots={}, sampling_seconds=0.0, started=time.time())
+        if different := run.differences(there, self.about(), run.defaults(train.Options)) if "options" in there else "":
+            raise ValueError(f"{self.file} is of another run ({different}); remove it to sample again")
         self.scores = {int(step): score for step, score in there["snapshots"].items()}
         self.sampling_seconds, self.started = there["sampling_seconds"], there["started"]
+
+    def about(self):
+        return dict(options=run.recorded(self.training))
 
     def verdict(self, score):
         """True if this snapshot is above 1 - eps, False if below, None if more samples have to tell."""
@@ -131,7 +136,7 @@ class Probe:
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start
             run.write_json(self.file, dict(snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3),
-                                           started=self.started))
+                                           started=self.started, **self.about()))
             if run.interrupted():
                 raise KeyboardInterrupt(f"the scores so far are in {self.file}; the same command goes on from there")
         if D:

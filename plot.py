@@ -1,7 +1,8 @@
-"""Draw the result of emm.py: the memorization ratio against |D|, and against epochs for each size.
+"""Draw results: of emm.py, the memorization ratio against |D|, and against epochs for each size; of experiments.py, its points.
 
     python plot.py --emm runs/emm/emm.json                              makes runs/emm/emm.png and trajectory.png
     python plot.py --emm w128/emm.json,w256/emm.json --out width.png    several searches; and width-trajectory.png
+    python plot.py --experiment results/cpu/width.json                  results/cpu/width.png
 
 Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as they were
 above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
@@ -28,12 +29,13 @@ BASE_RUN = dict(arch="ddpmpp", precond="vp", width=128, blocks=2, batch=512, epo
 @dataclass(frozen=True)
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
-    out: str = option("", "PNG to write; emm.png beside the first file, by default")
+    experiment: str = option("", "or a result file of experiments.py")
+    out: str = option("", "PNG to write; emm.png beside the first file, or the experiment's name, by default")
     published: bool = option(False, "draw the published base run even if the settings are others")
 
     def __post_init__(self):
-        if not self.emm:
-            raise ValueError("nothing to draw; give --emm RESULT/emm.json")
+        if bool(self.emm) == bool(self.experiment):
+            raise ValueError("give either --emm RESULT/emm.json or --experiment RESULT.json to draw")
         if self.out and not self.out.endswith(".png"):
             raise ValueError(f"--out {self.out} must end in .png")
 
@@ -72,6 +74,10 @@ def plot(options):
     """Draw the searches that the options name; returns the path of the PNG of ratio against |D|."""
     import matplotlib  # a second to import: only where it is used
     matplotlib.use("Agg")
+    if options.experiment:
+        out = Path(options.out) if options.out else Path(options.experiment).with_suffix(".png")
+        save(points(run.read_json(options.experiment)), out)
+        return out
     results = read(options.emm)
     names = [describe(result, results) for result in results]
     out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
@@ -111,6 +117,48 @@ def ratios(results, names, published=False):
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_formatter("")
     axes.legend(fontsize="small")
+    return figure
+
+
+def points(result):
+    """The points of an experiment with their intervals over seeds, a line for each series; published ones in grey."""
+    from matplotlib import pyplot as plt, ticker
+    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
+    found = result["points"]
+    places = list(dict.fromkeys(str(p["x"]) for p in found))
+    numbers = [p["x"] for p in found]
+    numeric = all(isinstance(x, (int, float)) and x > 0 for x in numbers)
+
+    def place(x):
+        return float(x) if numeric else places.index(str(x))
+    for i, series in enumerate(dict.fromkeys(p["series"] for p in found)):
+        line = [p for p in found if p["series"] == series]
+        for p in line:  # every seed, small
+            axes.plot([place(p["x"])] * len(p["values"]), [float("nan") if v is None else v for v in p["values"]], linestyle="none",
+                      marker=".", markersize=4, color=COLOURS[i % len(COLOURS)], alpha=0.6)
+        line = [p for p in line if p["mean"] is not None]
+        floor, ceiling = (0, 1) if result["measure"] == "ratio" else (0, float("inf"))
+        error = [[p["mean"] - max(floor, p["interval"][0]) for p in line], [min(ceiling, p["interval"][1]) - p["mean"] for p in line]]
+        axes.errorbar([place(p["x"]) for p in line], [p["mean"] for p in line], error, capsize=3, label=series or "measured",
+                      marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], linestyle=("-", "--", ":", "-.")[i % 4])
+    for i, series in enumerate(dict.fromkeys(p["series"] for p in result["published"])):
+        line = [p for p in result["published"] if p["series"] == series and (numeric or p["x"] in places)]
+        axes.plot([place(p["x"]) for p in line], [p["ratio"] for p in line], marker=MARKERS[i % len(MARKERS)], color="0.6",
+                  linestyle="--", label=f"published, digitised: {series}".rstrip(": "))
+    if numeric and max(numbers) >= 8 * min(numbers):
+        axes.set_xscale("log")
+    if numeric:
+        axes.set_xticks(sorted(set(numbers)))
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+    else:
+        axes.set_xticks(range(len(places)), places, rotation=30 if len(places) > 8 else 0)
+    axes.set(xlabel=result["x"], ylabel="EMM" if result["measure"] == "emm" else "memorization ratio",
+             title=f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, 95% intervals)")
+    axes.title.set_fontsize("medium")
+    axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize="small")
     return figure
 
 

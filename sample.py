@@ -180,6 +180,9 @@ def sample(options):
             D, counts = Optimum(D.images.to(device)), None
         else:
             D, metadata = unet.load(model, device)
+            config = model.parent / "config.json"
+            if config.exists() and (different := run.differences(metadata, run.read_json(config))):
+                raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or remove it and train again")
             D.use(options.precision)
             counts = metadata["label_counts"]
         if options.label is not None and not 0 <= options.label < D.config["label_dim"]:

@@ -53,7 +53,7 @@ def test_names_say_what_differs():
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="give either --emm"):
         plot.Options()
     with pytest.raises(ValueError, match="must end in .png"):
         plot.Options(emm=("a",), out="x.pdf")
