@@ -168,19 +168,20 @@ def pick_device(name, threads=0, deterministic=False):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:N") from None
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
         torch.use_deterministic_algorithms(True)
     if threads:
         torch.set_num_threads(threads)
-    keep_memory()
+    set_up()
     return device
 
 
 @lru_cache
-def keep_memory():
-    """Let glibc reuse the memory of large tensors instead of giving it back and faulting it in again: 5% of a step."""
+def set_up():
+    """Once a process: TF32 off, unless Denoiser.use asks for it, and memory of large tensors that glibc reuses instead of
+    giving it back and faulting it in again (5% of a step)."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             mallopt = ctypes.CDLL("libc.so.6").mallopt

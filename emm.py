@@ -161,13 +161,13 @@ class Probe:
         best = max(scores, key=share)
         interval = sequential.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / self.options.snapshots)
         log = [line for line in run.read_log(self.out / "log.jsonl") if "images" in line]
-        if not log or log[-1]["step"] < scores[-1]["step"]:
+        if not log:
             raise ValueError(f"{self.out / 'log.jsonl'} has lost its lines; remove {self.out} to measure |D| = {self.n} again")
         return dict(
             n=self.n, started=self.started, above=above, whole=self.whole(), ratio=share(best), interval=interval,
             decided=any(self.tested(s) for s in scores) if above else all(self.tested(s) is False for s in scores),
             best=dict(step=best["step"], epoch=best["epoch"], snapshot=best["file"]), last_ratio=share(scores[-1]),
-            images_trained=log[-1]["images"], samples_drawn=sum(s["count"] for s in scores),
+            images_trained=scores[-1]["step"] * self.options.batch, samples_drawn=sum(s["count"] for s in scores),
             training_seconds=log[-1]["seconds"], sampling_seconds=round(self.sampling_seconds, 3),
             trajectory=[dict(step=s["step"], epoch=s["epoch"], hits=s["hits"], count=s["count"], ratio=share(s),
                              interval=sequential.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores])

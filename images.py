@@ -4,14 +4,16 @@ Files may be a stranger's: no code is read from them, nothing is unpacked to dis
 bounded before it is taken. Every error is a ValueError that names the file.
 """
 import hashlib
+import http.client
 import io
 import json
 import math
+import shutil
 import stat
 import struct
 import tarfile
-import urllib.error
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from importlib.util import find_spec
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from run import ZIP_ERRORS, publish, read_json
+from run import ZIP_ERRORS, member, publish
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 CIFAR10 = Path("data") / "cifar-10-binary.tar.gz"  # the form of the authors that holds no pickles
@@ -30,7 +32,7 @@ CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"   # as its authors give it
 # Bounds on what a file can ask for; each leaves room for every data set of the field
 MAX_FILE_BYTES = 2**26    # of one image file, or dataset.json: 64 MiB
 MAX_PIXELS = 2**24        # of one image: 4,096 x 4,096
-MAX_BYTES = 2**33         # of all images of a source: 8 GiB
+MAX_BYTES = 2**34         # of all images of a source: 16 GiB
 MAX_LABEL = 2**20         # largest class number
 
 
@@ -54,6 +56,7 @@ def read(source, resolution=0):
     else:
         raise ValueError(f"{source} is not an image folder, a zip or an npz file")
     if resolution and images.shape[-2:] != (resolution, resolution):
+        _fits(source, len(images) * images.shape[1] * resolution**2)
         images = np.stack([_to_array(_resize(picture(image), resolution)) for image in images])
     return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(classes), names
 
@@ -76,11 +79,12 @@ def download(url, path, md5):
     print(f"downloading {url}", flush=True)
     try:
         with publish(path) as temporary:
-            urllib.request.urlretrieve(url, temporary)
+            with urllib.request.urlopen(url, timeout=60) as source, open(temporary, "wb") as file:
+                shutil.copyfileobj(source, file)
             with open(temporary, "rb") as file:
                 if hashlib.file_digest(file, "md5").hexdigest() != md5:
                     raise OSError("its checksum is wrong")
-    except (OSError, urllib.error.ContentTooShortError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{path} is not there and {url} cannot be downloaded ({error}). Put the file there by hand, or use "
                          "--data with digits, an image folder, a zip or an npz file") from None
 
@@ -102,7 +106,10 @@ def read_npz(path):
     `images` may be [N, H, W, C], [N, C, H, W] or grey [N, H, W]; labels are `labels` or ADM's arr_1.
     """
     try:
-        arrays = {key: array for key in ("arr_0", "arr_1", "images", "labels") if (array := _npz_array(path, key)) is not None}
+        with zipfile.ZipFile(path) as archive:
+            there = [key for key in ("arr_0", "images", "arr_1", "labels") if f"{key}.npy" in archive.namelist()]
+            pixels, labels = [key for key in there if key in ("arr_0", "images")], [key for key in there if key in ("arr_1", "labels")]
+            arrays = {key: _npz_array(archive, key) for key in pixels[:1] + labels[-1:]}
     except (ValueError, OSError, EOFError, TypeError, SyntaxError, KeyError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a readable npz file ({error})") from None
     images = arrays.get("arr_0", arrays.get("images"))
@@ -119,41 +126,40 @@ def read_npz(path):
     classes = arrays.get("labels", arrays.get("arr_1"))
     if classes is None:
         classes = np.zeros(len(images), np.int64)
-    if classes.ndim == 2 and classes.shape[1] > 1:
+    if classes.ndim == 2 and classes.shape[1] > 1 and classes.dtype.kind in "iufb":
         classes = classes.argmax(1)  # one-hot
     return images, _check_labels(classes.reshape(-1), len(images), path), \
         [f"{Path(path).name}/{i:05d}" for i in range(len(images))]
 
 
-def _npz_array(path, key):
-    """One array of an npz file, None if it has none of that name; its header is held against the file's size first."""
-    with zipfile.ZipFile(path) as archive:
-        if f"{key}.npy" not in archive.namelist():
-            return None
-        info = archive.getinfo(f"{key}.npy")
-        if info.file_size > MAX_BYTES:
-            raise ValueError(f"{key} has {info.file_size:,} bytes, more than {MAX_BYTES:,}")
-        with archive.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-            if header is None:
-                raise ValueError(f"{key} has the npy version {version}")
-            shape, _, dtype = header(file)
-            if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
-                raise ValueError(f"{key} says it is {dtype} {list(shape)}, which its {info.file_size:,} bytes are not")
-        with archive.open(info) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+def _npz_array(archive, key):
+    """One array of an open npz file; its header is held against its size before memory is taken."""
+    info = archive.getinfo(f"{key}.npy")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > MAX_BYTES:
+        raise ValueError(f"{key} has {info.file_size:,} bytes; at most {MAX_BYTES:,} are read, stored or deflated")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if header is None:
+            raise ValueError(f"{key} has the npy version {version}")
+        shape, _, dtype = header(file)
+        if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise ValueError(f"{key} says it is {dtype} {list(shape)}, which its {info.file_size:,} bytes are not")
+    with archive.open(info) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def read_folder(folder, resolution=0):
     """PNG and JPEG images of a folder; the class is the first subfolder, or stands in dataset.json (EDM)."""
     files = (p for p in folder.rglob("*") if p.is_file())
     names = _image_names(p.relative_to(folder).as_posix() for p in files)
-    table = read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else None
 
     def content(name):
-        _bounded(f"{folder}/{name}", (folder / name).stat().st_size)
+        size = (folder / name).stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ValueError(f"{folder}/{name} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read of one file")
         return (folder / name).read_bytes()
+    table = _table(folder, content("dataset.json")) if (folder / "dataset.json").is_file() else None
     return _read_files(str(folder), names, table, content, resolution)
 
 
@@ -165,19 +171,25 @@ def read_zip(path, resolution=0):
             names = _image_names(set(archive.namelist()) - links)
 
             def content(name):
-                _bounded(f"{path}/{name}", archive.getinfo(name).file_size)  # no more than that is unpacked
-                return archive.read(name)
-            table = json.loads(content("dataset.json")) if "dataset.json" in archive.namelist() else None
+                return member(archive, name, MAX_FILE_BYTES)
+            table = _table(path, content("dataset.json")) if "dataset.json" in archive.namelist() else None
             return _read_files(str(path), names, table, content, resolution)
-    except (OSError, EOFError, *ZIP_ERRORS) as error:
+    except (OSError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a readable zip file ({error})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"dataset.json in {path} is not valid JSON ({error})") from None
 
 
-def _bounded(name, size):
-    if size > MAX_FILE_BYTES:
-        raise ValueError(f"{name} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read of one file")
+def _table(source, content):
+    """The value in a dataset.json."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"dataset.json of {source} is not valid JSON ({error})") from None
+
+
+def _fits(source, size):
+    if size > MAX_BYTES:
+        raise ValueError(f"{source} has {size:,} bytes of pixels; at most {MAX_BYTES:,} are read: lower --resolution, or "
+                         "give fewer images")
 
 
 def _image_names(names):
@@ -190,16 +202,14 @@ def _read_files(source, names, table, content, resolution):
     """Images, classes and names of files in a folder or zip; `content(name)` gives a file's bytes."""
     if not names:
         raise ValueError(f"{source} holds no PNG or JPEG images")
-    if len(names) * max(1, 3 * resolution**2) > MAX_BYTES:
-        raise ValueError(f"{source} holds {len(names):,} images, which take more than {MAX_BYTES:,} bytes; lower --resolution")
+    _fits(source, len(names) * 3 * resolution**2)
     pictures, total = [], 0
     for name in names:
         picture = _decode(content(name), f"{source}/{name}")
         if resolution and picture.mode == "RGB":  # grey ones wait for what the others are
             picture = _resize(picture, resolution)
-        total += picture.width * picture.height * len(picture.getbands())
-        if total > MAX_BYTES:
-            raise ValueError(f"{source} holds more than {MAX_BYTES:,} bytes of pixels; give --resolution, or fewer images")
+        total += picture.width * picture.height * 3  # grey ones among colour ones become colour
+        _fits(source, total)
         pictures.append(picture)
     if any(p.mode == "RGB" for p in pictures):  # a few grey files among colour ones
         pictures = [p.convert("RGB") for p in pictures]
@@ -226,13 +236,16 @@ def _read_files(source, names, table, content, resolution):
 def _decode(content, name):
     """A PNG or JPEG file's bytes as a grey (L) or RGB picture."""
     try:
-        picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))  # reads the header
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))  # reads the header
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"{picture.width}x{picture.height}: at most {MAX_PIXELS:,} pixels are read")
         if getattr(picture, "is_animated", False):
             raise ValueError(f"an animation of {picture.n_frames} frames; split it into images")
         picture.load()
-    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, struct.error, zlib.error,
+            Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} cannot be read as PNG or JPEG ({error})") from None
     if picture.mode in ("1", "P") and "transparency" not in picture.info:
         picture = picture.convert("L" if picture.mode == "1" else "RGB")

@@ -186,7 +186,8 @@ CIFAR-10 (32x32x3), DDPM++, VP, batch {BATCH}, {EPOCHS:,} epochs whatever the nu
   backward, a multiplication and an addition as two. Norms, silu, dropout, sums and the optimizer are left out. A
   sample takes {EVALUATIONS} evaluations.
 - **Hours** are FLOPs over the peak of the data sheet times an **assumed utilisation**, every run trained to its end.
-  `train.py` computes in float32 (fp32) unless --precision says otherwise. Take a factor of two either way: `images_per_second` in the log.jsonl of a run of minutes tells better.
+  `train.py` computes in float32 (fp32) unless --precision says otherwise. Take a factor of two either
+  way: `images_per_second` in the log.jsonl of a run of minutes tells better.
 - **Memory** is {CONTEXT_BYTES / GIGABYTE:g} GB for CUDA (assumed), {STATE} float32 copies of the weights (themselves,
   gradients, two moments of Adam, average) and, for each image at once, the activations kept for the backward pass
   times {FRAGMENTATION} for the gaps of an allocator (last section; assumed for CUDA's, and for the workspaces of its

@@ -31,12 +31,13 @@ from importlib import metadata
 from pathlib import Path
 
 # What zipfile raises for damaged, encrypted and unknown-compression archives
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
 _held = set()      # directories that this process has locked
 _signals = []      # that have come within `interruptible`
 UMASK = os.umask(0o022)
 os.umask(UMASK)    # the only way to read it; once, before there are threads
+ABOUT_BYTES = 2**24  # of what a samples file says of itself
 USAGE = 2          # exit status for options that cannot be, as argparse has it
 INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 
@@ -78,7 +79,7 @@ def parse(cls, argv=None, description=None):
     values = vars(parser.parse_args(argv))
     try:
         return cls(**values)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         parser.error(str(error))
 
 
@@ -102,7 +103,7 @@ def _convert(kind, word):
             item = typing.get_args(kind)[0]
             return tuple(item(part) for part in word.split(",") if part)
         return kind(word)
-    except ValueError:
+    except (ValueError, OverflowError):
         name = f"comma-separated list of {item.__name__}" if typing.get_origin(kind) is tuple else kind.__name__
         raise argparse.ArgumentTypeError(f"{word!r} is not a valid {name}") from None
 
@@ -110,7 +111,8 @@ def _convert(kind, word):
 def stage(function, cls, description, argv=None):
     """Parse the options, run `function(options)`, and turn what can go wrong into one line on stderr.
 
-    Options that cannot be exit with status 2; ValueError, OSError and running out of memory (of the machine or of a GPU) with 1, an interrupt with 130; anything else is a defect of this program and keeps its traceback.
+    Words of the command line that cannot be exit with status 2; ValueError, OSError and running out of memory (of the
+    machine or of a GPU) with 1, an interrupt with 130; anything else is a defect of this program and keeps its traceback.
     """
     name = Path(sys.argv[0]).name
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks for all
@@ -125,11 +127,11 @@ def stage(function, cls, description, argv=None):
     except KeyboardInterrupt as interrupt:
         print(f"{name}: interrupted{'; ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+    except (ValueError, OverflowError, OSError, MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, RuntimeError) and "memory" not in text.lower():  # torch's out-of-memory errors are these
             raise
-        sys.exit(f"{name}: {text}" if first or not isinstance(error, (ValueError, OSError)) else 1)
+        sys.exit(f"{name}: {text}" if first or not isinstance(error, (ValueError, OverflowError, OSError)) else 1)
 
 
 def recorded(options):
@@ -173,7 +175,8 @@ def publish(path, flush=True):
         sweep(path.parent, f".{glob.escape(path.name)}.*.part*")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH)  # held while this process lives: see `sweep`
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_SH)  # held while this process lives: see `sweep`
         yield Path(temporary)
         if flush:
             with open(temporary, "rb") as file:
@@ -197,10 +200,10 @@ def publish(path, flush=True):
 def sweep(folder, pattern):
     """Remove temporary files of `publish` in `folder` whose process is gone: a living one holds a lock on its own."""
     for leftover in Path(folder).glob(pattern):
-        with contextlib.suppress(FileNotFoundError), open(leftover, "rb") as file:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
+        # in use, gone, or not ours to touch
+        with contextlib.suppress(OSError), open(leftover, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
 
 
 def sealed(value):
@@ -229,12 +232,26 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The JSON value in `path`, its seal checked. Raises ValueError naming the file if it is damaged."""
+    """The JSON object in `path` as a dict, its seal checked. Raises ValueError naming the file if it is damaged."""
     try:
         value = json.loads(Path(path).read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); remove it and run again") from None
-    return unsealed(value, path) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; remove it and run again")
+    return unsealed(value, path)
+
+
+def member(archive, name, limit):
+    """The bytes of a member of an open zip file, never more than it says it has, which is at most `limit`.
+
+    Raises ValueError beyond that. Other compressions than the usual one can unpack to any size at once.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > limit:
+        raise ValueError(f"{name} has {info.file_size:,} bytes; at most {limit:,} are read, stored or deflated")
+    with archive.open(info) as file:
+        return file.read(info.file_size)
 
 
 @contextlib.contextmanager
@@ -361,12 +378,14 @@ def about(path):
                 value = json.loads(json.loads(file.read(size))["__metadata__"]["about"])
         elif path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
-                text = archive.read("about.npy")  # the text of a numpy array: a header that ends a line, then UTF-32
+                text = member(archive, "about.npy", ABOUT_BYTES)  # the text of a numpy array: a header that ends a line, then UTF-32
                 value = json.loads(text[text.index(b"\n") + 1:].decode("utf-32-le"))
         elif path.suffix == ".json":
             return read_json(path)
         else:
             raise ValueError("it is no .safetensors, .npz or .json")
+        if not isinstance(value, dict):
+            raise ValueError("what it says of itself is no JSON object")
     except (ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a whole file of these scripts ({error})") from None
     return unsealed(value, path)
@@ -400,8 +419,12 @@ def interrupted():
 
 
 def main():
+    if sys.argv[1:] == ["--help"]:
+        print(__doc__)
+        return
     if len(sys.argv) != 3 or sys.argv[1] != "show":
-        sys.exit("run.py: usage: python run.py show FILE" if sys.argv[1:] != ["--help"] else __doc__)
+        print("run.py: say: python run.py show FILE", file=sys.stderr)
+        sys.exit(USAGE)
     try:
         values = about(sys.argv[2])
     except (ValueError, OSError) as error:

@@ -61,11 +61,11 @@ class Options(data.Options):
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
             raise ValueError(f"--out {self.out} must end in .npz")
-        if self.heun_steps < 2 or self.batch < 1:
-            raise ValueError(f"--heun-steps {self.heun_steps}, --batch {self.batch}: need at least 2 and 1")
-        if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0 < self.rho < math.inf:
+        if not 2 <= self.heun_steps <= 10_000 or self.batch < 1:
+            raise ValueError(f"--heun-steps {self.heun_steps}, --batch {self.batch}: need 2 to 10,000, and at least 1")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0.1 <= self.rho < math.inf:
             raise ValueError(f"--sigma-min {self.sigma_min}, --sigma-max {self.sigma_max}, --rho {self.rho}: "
-                             "need 0 < sigma_min < sigma_max and rho > 0, all finite")
+                             "need 0 < sigma_min < sigma_max and rho of 0.1 or more, all finite")
 
 
 def parse_seeds(text):
@@ -180,9 +180,8 @@ def sample(options):
             D, counts = Optimum(D.images.to(device)), None
         else:
             D, metadata = unet.load(model, device)
-            config = model.parent / "config.json"
-            if config.exists() and (different := run.differences(metadata, run.read_json(config))):
-                raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or remove it and train again")
+            if options.run != str(model) and (different := foreign(metadata, run.read_json(model.parent / "config.json"))):
+                raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
             D.use(options.precision)
             counts = metadata["label_counts"]
         if options.label is not None and not 0 <= options.label < D.config["label_dim"]:
@@ -206,7 +205,7 @@ def sample(options):
             there, images, seeds = run.unsealed(json.loads(str(file["about"])), out), file["arr_0"], file["seeds"]
         if there.get("samples_sha256", "") not in ("", hashlib.sha256(images).hexdigest()):
             raise ValueError("the checksum of its samples differs")
-    except (ValueError, KeyError, EOFError, AttributeError, *run.ZIP_ERRORS) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, *run.ZIP_ERRORS) as error:
         raise ValueError(f"{out} is not a whole npz of sample.py ({error}); choose another --out, or remove it") from None
     different = run.differences(there, about, run.defaults(Options))
     if different:
@@ -218,13 +217,20 @@ def sample(options):
     return out
 
 
+def foreign(metadata, config):
+    """What tells a snapshot from those of the run with this config.json, in words; options that one lacks tell nothing."""
+    both = metadata["options"].keys() & config["options"].keys()
+    snapshot, run_there = (dict(side, options={key: side["options"][key] for key in both}) for side in (metadata, config))
+    return run.differences(snapshot, run_there)
+
+
 def write_png(folder, seeds, images):
     """Write each image [H, W, C] as SEED.png. Raises ValueError if the folder holds other PNG files."""
     names = [f"{seed:06d}.png" for seed in seeds]
-    run.sweep(folder, ".*.part.png")  # of a process that was killed
     others = {path.name for path in folder.glob("[!.]*.png")} - set(names)
     if others:
         raise ValueError(f"--png {folder} holds other images, such as {min(others)}; choose another folder")
+    run.sweep(folder, ".[0-9]*.png.*.part.png")  # of a process that was killed
     for name, image in zip(names, images):
         with run.publish(folder / name, flush=False) as temporary:
             picture(image.transpose(2, 0, 1)).save(temporary)

@@ -68,23 +68,24 @@ def load(path, net, ema, optimizer, about, defaults):
     `about` has the options and the data of this run, `defaults` the values of options that a file does not know. A
     damaged state is named on stderr, and the one before it taken.
     """
-    problems = []
-    for path in (path, previous(path)):
+    problems, latest = [], path
+    for path in (latest, previous(latest)):
         if not path.exists():
             continue
         try:
             tensors, there = read(path)
+            if "step" not in there:
+                raise ValueError(f"{path} was written by another version of these scripts; remove it")
             if different := differences(there, about, defaults):
                 raise ValueError(f"{path} is the state of another run ({different}); remove it")
             step, seconds = int(there["step"]), float(there["seconds"])
         except ValueError as error:
             problems.append(str(error))
             continue
-        except KeyError:
-            problems.append(f"{path} was written by another version of these scripts; remove it")
-            continue
         for problem in problems:
             print(f"{problem}. Going on from {path}, step {step}", file=sys.stderr)
+        if problems:
+            os.replace(path, latest)  # or the next save would put the damaged one in its place
         load_weights(net, {name[4:]: t for name, t in tensors.items() if name.startswith("net.")})
         for name, t in tensors.items():
             kind, _, rest = name.partition(".")

@@ -32,6 +32,7 @@ import unet
 from run import option
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
+MOST_STEPS = 10**12      # typing errors end here
 LINE_SECONDS = 20        # between progress lines where stderr is no terminal
 SIGNAL_STEPS = 10        # between the steps at which several processes ask each other for a signal to stop
 
@@ -80,6 +81,8 @@ class Options(data.Options):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.epochs > MOST_STEPS or (self.steps or 0) > MOST_STEPS:
+            raise ValueError(f"--epochs {self.epochs}, --steps {self.steps}: at most {MOST_STEPS:,}")
         for name, least in dict(steps=1, warmup_epochs=0, warmup_steps=0, batch=1, batch_device=0, weight_decay=0,
                                 ema_halflife=0, ema_rampup_epochs=0, ema_rampup_steps=0, snapshots=1, log_steps=1,
                                 save_seconds=0, seed=0, threads=0, learning_rate=0, epochs=0).items():
@@ -208,7 +211,8 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
         while step < total:
             taken.append(train_step(options, net, ema, optimizer, images, labels, step, loss_of))
             step += 1
-            lost = device.type == "cpu" and not taken[-1].isfinite().all()  # on a GPU, asking would wait for it
+            # on a GPU, asking would wait for it; the norm, because all processes have the same
+            lost = device.type == "cpu" and not taken[-1][1].isfinite()
             if parallel.size() == 1:
                 stop = run.interrupted()
             else:

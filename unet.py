@@ -26,7 +26,8 @@ PRECONDITIONINGS = ("vp", "ve", "edm")
 EMBEDDINGS = ("positional", "fourier")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
-MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 1000, 2**24  # typing errors end here, and not in all of the memory
+MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 100, 2**24  # typing errors end here, and not in all of the memory
+MAX_PARAMETERS = 2**31
 
 EMBEDDING_MULT = 4     # width of the time embedding, in units of `width`
 SKIP_SCALE = 0.5**0.5  # of the sum of a block and its input: keeps the variance
@@ -88,7 +89,7 @@ def dropout(x, p):
     """F.dropout, on a CPU with p rounded to 1 / 65,536: 16 random bits a value take a fifth of torch's time."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    dropped = round(p * 2**16)
+    dropped = min(round(p * 2**16), 2**16 - 1)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()]
     mask = torch.empty_like(x, memory_format=torch.contiguous_format)
     torch.ge(bits.view(x.shape), dropped - 2**15, out=mask)  # 0 or 1, without a tensor of booleans
@@ -285,6 +286,10 @@ class Denoiser(nn.Module):
                            attn_resolutions=attn_resolutions, embedding=embedding,
                            skip_connections=skip_connections, dropout=dropout)
         self.precond, self.precision, self.layout = precond, "fp32", torch.contiguous_format
+        parameters = sum(math.prod(shape) for shape in shapes(self.config).values())
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(f"a network of {parameters:,} parameters; at most {MAX_PARAMETERS:,}: lower width={width} or "
+                             f"blocks={blocks}")
         self.model = UNet(**{key: value for key, value in self.config.items() if key != "precond"})
         self.initialize(generator)
         if precond == "vp":
@@ -377,17 +382,28 @@ def vp_sigma_inverse(sigma):
     return ((VP_BETA_MIN**2 + 2 * VP_BETA_D * (1 + sigma**2).log()).sqrt() - VP_BETA_MIN) / VP_BETA_D
 
 
+def shapes(config):
+    """The shape of every tensor of the U-Net of a Denoiser's config, without the memory that they take."""
+    with torch.device("meta"):
+        net = UNet(**{key: value for key, value in config.items() if key != "precond"})
+    return {name: tuple(t.shape) for name, t in net.state_dict().items()}
+
+
 def load_weights(D, tensors):
     """Put named weights into the U-Net of D. Published state dicts load too: a "model." prefix and stored
     resampling filters (constants here) are dropped. Raises ValueError naming what is missing or left over."""
     tensors = {name.removeprefix("model."): t for name, t in tensors.items() if not name.endswith("resample_filter")}
-    there = D.model.state_dict()
+    check_shapes({name: tuple(t.shape) for name, t in D.model.state_dict().items()}, tensors)
+    D.model.load_state_dict(tensors)
+
+
+def check_shapes(there, tensors):
+    """Raise ValueError, naming one, unless named tensors are those of a network: {name: shape}."""
     wrong = [name for name in there.keys() | tensors.keys() if name not in there or name not in tensors
-             or there[name].shape != tensors[name].shape]
+             or there[name] != tuple(tensors[name].shape)]
     if wrong:
         raise ValueError(f"the weights do not fit the network: {len(wrong)} names or shapes differ, "
                          f"such as {min(wrong)}")
-    D.model.load_state_dict(tensors)
 
 
 def save(path, D, weights=None, **metadata):
@@ -405,7 +421,11 @@ def read_metadata(path):
 
 def load(path, device="cpu"):
     """The Denoiser in a file that `save` made, in evaluation mode on `device`, and the file's metadata."""
-    metadata = read_metadata(path)
-    D = Denoiser(**metadata["network"])
-    load_weights(D, tensors.read(path)[0])
+    metadata, weights = read_metadata(path), tensors.read(path)[0]
+    try:
+        check_shapes(shapes(metadata["network"]), weights)  # before memory is taken for what the file only says
+        D = Denoiser(**metadata["network"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} describes no network of these scripts ({error}); remove it") from None
+    load_weights(D, weights)
     return D.to(device).eval().requires_grad_(False), metadata

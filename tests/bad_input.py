@@ -28,14 +28,14 @@ def options():
                       ("--arch resnet", "resnet"), ("--precond ddim", "ddim"), ("--precision fp8", "fp8"), ("--labels some", "some"),
                       ("--labels random:0", "random:0"), ("--labels random:-1", "random:-1"), ("--resolution -8", "--resolution -8"), ("--resolution 100000", "100000"), ("--classes -1", "--classes -1"),
                       ("--subset-seed -1", "subset-seed -1"), ("--subset-seed 5000000000", "5000000000"), ("--snapshots 0", "snapshots 0"), ("--epochs -1", "epochs -1"),
-                      ("--channel-mult 1,x", "1,x"), ("--channel-mult", "expected one argument"), ("--bogus 1", "--bogus"), ("--threads -1", "threads -1"), ("--seed -1", "--seed -1")):
+                      ("--channel-mult 1,x", "1,x"), ("--channel-mult", "expected one argument"), ("--epochs 1e308", "epochs"), ("--steps 1" + "0" * 400, "steps"), ("--bogus 1", "--bogus"), ("--threads -1", "threads -1"), ("--seed -1", "--seed -1")):
         yield "train", f"{TRAIN} {text}", USAGE, say
     for text, say in (("--n 2000", "1797"), ("--classes 11", "11"), ("--skip-connections 1,0", "skip_connections"), ("--skip-connections 2,2,2,2", "skip_connections"),
-                      ("--width 6", "width=6"), ("--width 0", "width=0"), ("--width 1000000", "width=1000000"), ("--blocks 0", "blocks=0"), ("--blocks 10000000", "blocks=10000000"),
+                      ("--width 6", "width=6"), ("--width 0", "width=0"), ("--width 1000000", "width=1000000"), ("--blocks 0", "blocks=0"), ("--blocks 10000000", "blocks=10000000"), ("--width 8192 --blocks 100", "parameters"), ("--data digits --resolution 4096", "lower --resolution"),
                       ("--channel-mult 1,1,1,1,1", "img_resolution=8"), ("--channel-mult 0", "channel_mult"), ("--attn-resolutions 3", "attn-resolutions"), ("--dropout 1", "dropout"),
                       ("--dropout nan", "dropout"), ("--device tpu", "tpu"), ("--device cuda:99", "cuda:99"), ("--precision tf32", "tf32"), ("--data nowhere", "nowhere"), ("--labels random:99999999999", "99999999999")):
         yield "train", f"{TRAIN} {text}", ERROR, say
-    for text, say in (("--seeds 5-1", "5-1"), ("--seeds x", "'x'"), ("--seeds 3,3", "twice"), ("--seeds 0-4294967295", "more than"), ("--heun-steps 0", "heun-steps 0"), ("--sigma-min nan", "sigma"), ("--sigma-max 0", "sigma"), ("--batch 0", "--batch 0"), ("--rho 0", "rho"), ("--out x.png", "x.png")):
+    for text, say in (("--seeds 5-1", "5-1"), ("--seeds x", "'x'"), ("--seeds 3,3", "twice"), ("--seeds 0-4294967295", "more than"), ("--heun-steps 0", "heun-steps 0"), ("--sigma-min nan", "sigma"), ("--sigma-max 0", "sigma"), ("--batch 0", "--batch 0"), ("--rho 0", "rho"), ("--out x.png", "x.png"), ("--rho 0.001", "rho"), ("--heun-steps 99999999999999999999", "heun-steps")):
         yield "sample", f"--run RUN --device cpu {text}", USAGE, say
     yield "sample", "--run nowhere --device cpu", ERROR, "nowhere"
     yield "sample", "--run RUN --label 3 --device cpu --out OUT/x.npz", ERROR, "--label 3"
@@ -90,7 +90,8 @@ def files(folder):
     palette.info["transparency"] = 0
     see_through = io.BytesIO()
     palette.save(see_through, "PNG", transparency=0)
-    huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    huge, large = (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
+                   + chunk(b"IEND", b"") for side in (60_000, 11_000))  # an error of Pillow's, and a warning
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)) + \
         chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(BOMB))) + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
     gif = io.BytesIO()
@@ -99,7 +100,7 @@ def files(folder):
             ("deep16", png(np.zeros((8, 8), np.uint16)), "mode I;16"), ("alpha", png(np.zeros((8, 8, 4), np.uint8)), "mode RGBA"),
             ("grey-alpha", png(np.zeros((8, 8, 2), np.uint8), "LA"), "mode LA"), ("moving", moving.getvalue(), "animation of 3 frames"),
             ("see-through", see_through.getvalue(), "mode P"), ("torn", good[:40], "0.png"), ("empty", b"", "0.png"), ("text", b"hello", "0.png"),
-            ("huge", huge, "cannot be read"), ("text-bomb", bomb, "0.png"), ("gif", gif.getvalue(), "0.png")):
+            ("huge", huge, "cannot be read"), ("wide", large, "cannot be read"), ("text-bomb", bomb, "0.png"), ("gif", gif.getvalue(), "0.png")):
         put(f"{name}/0.png", content)
         yield name, say
     put("cmyk/0.jpg", cmyk.getvalue())
@@ -126,6 +127,14 @@ def files(folder):
     yield "bomb.zip", "bytes"
     pack("json-bomb.zip", zipfile.ZIP_DEFLATED, a__png=good, dataset__json=b" " * BOMB)
     yield "json-bomb.zip", "bytes"
+    pack("lying.zip", zipfile.ZIP_DEFLATED, a__png=bytes(BOMB))
+    packed = (folder / "lying.zip").read_bytes()  # says that ten bytes are in it
+    put("lying.zip", packed.replace(struct.pack("<I", BOMB), struct.pack("<I", 10)))
+    yield "lying.zip", "lying.zip"
+    pack("lzma.zip", zipfile.ZIP_LZMA, a__png=good)
+    yield "lzma.zip", "stored or deflated"
+    put("deep.zip", b""), pack("deep.zip", a__png=good, dataset__json="[" * 100_000)
+    yield "deep.zip", "not valid JSON"
     pack("bad-json.zip", a__png=good, dataset__json=b"\xff\xfe{")
     yield "bad-json.zip", "not valid JSON"
     with zipfile.ZipFile(folder / "link.zip", "w") as archive:
@@ -143,7 +152,7 @@ def files(folder):
     shape = (4, 8, 8, 1)
     for name, arrays, say in (("float", dict(arr_0=np.zeros(shape)), "float64"), ("signed", dict(arr_0=np.full(shape, -1)), "int64"), ("flat", dict(arr_0=np.zeros(9, np.uint8)), "[9]"),
                               ("other", dict(x=np.zeros(3)), "neither arr_0 nor images"), ("channels", dict(arr_0=np.zeros((4, 8, 8, 5), np.uint8)), "1 or 3 channels"), ("none", dict(arr_0=np.zeros((0, 8, 8, 1), np.uint8)), "[0, 8, 8, 1]"),
-                              ("labels", dict(arr_0=np.zeros(shape, np.uint8), labels=np.zeros(3, np.int64)), "labels"), ("minus", dict(arr_0=np.zeros(shape, np.uint8), labels=np.full(4, -1)), "labels"),
+                              ("labels", dict(arr_0=np.zeros(shape, np.uint8), labels=np.zeros(3, np.int64)), "labels"), ("records", dict(arr_0=np.zeros(shape, np.uint8), labels=np.zeros((4, 2), "i4,i4")), "labels"), ("minus", dict(arr_0=np.zeros(shape, np.uint8), labels=np.full(4, -1)), "labels"),
                               ("oblong", dict(arr_0=np.zeros((4, 8, 6, 1), np.uint8)), "6x8")):
         np.savez(folder / f"{name}.npz", **arrays)
         yield f"{name}.npz", say

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 
 import pytest
@@ -149,6 +150,18 @@ def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_stay(tmp_path
     assert path.read_text() == "half" and os.listdir(tmp_path) == ["file.txt"]
 
 
+def test_a_member_of_a_zip_is_never_more_than_it_says(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(1000))
+        archive.writestr("b", b"b", zipfile.ZIP_BZIP2)
+    with zipfile.ZipFile(path) as archive:
+        assert run.member(archive, "a", 1000) == bytes(1000)
+        for name, limit in (("a", 999), ("b", 999)):
+            with pytest.raises(ValueError, match=f"{name} has .* bytes; at most 999 are read, stored or deflated"):
+                run.member(archive, name, limit)
+
+
 def test_checksums_name_what_was_changed(tmp_path):
     path = tmp_path / "a.json"
     run.write_json(path, dict(ratio=0.5, sizes={3: 1}))
@@ -173,9 +186,10 @@ def test_show_prints_what_a_file_says_of_itself(tmp_path):
     show = [sys.executable, ROOT / "run.py", "show"]
     result = subprocess.run([*show, path], capture_output=True, text=True)
     assert json.loads(result.stdout) == dict(options=dict(width=8))
-    for words in ([tmp_path / "none.json"], [ROOT / "README.md"], []):
+    (tmp_path / "list.json").write_text("[1]")
+    for words in ([tmp_path / "none.json"], [ROOT / "README.md"], [tmp_path / "list.json"], []):
         result = subprocess.run([*show, *words], capture_output=True, text=True)
-        assert result.returncode == 1 and result.stderr.count("\n") == 1 and result.stderr.startswith("run.py: ")
+        assert result.returncode == (1 if words else 2) and result.stderr.count("\n") == 1 and result.stderr.startswith("run.py: ")
 
 
 def test_claim_names_each_difference(tmp_path):

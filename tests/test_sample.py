@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 import data
 from images import read
 import sample
+import tensors
 import train
 import unet
 from kernels import Optimum
@@ -159,3 +161,24 @@ def test_grid_of_colour_images(noise):
     sheet = np.asarray(sample.grid(noise(12, 32, 32, 3)))
     assert sheet.shape == (2 * 64, 10 * 64, 3)
     assert np.array_equal(sheet[64:128:2, 64:128:2], noise(12, 32, 32, 3)[11]) and not sheet[64:, 128:].any()
+
+
+def test_a_model_of_another_run_is_refused(tmp_path, trained):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(trained / name, tmp_path / name)
+    o = sample.Options(run=str(tmp_path), seeds="0-1", heun_steps=2, device="cpu")
+    metadata = unet.read_metadata(tmp_path / "model.safetensors")
+    weights, _ = tensors.read(tmp_path / "model.safetensors")
+    tensors.write(tmp_path / "model.safetensors", weights, metadata | dict(options=metadata["options"] | dict(seed=7, later=1)))
+    with pytest.raises(ValueError, match="is not of the run in .*seed: 7 there, 0 asked"):
+        sample.sample(o)
+    tensors.write(tmp_path / "model.safetensors", weights, metadata | dict(options=metadata["options"] | dict(later=1)))
+    assert sample.sample(o).exists()  # an option that the run did not know yet tells nothing
+
+
+def test_a_snapshot_that_claims_more_than_it_holds_takes_no_memory(tmp_path, trained):
+    weights, metadata = tensors.read(trained / "model.safetensors")
+    for network, words in ((metadata["network"] | dict(width=4096), "do not fit"), (metadata["network"] | dict(odd=1), "describes no network")):
+        tensors.write(tmp_path / "model.safetensors", weights, metadata | dict(network=network))
+        with pytest.raises(ValueError, match=words):
+            unet.load(tmp_path / "model.safetensors")

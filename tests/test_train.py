@@ -227,7 +227,7 @@ def test_bad_options_are_named(tmp_path, given, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_states_are_named_and_the_one_before_is_taken(tmp_path, capsys):
+def test_damaged_states_are_named_and_the_one_before_is_taken(tmp_path, capsys, monkeypatch):
     whole = train.train(options(tmp_path / "whole"))
     out = tmp_path / "run"
     o = options(out, save_seconds=0.0)
@@ -238,6 +238,11 @@ def test_damaged_states_are_named_and_the_one_before_is_taken(tmp_path, capsys):
     data = bytearray(states[0].read_bytes())
     data[len(data) // 2] ^= 1
     states[0].write_bytes(data)
+    with pytest.raises(ZeroDivisionError):  # stopped at once: the good state must be there yet
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "train_step", lambda *arguments: 1 / 0)
+            train.train(o)
+    assert run.about(states[0])["step"] == 7 and not states[1].exists()
     assert digest(train.train(o)) == digest(whole)
     said = capsys.readouterr().err
     assert "state.safetensors is damaged" in said and "Going on from" in said and "step 7" in said
