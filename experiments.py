@@ -69,6 +69,11 @@ def each(words, n=None, series=""):
     return [Point(series, x, w, n) for x, w in words.items()]
 
 
+def embeddings(*blocks):
+    """Both time embeddings at each depth."""
+    return [p for b in blocks for p in over("--embedding", "positional", "fourier", series=f"{b} blocks", also=f"--blocks {b}")]
+
+
 def skips(levels, kept):
     """--skip-connections with those indices kept, counted from 1 in encoder order."""
     return "--skip-connections " + ",".join(str(int(i in kept)) for i in range(1, levels + 1))
@@ -88,6 +93,11 @@ def resolutions_of_skips(side, blocks, n, extra=""):
     return points + [Point("one skip", str(i), f"{skips(count, [i])} {extra}".strip(), n) for i in range(1, count + 1)]
 
 
+def random_labels(n, *counts):
+    return each({count: f"--labels random:{count}" for count in counts}, n, f"|D| = {n}")
+
+
+LABELS = {"none": "", "true": "--labels true", "random 10": "--labels random:10"}
 NCSN = "--arch ncsnpp --precond ve"
 BATCHES = {b: f"--batch {b} --learning-rate {b / 512 * 2e-4:g}" for b in (128, 256, 384, 512, 640, 768, 896)}
 CPU_BATCHES = {b: f"--batch {b} --learning-rate {b / 128 * 4e-3:g} --steps {600 * 128 // b}" for b in (32, 64, 128, 256)}
@@ -106,10 +116,7 @@ EXPERIMENTS = {
         "number of classes", "classes", over("--classes", 1, 2, 5, 10), over("--classes", 1, 2, 5, 10)),
     "width": Experiment("width of the U-Net", "width", over("--width", 128, 192, 256, 320), over("--width", 4, 8, 12, 16)),
     "depth": Experiment("residual blocks a resolution", "blocks", over("--blocks", 2, 4, 6, 8, 10, 12), over("--blocks", 1, 2, 3)),
-    "embedding": Experiment(
-        "time embedding", "embedding",
-        [p for b in (2, 4) for p in over("--embedding", "positional", "fourier", series=f"{b} blocks", also=f"--blocks {b}")],
-        [p for b in (1, 2) for p in over("--embedding", "positional", "fourier", series=f"{b} blocks", also=f"--blocks {b}")]),
+    "embedding": Experiment("time embedding", "embedding", embeddings(2, 4), embeddings(1, 2)),
     "skips": Experiment(
         "skip connections kept, DDPM++ with VP", "skips kept", resolutions_of_skips(32, 2, 1000), resolutions_of_skips(8, 1, 32),
         {"one skip": ("one_skip_kept", None), "one resolution": ("skips_kept_at_one_resolution", "three kept")}),
@@ -123,16 +130,14 @@ EXPERIMENTS = {
                       over("--ema-rate", *EMA_RATES, n=32)),
     "labels": Experiment(
         "labels the model is given", "training images |D|",
-        [p for s, w in (("none", ""), ("true", "--labels true"), ("random 10", "--labels random:10"))
-         for p in sizes(1000, 2000, 3000, 4000, 5000, series=s, words=w)],
-        [p for s, w in (("none", ""), ("true", "--labels true"), ("random 10", "--labels random:10"))
-         for p in sizes(16, 32, 64, series=s, words=w)],
+        [p for s, w in LABELS.items() for p in sizes(1000, 2000, 3000, 4000, 5000, series=s, words=w)],
+        [p for s, w in LABELS.items() for p in sizes(16, 32, 64, series=s, words=w)],
         {"none": ("labels", "unconditional"), "true": ("labels", "true"), "random 10": ("labels", "random10")}),
     "random-labels": Experiment(
         "number of random labels", "random labels",
-        [p for n, values in ((1000, (1, 2, 5, 10, 20, 50, 100)), (2000, (1, 2, 5, 10, 20, 50, 100)), (5000, (1, 10, 50, 100, 500, 1000)))
-         for p in each({c: f"--labels random:{c}" for c in values}, n, f"|D| = {n}")],
-        [p for n in (32, 64) for p in each({c: f"--labels random:{c}" for c in (1, 2, 5, 10, 20, 50)}, n, f"|D| = {n}")],
+        random_labels(1000, 1, 2, 5, 10, 20, 50, 100) + random_labels(2000, 1, 2, 5, 10, 20, 50, 100)
+        + random_labels(5000, 1, 10, 50, 100, 500, 1000),
+        random_labels(32, 1, 2, 5, 10, 20, 50) + random_labels(64, 1, 2, 5, 10, 20, 50),
         {f"|D| = {n}": ("random_labels", "random") for n in (1000, 2000, 5000)}),
     "unique": Experiment(
         "a label for every image, EDM preconditioning", "labels",

@@ -137,7 +137,8 @@ def blocks(calls, repeats, seconds):
 
 def bench(options):
     peer = published(options.peer) if options.peer else None
-    print(f"{machine.name()}\n\nimages, width, batch    threads   " + " ".join(f"{name:>22}" for name in ["published"] * bool(peer) + list(options.precisions)))
+    names = ["published"] * bool(peer) + list(options.precisions)
+    print(f"{machine.name()}\n\nimages, width, batch    threads   " + " ".join(f"{name:>22}" for name in names))
     rows = []
     for source, resolution, width, batch in (CASES[i] for i in options.cases):
         def settings(**more):
@@ -159,7 +160,8 @@ def bench(options):
             for kind in ("step", "sample"):
                 for name, times in row[kind].items():
                     ratio = f" ({median(row[kind]['published']) / median(times):.2f}x)" if peer and name != "published" else ""
-                    value = f"{1e3 * median(times):.0f} ms" if kind == "step" else f"{options.samples * EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times):.1f} images/s"
+                    drawn = options.samples * EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times)
+                    value = f"{1e3 * median(times):.0f} ms" if kind == "step" else f"{drawn:.1f} images/s"
                     print(f"{value + ratio:>22} ", end="")
             print(flush=True)
     record = dict(provenance(), machine=machine.name(), rows=rows)

@@ -15,39 +15,107 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-USAGE, ERROR = 2, 1
 TRAIN = "--data digits --n 8 --width 4 --blocks 1 --channel-mult 1,1 --batch 4 --steps 1 --device cpu --out OUT"
+SEARCH = TRAIN.replace("--n 8 ", "")
 BOMB = 2**28  # bytes that a small file unpacks to
 
 
+# stage, exit status, words, and after the bar what the line must say. TRAIN, FILES, RUN and OUT: see `filled`
+OPTIONS = """
+train    2 TRAIN --learning-rate nan | learning-rate nan
+train    2 TRAIN --learning-rate -1 | learning-rate -1
+train    2 TRAIN --learning-rate inf | learning-rate inf
+train    2 TRAIN --n -3 | --n -3
+train    2 TRAIN --n 1e3 | 1e3
+train    2 TRAIN --width x | 'x'
+train    2 TRAIN --steps 0 | --steps 0
+train    2 TRAIN --batch 0 | --batch 0
+train    2 TRAIN --batch-device 3 | --batch-device 3
+train    2 TRAIN --weight-decay -1 | weight-decay
+train    2 TRAIN --ema-rate 1 | ema-rate 1
+train    2 TRAIN --ema-rate nan | ema-rate nan
+train    2 TRAIN --arch resnet | resnet
+train    2 TRAIN --precond ddim | ddim
+train    2 TRAIN --precision fp8 | fp8
+train    2 TRAIN --labels some | some
+train    2 TRAIN --labels random:0 | random:0
+train    2 TRAIN --labels random:-1 | random:-1
+train    2 TRAIN --resolution -8 | --resolution -8
+train    2 TRAIN --resolution 100000 | 100000
+train    2 TRAIN --classes -1 | --classes -1
+train    2 TRAIN --subset-seed -1 | subset-seed -1
+train    2 TRAIN --subset-seed 5000000000 | 5000000000
+train    2 TRAIN --snapshots 0 | snapshots 0
+train    2 TRAIN --epochs -1 | epochs -1
+train    2 TRAIN --channel-mult 1,x | 1,x
+train    2 TRAIN --channel-mult | expected one argument
+train    2 TRAIN --epochs 1e308 | epochs
+train    2 TRAIN --steps 10^400 | steps
+train    2 TRAIN --bogus 1 | --bogus
+train    2 TRAIN --threads -1 | threads -1
+train    2 TRAIN --seed -1 | --seed -1
+train    1 TRAIN --n 2000 | 1797
+train    1 TRAIN --classes 11 | 11
+train    1 TRAIN --skip-connections 1,0 | skip_connections
+train    1 TRAIN --skip-connections 2,2,2,2 | skip_connections
+train    1 TRAIN --width 6 | width=6
+train    1 TRAIN --width 0 | width=0
+train    1 TRAIN --width 1000000 | width=1000000
+train    1 TRAIN --blocks 0 | blocks=0
+train    1 TRAIN --blocks 10000000 | blocks=10000000
+train    1 TRAIN --width 8192 --blocks 100 | parameters
+train    1 TRAIN --data digits --resolution 4096 | lower --resolution
+train    1 TRAIN --channel-mult 1,1,1,1,1 | img_resolution=8
+train    1 TRAIN --channel-mult 0 | channel_mult
+train    1 TRAIN --attn-resolutions 3 | attn-resolutions
+train    1 TRAIN --dropout 1 | dropout
+train    1 TRAIN --dropout nan | dropout
+train    1 TRAIN --device tpu | tpu
+train    1 TRAIN --device cuda:99 | cuda:99
+train    1 TRAIN --precision tf32 | tf32
+train    1 TRAIN --data nowhere | nowhere
+train    1 TRAIN --labels random:99999999999 | 99999999999
+sample   2 --run RUN --device cpu --seeds 5-1 | 5-1
+sample   2 --run RUN --device cpu --seeds x | 'x'
+sample   2 --run RUN --device cpu --seeds 3,3 | twice
+sample   2 --run RUN --device cpu --seeds 0-4294967295 | more than
+sample   2 --run RUN --device cpu --heun-steps 0 | heun-steps 0
+sample   2 --run RUN --device cpu --sigma-min nan | sigma
+sample   2 --run RUN --device cpu --sigma-max 0 | sigma
+sample   2 --run RUN --device cpu --batch 0 | --batch 0
+sample   2 --run RUN --device cpu --rho 0 | rho
+sample   2 --run RUN --device cpu --out x.png | x.png
+sample   2 --run RUN --device cpu --rho 0.001 | rho
+sample   2 --run RUN --device cpu --heun-steps 99999999999999999999 | heun-steps
+sample   1 --run nowhere --device cpu | nowhere
+sample   1 --run RUN --label 3 --device cpu --out OUT/x.npz | --label 3
+sample   2 --device cpu | --run
+memorize 2 --samples digits --train digits --threshold 0 | threshold
+memorize 2 --samples digits --train digits --threshold 1 | threshold
+memorize 2 --samples digits --train digits --threshold 1/0 | threshold
+memorize 2 --samples digits --train digits --threshold -1/3 | threshold
+memorize 2 --samples digits --train digits --threshold nan | threshold
+memorize 2 --samples digits --train digits --threshold 1e-9 | threshold
+memorize 2 --samples digits | --train
+memorize 1 --samples digits --train digits --n 1 | second nearest
+emm      2 TRAIN --eps 0 | eps
+emm      2 TRAIN --alpha 2 | alpha
+emm      2 TRAIN --tolerance 0 | tolerance
+emm      2 TRAIN --n-min 1 | n-min
+emm      2 TRAIN --samples 0 | samples
+emm      2 TRAIN --seeds 1,1 | seeds
+emm      1 TRAIN --n-min 5000 | 5000
+emm      1 TRAIN --sizes 1 | sizes
+memorize 1 --samples digits --train FILES/colour32 --device cpu | [1, 8, 8]
+"""
+
+
 def options():
-    """(stage, words, what the line must say) of options that cannot be."""
-    for text, say in (("--learning-rate nan", "learning-rate nan"), ("--learning-rate -1", "learning-rate -1"), ("--learning-rate inf", "learning-rate inf"),
-                      ("--n -3", "--n -3"), ("--n 1e3", "1e3"), ("--width x", "'x'"), ("--steps 0", "--steps 0"), ("--batch 0", "--batch 0"),
-                      ("--batch-device 3", "--batch-device 3"), ("--weight-decay -1", "weight-decay"), ("--ema-rate 1", "ema-rate 1"), ("--ema-rate nan", "ema-rate nan"),
-                      ("--arch resnet", "resnet"), ("--precond ddim", "ddim"), ("--precision fp8", "fp8"), ("--labels some", "some"),
-                      ("--labels random:0", "random:0"), ("--labels random:-1", "random:-1"), ("--resolution -8", "--resolution -8"), ("--resolution 100000", "100000"), ("--classes -1", "--classes -1"),
-                      ("--subset-seed -1", "subset-seed -1"), ("--subset-seed 5000000000", "5000000000"), ("--snapshots 0", "snapshots 0"), ("--epochs -1", "epochs -1"),
-                      ("--channel-mult 1,x", "1,x"), ("--channel-mult", "expected one argument"), ("--epochs 1e308", "epochs"), ("--steps 1" + "0" * 400, "steps"), ("--bogus 1", "--bogus"), ("--threads -1", "threads -1"), ("--seed -1", "--seed -1")):
-        yield "train", f"{TRAIN} {text}", USAGE, say
-    for text, say in (("--n 2000", "1797"), ("--classes 11", "11"), ("--skip-connections 1,0", "skip_connections"), ("--skip-connections 2,2,2,2", "skip_connections"),
-                      ("--width 6", "width=6"), ("--width 0", "width=0"), ("--width 1000000", "width=1000000"), ("--blocks 0", "blocks=0"), ("--blocks 10000000", "blocks=10000000"), ("--width 8192 --blocks 100", "parameters"), ("--data digits --resolution 4096", "lower --resolution"),
-                      ("--channel-mult 1,1,1,1,1", "img_resolution=8"), ("--channel-mult 0", "channel_mult"), ("--attn-resolutions 3", "attn-resolutions"), ("--dropout 1", "dropout"),
-                      ("--dropout nan", "dropout"), ("--device tpu", "tpu"), ("--device cuda:99", "cuda:99"), ("--precision tf32", "tf32"), ("--data nowhere", "nowhere"), ("--labels random:99999999999", "99999999999")):
-        yield "train", f"{TRAIN} {text}", ERROR, say
-    for text, say in (("--seeds 5-1", "5-1"), ("--seeds x", "'x'"), ("--seeds 3,3", "twice"), ("--seeds 0-4294967295", "more than"), ("--heun-steps 0", "heun-steps 0"), ("--sigma-min nan", "sigma"), ("--sigma-max 0", "sigma"), ("--batch 0", "--batch 0"), ("--rho 0", "rho"), ("--out x.png", "x.png"), ("--rho 0.001", "rho"), ("--heun-steps 99999999999999999999", "heun-steps")):
-        yield "sample", f"--run RUN --device cpu {text}", USAGE, say
-    yield "sample", "--run nowhere --device cpu", ERROR, "nowhere"
-    yield "sample", "--run RUN --label 3 --device cpu --out OUT/x.npz", ERROR, "--label 3"
-    yield "sample", "--device cpu", USAGE, "--run"
-    for text in ("--threshold 0", "--threshold 1", "--threshold 1/0", "--threshold -1/3", "--threshold nan", "--threshold 1e-9"):
-        yield "memorize", f"--samples digits --train digits {text}", USAGE, "threshold"
-    yield "memorize", "--samples digits", USAGE, "--train"
-    yield "memorize", "--samples digits --train digits --n 1", ERROR, "second nearest"
-    for text, say in (("--eps 0", "eps"), ("--alpha 2", "alpha"), ("--tolerance 0", "tolerance"), ("--n-min 1", "n-min"), ("--samples 0", "samples"), ("--seeds 1,1", "seeds")):
-        yield "emm", f"{TRAIN.replace('--n 8 ', '')} {text}", USAGE, say
-    yield "emm", f"{TRAIN.replace('--n 8 ', '')} --n-min 5000", ERROR, "5000"
-    yield "emm", f"{TRAIN.replace('--n 8 ', '')} --sizes 1", ERROR, "sizes"
+    """(stage, words, exit status, what the line must say) of command lines that cannot be."""
+    for row in OPTIONS.strip().splitlines():
+        command, say = row.rsplit(" | ", 1)
+        stage, status, text = command.split(maxsplit=2)
+        yield stage, text.replace("TRAIN", TRAIN if stage == "train" else SEARCH).replace("10^400", "1" + "0" * 400), int(status), say
 
 
 def png(array, mode=None, **how):
@@ -172,16 +240,15 @@ def files(folder):
 
 def cases(folder):
     """Yield (stage, words, exit status, what its line must say) of all, after making what they need in `folder`."""
-    yield from options()
     broken = list(files(folder / "files"))
-    yield "memorize", "--samples digits --train FILES/colour32 --device cpu", ERROR, "[1, 8, 8]"
+    yield from options()
     for name, say in broken:
-        yield "train", f"{TRAIN.replace('--n 8', '').replace('--data digits', '')} --data FILES/{name}", ERROR, say
+        yield "train", f"{TRAIN.replace('--n 8', '').replace('--data digits', '')} --data FILES/{name}", 1, say
     if os.getuid():  # root may read everything
         path = folder / "files" / "locked"
         shutil.copytree(folder / "files" / "colour32", path)
         os.chmod(path / "0.png", 0)
-        yield "train", f"{TRAIN} --data FILES/locked", ERROR, "0.png"
+        yield "train", f"{TRAIN} --data FILES/locked", 1, "0.png"
 
 
 def filled(text, folder):
