@@ -147,7 +147,8 @@ def lasting(stage, found):
 
 
 def kill(stage, count, folder, rng):
-    """SIGKILL `stage` `count` times at random moments, going on after each. Returns kills, files lost, unequal ends.
+    """SIGKILL `stage` `count` times at random moments, going on after each. Returns kills, files lost, ends, unequal
+    ends, and temporary files left at the ends.
 
     After each kill every file must be whole, and nothing finished may be gone; each end is compared with that of an
     uninterrupted run.
@@ -157,7 +158,7 @@ def kill(stage, count, folder, rng):
     must(stage, words(stage, whole), whole)
     usual = time.perf_counter() - start
     there = prepared(stage, folder / "ready")
-    kills = lost = unequal = ends = 0
+    kills = lost = unequal = ends = left = 0
     work = folder / "whole2"  # of the same length, so that paths in files agree in it
     while kills < count:
         shutil.rmtree(work, ignore_errors=True)
@@ -183,7 +184,8 @@ def kill(stage, count, folder, rng):
                 lost += 1
         ends += 1
         unequal += contents(work) != contents(whole)
-    return dict(kills=kills, lost=lost, ends=ends, unequal=unequal)
+        left += sum(path.name not in (".lock", ".output") for path in work.rglob(".*"))
+    return dict(kills=kills, lost=lost, ends=ends, unequal=unequal, left=left)
 
 
 DAMAGES = ("truncated", "bit flipped", "emptied", "swapped")

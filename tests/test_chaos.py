@@ -27,7 +27,7 @@ def chaos(call, folder):
 @pytest.mark.parametrize("stage", ["train", "sample", "memorize", "emm"])
 def test_kills_lose_nothing_and_change_nothing(stage, tmp_path):
     seen = chaos(f"chaos.kill({stage!r}, 4, folder / 'kill', rng)", tmp_path)
-    assert seen["kills"] >= 4 and seen["ends"] >= 1 and seen["lost"] == seen["unequal"] == 0, seen
+    assert seen["kills"] >= 4 and seen["ends"] >= 1 and seen["lost"] == seen["unequal"] == seen["left"] == 0, seen
 
 
 def test_damaged_files_are_named_or_made_good(tmp_path):
