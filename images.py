@@ -29,6 +29,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 CIFAR10 = Path("data") / "cifar-10-binary.tar.gz"  # the form of the authors that holds no pickles
 CIFAR10_URL = f"https://www.cs.toronto.edu/~kriz/{CIFAR10.name}"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"   # as its authors give it
+CIFAR10_BATCH = 10_000 * (1 + 3 * 32 * 32)         # bytes: a label and an image, 10,000 times
+
 # Bounds on what a file can ask for; each leaves room for every data set of the field
 MAX_FILE_BYTES = 2**26    # of one image file, or dataset.json: 64 MiB
 MAX_PIXELS = 2**24        # of one image: 4,096 x 4,096
@@ -67,8 +69,8 @@ def read_cifar10():
         download(CIFAR10_URL, CIFAR10, CIFAR10_MD5)
     try:
         with tarfile.open(CIFAR10) as archive:
-            parts = [archive.extractfile(f"cifar-10-batches-bin/data_batch_{i}.bin").read() for i in range(1, 6)]
-        rows = np.frombuffer(b"".join(parts), np.uint8).reshape(50_000, 1 + 3072)  # a label and 3x32x32 pixels each
+            parts = [archive.extractfile(f"cifar-10-batches-bin/data_batch_{i}.bin").read(CIFAR10_BATCH) for i in range(1, 6)]
+        rows = np.frombuffer(b"".join(parts), np.uint8).reshape(50_000, -1)
     except (tarfile.TarError, OSError, EOFError, KeyError, AttributeError, ValueError, zlib.error) as error:
         raise ValueError(f"{CIFAR10} is damaged ({error}); remove it, and it is downloaded again") from None
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64), [f"cifar10/{i:05d}" for i in range(len(rows))]

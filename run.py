@@ -249,7 +249,7 @@ def member(archive, name, limit):
     """
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > limit:
-        raise ValueError(f"{name} has {info.file_size:,} bytes; at most {limit:,} are read, stored or deflated")
+        raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; at most {limit:,} are read, stored or deflated")
     with archive.open(info) as file:
         return file.read(info.file_size)
 
@@ -378,7 +378,7 @@ def about(path):
                 value = json.loads(json.loads(file.read(size))["__metadata__"]["about"])
         elif path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
-                text = member(archive, "about.npy", ABOUT_BYTES)  # the text of a numpy array: a header that ends a line, then UTF-32
+                text = member(archive, "about.npy", ABOUT_BYTES)  # a numpy array: a header that ends a line, then UTF-32
                 value = json.loads(text[text.index(b"\n") + 1:].decode("utf-32-le"))
         elif path.suffix == ".json":
             return read_json(path)
