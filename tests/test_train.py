@@ -118,20 +118,20 @@ COMMAND = [sys.executable, str(ROOT / "train.py"), "--data", "digits", "--n", "2
 
 
 def test_killed_half_way_resumes_to_the_same_weights(tmp_path):
-    flags = ["--steps", "160", "--snapshots", "4", "--save-seconds", "0.2"]
+    flags = ["--steps", "40", "--snapshots", "4", "--save-seconds", "0"]
     subprocess.run([*COMMAND, *flags, "--out", tmp_path / "whole"], check=True, capture_output=True)
     process = subprocess.Popen([*COMMAND, *flags, "--out", tmp_path / "killed"], stderr=subprocess.DEVNULL)
-    while not (tmp_path / "killed" / "snapshot-00000080.safetensors").exists():
+    while not (tmp_path / "killed" / "snapshot-00000020.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert (tmp_path / "killed" / "state.safetensors").exists() and not (tmp_path / "killed" / "model.safetensors").exists()
     subprocess.run([*COMMAND, *flags, "--out", tmp_path / "killed"], check=True, capture_output=True)
-    for name in ("snapshot-00000080.safetensors", "model.safetensors"):
+    for name in ("snapshot-00000020.safetensors", "model.safetensors"):
         assert digest(tmp_path / "whole" / name) == digest(tmp_path / "killed" / name)
     steps = [line["step"] for line in run.read_log(tmp_path / "killed" / "log.jsonl")]
-    assert steps == sorted(set(steps)) and steps[-1] == 160
+    assert steps == sorted(set(steps)) and steps[-1] == 40
 
 
 def test_ctrl_c_saves_and_says_so_in_one_line(tmp_path):
