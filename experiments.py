@@ -8,7 +8,6 @@ Every point is an emm.py command, printed before it runs: sizes measured in full
 named after its options, so that what experiments have in common is trained once, and what was interrupted goes on.
 Each point has a run for each of --seeds, which draw training set, weights and noise; its interval is Student's.
 """
-import csv
 import dataclasses
 import hashlib
 import json
@@ -195,7 +194,7 @@ def parsed(words):
     return run.parse(emm.Options, shlex.split(words))
 
 
-def price(options, words, chosen):
+def price(options, words):
     """Images trained and FLOPs of a command, training and sampling, on all seeds. EMM counts as one training of |D| =
     1,000 at paper scale, 32 on a CPU: what is not known before."""
     o = parsed(words)
@@ -223,7 +222,7 @@ def experiment(options):
         for name in names:
             print(f"# {name}: {EXPERIMENTS[name].about}")
             for words, chosen in commands(options, name).items():
-                trained, flops = price(options, words, chosen)
+                trained, flops = price(options, words)
                 shared = words in done
                 total += 0 if shared else flops
                 done.add(words)
@@ -262,13 +261,12 @@ def one(options, name):
 def published(e):
     """The published points of an experiment, read off the paper's figures: series, x and ratio of each."""
     found = []
-    with open(plot.PUBLISHED, newline="") as file:
-        for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            for series, (name, theirs) in e.published.items():
-                same_size = not series.startswith("|D|") or series == f"|D| = {row['n_train']}"
-                if row["experiment"] == name and theirs in (None, row["series"]) and same_size:
-                    x = f"{row['x']}x{row['x']}" if row["x_name"] == "resolution" else row["x"]
-                    found.append(dict(series=series, x=x, ratio=float(row["ratio_percent"]) / 100))
+    for row in plot.published_rows():
+        for series, (name, theirs) in e.published.items():
+            same_size = not series.startswith("|D|") or series == f"|D| = {row['n_train']}"
+            if row["experiment"] == name and theirs in (None, row["series"]) and same_size:
+                x = f"{row['x']}x{row['x']}" if row["x_name"] == "resolution" else row["x"]
+                found.append(dict(series=series, x=x, ratio=float(row["ratio_percent"]) / 100))
     return found
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from run import ZIP_ERRORS, member, publish
+from run import ZIP_ERRORS, bounded, member, publish
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 CIFAR10 = Path("data") / "cifar-10-binary.tar.gz"  # the form of the authors that holds no pickles
@@ -136,9 +136,7 @@ def read_npz(path):
 
 def _npz_array(archive, key):
     """One array of an open npz file; its header is held against its size before memory is taken."""
-    info = archive.getinfo(f"{key}.npy")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > MAX_BYTES:
-        raise ValueError(f"{key} has {info.file_size:,} bytes; at most {MAX_BYTES:,} are read, stored or deflated")
+    info = bounded(archive, f"{key}.npy", MAX_BYTES)
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)

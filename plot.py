@@ -40,12 +40,16 @@ class Options:
             raise ValueError(f"--out {self.out} must end in .png")
 
 
+def published_rows(path=PUBLISHED):
+    """The lines of the digitised figures, as dicts of text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
 def published_curve(path=PUBLISHED, experiment="resolution", series="32x32"):
     """|D| and ratio (0 to 1) of a published curve, digitised from the authors' figures; the base run by default."""
-    with open(path, newline="") as file:
-        rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        points = sorted((int(row["n_train"]), float(row["ratio_percent"]) / 100) for row in rows
-                        if (row["experiment"], row["series"]) == (experiment, series))
+    points = sorted((int(row["n_train"]), float(row["ratio_percent"]) / 100) for row in published_rows(path)
+                    if (row["experiment"], row["series"]) == (experiment, series))
     return [n for n, _ in points], [ratio for _, ratio in points]
 
 

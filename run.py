@@ -243,15 +243,21 @@ def read_json(path):
 
 
 def member(archive, name, limit):
-    """The bytes of a member of an open zip file, never more than it says it has, which is at most `limit`.
+    """The bytes of a member of an open zip file, never more than it says it has, which is at most `limit`."""
+    info = bounded(archive, name, limit)
+    with archive.open(info) as file:
+        return file.read(info.file_size)
+
+
+def bounded(archive, name, limit):
+    """The ZipInfo of a member that says it has at most `limit` bytes.
 
     Raises ValueError beyond that. Other compressions than the usual one can unpack to any size at once.
     """
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > limit:
         raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; at most {limit:,} are read, stored or deflated")
-    with archive.open(info) as file:
-        return file.read(info.file_size)
+    return info
 
 
 @contextlib.contextmanager

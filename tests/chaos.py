@@ -216,14 +216,13 @@ def seeded(stage, folder, seed):
 def damages(count, folder, rng):
     """Damage a file of a run and start the stage that reads it. Returns how often it was named, was made good, or
     changed nothing; `missed` are those that went into a result."""
-    made = {}
     for name, seed in (("a", 0), ("b", 1)):  # b: whose files a's are swapped with
-        home = made[name] = folder / name
+        home = folder / name
         home.mkdir(parents=True)
         for stage in ("train", "sample", "memorize", "emm"):
             must(stage, seeded(stage, home, seed), home)
         # and a training stopped at step 10 or a little later, with its state
-        stopped = folder / name / "stopped"
+        stopped = home / "stopped"
         stopped.mkdir()
         pid = fork("train", seeded("train", stopped, seed), stopped / ".output")
         while not (stopped / "run" / "snapshot-00000010.safetensors").exists():
