@@ -5,7 +5,7 @@
     make width SCALE=cpu
 
 Every point is an emm.py command, printed before it runs: sizes measured in full, or a search for EMM. Its directory is
-named after its options, so that what experiments have in common is trained once, and what was interrupted goes on.
+named after what differs from the base, so that what experiments have in common is trained once, and what was interrupted goes on.
 Each point has a run for each of --seeds, which draw training set, weights and noise; its interval is Student's.
 """
 import dataclasses
@@ -30,9 +30,9 @@ SCALES = ("cpu", "paper")
 # What all points of a scale have in common. On a CPU: a recipe in which ratios lie between 10% and 95%.
 BASE = dict(
     paper="--data cifar10",
-    cpu="--data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --steps 600 --warmup-steps 50 --dropout 0 "
-        "--ema-halflife 30 --ema-rampup-steps 600 --snapshots 3 --samples 256 --device cpu")
-EMM_RANGE = dict(paper="--n-min 500", cpu="--n-min 8 --n-max 200 --tolerance 0.15 --samples 500")
+    cpu="--data digits --width 8 --blocks 1 --channel-mult 2,2 --batch 64 --learning-rate 8e-3 --steps 400 --warmup-steps 50 "
+        "--dropout 0 --ema-halflife 20 --ema-rampup-steps 50 --snapshots 2 --samples 256 --device cpu")
+EMM_RANGE = dict(paper="--n-min 500", cpu="--n-min 3 --n-max 64 --tolerance 0.25")
 
 
 @dataclass(frozen=True)
@@ -97,36 +97,39 @@ def random_labels(n, *counts):
 
 
 LABELS = {"none": "", "true": "--labels true", "random 10": "--labels random:10"}
+THREE = "--channel-mult 2,2,2"  # resolutions, where the base on a CPU has two
 NCSN = "--arch ncsnpp --precond ve"
 BATCHES = {b: f"--batch {b} --learning-rate {b / 512 * 2e-4:g}" for b in (128, 256, 384, 512, 640, 768, 896)}
-CPU_BATCHES = {b: f"--batch {b} --learning-rate {b / 128 * 4e-3:g} --steps {600 * 128 // b}" for b in (32, 64, 128, 256)}
+CPU_BATCHES = {b: f"--batch {b} --learning-rate {b / 64 * 8e-3:g} --steps {400 * 64 // b} --warmup-steps {50 * 64 // b}" for b in (32, 64, 128)}
 DECAYS = ("0", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1")
+CPU_DECAYS = ("0", "1e-4", "1e-3", "1e-2", "1e-1")
 EMA_RATES = ("0.99929", "0.999", "0.99", "0.9", "0.8", "0.5", "0.2", "0.1", "0")
+CPU_EMA_RATES = ("0.99", "0.97", "0.9", "0.8", "0.5", "0")  # of 400 steps, and not of 78,000
 UNIQUE = "--precond edm --blocks 4 --epochs 12000"
 
 EXPERIMENTS = {
     "size": Experiment(
         "training set size", "training images |D|",
-        sizes(500, 1000, 2000, 5000, 10_000, 20_000, 50_000), sizes(8, 16, 32, 64, 128), {"": ("labels", "unconditional")}),
+        sizes(500, 1000, 2000, 5000, 10_000, 20_000, 50_000), sizes(8, 16, 32, 64), {"": ("labels", "unconditional")}),
     "resolution": Experiment(
         "resolution, the same images resized", "pixels a side",
         over("--resolution", 32, 16, 8), over("--resolution", 16, 8, 4)),
     "classes": Experiment(
         "number of classes", "classes", over("--classes", 1, 2, 5, 10), over("--classes", 1, 2, 5, 10)),
-    "width": Experiment("width of the U-Net", "width", over("--width", 128, 192, 256, 320), over("--width", 4, 8, 12, 16)),
+    "width": Experiment("width of the U-Net", "width", over("--width", 128, 192, 256, 320), over("--width", 4, 8, 16)),
     "depth": Experiment("residual blocks a resolution", "blocks", over("--blocks", 2, 4, 6, 8, 10, 12), over("--blocks", 1, 2, 3)),
     "embedding": Experiment("time embedding", "embedding", embeddings(2, 4), embeddings(1, 2)),
     "skips": Experiment(
-        "skip connections kept, DDPM++ with VP", "skips kept", resolutions_of_skips(32, 2, 1000), resolutions_of_skips(8, 1, 32),
+        "skip connections kept, DDPM++ with VP", "skips kept", resolutions_of_skips(32, 2, 1000), resolutions_of_skips(8, 1, 16, THREE),
         {"one skip": ("one_skip_kept", None), "one resolution": ("skips_kept_at_one_resolution", "three kept")}),
     "skips-ncsn": Experiment(
-        "skip connections kept, NCSN++ with VE", "skips kept", resolutions_of_skips(32, 2, 1000, NCSN), resolutions_of_skips(8, 1, 16, NCSN)),
-    "batch": Experiment("batch, the rate in proportion", "batch", each(BATCHES, 2000, "|D| = 2000"), each(CPU_BATCHES, 32, "|D| = 32")),
+        "skip connections kept, NCSN++ with VE", "skips kept", resolutions_of_skips(32, 2, 1000, NCSN), resolutions_of_skips(8, 1, 16, f"{NCSN} {THREE}")),
+    "batch": Experiment("batch, the rate in proportion", "batch", each(BATCHES, 2000, "|D| = 2000"), each(CPU_BATCHES, 16, "|D| = 16")),
     "batch-emm": Experiment("batch, the rate in proportion", "batch", each(BATCHES), each(CPU_BATCHES)),
     "weight-decay": Experiment(
-        "weight decay", "weight decay", over("--weight-decay", *DECAYS, n=2000), over("--weight-decay", *DECAYS, n=32)),
+        "weight decay", "weight decay", over("--weight-decay", *DECAYS, n=2000), over("--weight-decay", *CPU_DECAYS, n=16)),
     "ema": Experiment("rate of the average of the weights", "EMA rate", over("--ema-rate", *EMA_RATES, n=2000),
-                      over("--ema-rate", *EMA_RATES, n=32)),
+                      over("--ema-rate", *CPU_EMA_RATES, n=16)),
     "labels": Experiment(
         "labels the model is given", "training images |D|",
         [p for s, w in LABELS.items() for p in sizes(1000, 2000, 3000, 4000, 5000, series=s, words=w)],
@@ -136,7 +139,7 @@ EXPERIMENTS = {
         "number of random labels", "random labels",
         random_labels(1000, 1, 2, 5, 10, 20, 50, 100) + random_labels(2000, 1, 2, 5, 10, 20, 50, 100)
         + random_labels(5000, 1, 10, 50, 100, 500, 1000),
-        random_labels(32, 1, 2, 5, 10, 20, 50) + random_labels(64, 1, 2, 5, 10, 20, 50),
+        random_labels(32, 1, 2, 5, 10, 20),
         {f"|D| = {n}": ("random_labels", "random") for n in (1000, 2000, 5000)}),
     "unique": Experiment(
         "a label for every image, EDM preconditioning", "labels",
@@ -172,21 +175,21 @@ def commands(options, name):
         else:
             how = "--full --sizes " + ",".join(str(p.n) for p in points(name, options.scale) if p.words == point.words)
         base = " ".join(part for part in (BASE[options.scale], point.words, options.words) if part)
-        out = Path(options.runs) / f"{'emm' if point.n is None else 'full'}-{directory(base)}"
+        out = Path(options.runs) / options.scale / f"{'emm' if point.n is None else 'full'}-{directory(base, BASE[options.scale])}"
         words = f"{base} {how} --seeds {','.join(map(str, options.seeds))} --out {out}"
         found.setdefault(words, []).append(point)
     return found
 
 
-def directory(words):
-    """A directory's name for options of emm.py: those that differ from its defaults, and a digest where that is long.
+def directory(words, base):
+    """A directory's name for options of emm.py: those that differ from the base's, and a digest where that is long.
 
     The same for the same options, however they are written: what two experiments share is found again.
     """
-    usual = run.defaults(emm.Options)
+    usual = run.recorded(parsed(base))
     given = {key: value for key, value in run.recorded(parsed(words)).items() if value != usual[key]}
     name = "_".join(f"{key}-{','.join(map(str, value)) if isinstance(value, list) else value}" for key, value in sorted(given.items()))
-    name = "".join(c if c.isalnum() or c in "._,-" else "-" for c in name)
+    name = "".join(c if c.isalnum() or c in "._,-" else "-" for c in name) or "base"
     return name if len(name) <= 80 else f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
