@@ -33,7 +33,7 @@ space := $(empty) $(empty)
 part   = $(if $(filter-out $(2),$($(1))),-$(3)$(subst :,,$($(1))))
 comma := ,
 flags := $(subst $(space),,$(subst --,-,$(subst $(comma),.,$(subst /,_,$(subst :,,$(subst =,,$(FLAGS)))))))
-data  := $(subst /,-,$(subst ../,up-,$(patsubst %/,%,$(patsubst /%,root-%,$(DATA)))))
+data  := $(subst :,-,$(subst /,-,$(subst ../,up-,$(patsubst %/,%,$(patsubst /%,root-%,$(DATA))))))
 NAME  := $(data)$(call part,RES,0,r)$(call part,CLASSES,0,c)$(call part,LABELS,none,)$(call part,ARCH,ddpmpp,)-w$(WIDTH)-b$(BLOCKS)-B$(BATCH)-e$(EPOCHS)-s$(SEED)$(flags)
 RUN    = $(RUNS)/$(NAME)-n$(N)
 SEARCH = $(RUNS)/$(NAME)-emm$(if $(SEEDS),-seeds$(subst $(space),.,$(strip $(SEEDS))))
@@ -48,7 +48,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 READY := .venv/ready
 endif
 
-EXPERIMENTS = size resolution classes width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique
+EXPERIMENTS = optimum size resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique
 
 .PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) test chaos bench bench-emm kernel-report clean
 .NOTPARALLEL:

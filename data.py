@@ -41,7 +41,9 @@ class Subset:
 
 @dataclass(frozen=True)
 class Options(Subset):
-    data: str = option("cifar10", "cifar10, digits, or a path: image folder, zip of images, npz")
+    data: str = option("cifar10", "cifar10, digits, or a path: image folder, zip of images, npz; with :K at its end, class K alone")
+    mix: str = option("", "a second source, mixed in within each class")
+    mix_share: float = option(0.5, "its share of each class, from 0 to 1")
     labels: str = option("none", "labels the model is given: none, true, random:C or unique")
     label_seed: int = option(0, "seed of random:C labels")
 
@@ -50,6 +52,8 @@ class Options(Subset):
         label_count(self.labels, n=1, classes=1)
         if not 0 <= self.label_seed < 2**32:
             raise ValueError(f"--label-seed {self.label_seed} is not in 0..2^32-1")
+        if not 0 <= self.mix_share <= 1:
+            raise ValueError(f"--mix-share {self.mix_share} is not a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,18 @@ def load(options):
     Raises ValueError for what the source does not have.
     """
     images, classes, names = read(options.data, options.resolution)
+    origin = torch.zeros(len(images), dtype=torch.int64)
+    if options.mix:
+        others, other_classes, other_names = read(options.mix, options.resolution)
+        if others.shape[1:] != images.shape[1:]:
+            raise ValueError(f"--mix {options.mix} has images of {shape(others)}, --data {options.data} of {shape(images)}; "
+                             "give --resolution, and sources of the same number of channels")
+        images, classes, names = torch.cat([images, others]), torch.cat([classes, other_classes]), [*names, *other_names]
+        origin = torch.cat([origin, torch.ones(len(others), dtype=torch.int64)])
     if options.classes > int(classes.max()) + 1:
         raise ValueError(f"--classes {options.classes}: {options.data} has {int(classes.max()) + 1}")
     count = options.classes or int(classes.max()) + 1
-    index = balanced_order(classes, options.subset_seed)
+    index = balanced_order(classes, options.subset_seed, origin if options.mix else None, options.mix_share)
     index = index[classes[index] < count]
     n = options.n or len(index)
     if n > len(index):
@@ -113,15 +125,20 @@ def sha256(tensor):
 
 def of_run(directory):
     """The training set of a run directory of train.py. Raises ValueError if its data have changed since."""
+    options = options_of_run(directory)
+    D = load(options)
+    if D.fingerprint() != read_json(Path(directory) / "config.json")["data"]:
+        raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
+    return D
+
+
+def options_of_run(directory):
+    """The `Options` of the training set of a run directory of train.py."""
     path = Path(directory) / "config.json"
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
         raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
-    options = Options(**{field.name: config["options"].get(field.name, field.default) for field in fields(Options)})
-    D = load(options)
-    if D.fingerprint() != config["data"]:
-        raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
-    return D
+    return Options(**{field.name: config["options"].get(field.name, field.default) for field in fields(Options)})
 
 
 def label_count(labels, n, classes):
@@ -135,20 +152,40 @@ def label_count(labels, n, classes):
     return counts[labels]
 
 
-def balanced_order(classes, seed=None):
+def balanced_order(classes, seed=None, origin=None, share=0.0):
     """An order of the images (int64 [N]) each of whose prefixes is class-balanced as evenly as can be.
 
     The first of class 0, the first of class 1, ..., the second of class 0, ...: prefixes are nested.
-    Within a class images stand in the order of the source, as published, or as drawn by `seed`.
+    Within a class images stand in the order of the source, as published, or as drawn by `seed`. With an `origin` of
+    0 or 1 for each image, of the first k images of a class floor(share k) are of origin 1; a class ends where the
+    next one would have to come from an origin that has no more.
     """
     order = torch.arange(len(classes))
     if seed is not None:
         order = torch.from_numpy(np.random.RandomState(seed).permutation(len(classes)))
-    rank = torch.empty(len(classes), dtype=torch.int64)
+    rank = torch.full((len(classes),), -1)
     for c in classes.unique().tolist():
         members = order[classes[order] == c]
-        rank[members] = torch.arange(len(members))
-    return torch.from_numpy(np.lexsort((classes.numpy(), rank.numpy())))
+        if origin is None:
+            rank[members] = torch.arange(len(members))
+            continue
+        due = torch.floor(torch.arange(len(members) + 1, dtype=torch.float64) * share + 1e-9)  # 0.29 * 100 is 28.999...
+        second = due[1:] > due[:-1]
+        end = len(members)
+        for o in (0, 1):
+            places, own = (second == bool(o)).nonzero()[:, 0], members[origin[members] == o]
+            if len(own) < len(places):
+                end = min(end, int(places[len(own)]))
+            own = own[:len(places)]
+            rank[own] = places[:len(own)]
+        rank[members[rank[members] >= end]] = -1
+    kept = (rank >= 0).nonzero()[:, 0]
+    return kept[torch.from_numpy(np.lexsort((classes[kept].numpy(), rank[kept].numpy())))]
+
+
+def shape(images):
+    """Channels and size of images [N, C, H, W], in words."""
+    return f"{images.shape[1]} x {images.shape[2]} x {images.shape[3]}"
 
 
 def pick_device(name, threads=0, deterministic=False):

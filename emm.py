@@ -218,7 +218,7 @@ def workers(devices):
 
 def source(options):
     """All images that training sets are drawn from."""
-    return data.load(data.Options(data=options.data, classes=options.classes, resolution=options.resolution))
+    return data.load(data.Options(**{name: getattr(options, name) for name in ("data", "mix", "mix_share", "classes", "resolution")}))
 
 
 def find(options):

@@ -41,8 +41,15 @@ MAX_LABEL = 2**20         # largest class number
 def read(source, resolution=0):
     """All of a source: images uint8 [N, C, H, W], classes int64 [N] (zeros where there are none), names.
 
-    Raises ValueError, naming the file, for what cannot be read.
+    SOURCE:K is class K alone, as class 0. Raises ValueError, naming the file, for what cannot be read.
     """
+    whole, colon, number = str(source).rpartition(":")
+    if colon and number.isdecimal() and not Path(source).exists():
+        images, classes, names = read(whole, resolution)
+        kept = (classes == int(number)).nonzero()[:, 0]
+        if not len(kept):
+            raise ValueError(f"{whole} has no class {number}; its classes are numbered 0 to {int(classes.max())}")
+        return images[kept], torch.zeros_like(kept), [names[i] for i in kept.tolist()]
     if source == "cifar10":
         images, classes, names = read_cifar10()
     elif source == "digits":

@@ -8,7 +8,6 @@ second nearest (paper, section 2). Distances and verdicts are exact, in whole nu
 are image folders, zips, npz files, cifar10, digits, or run directories (their samples; their training set).
 """
 import csv
-import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -152,9 +151,8 @@ def samples_of_run(folder):
     model = folder / (files[-1].stem.replace("samples-", "snapshot-").replace("samples", "model") + ".safetensors")
     made_of = run.about(files[-1]).get("source", {}).get("weights_sha256")
     if made_of and model.is_file():
-        with open(model, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != made_of:
-                raise ValueError(f"{files[-1]} was not drawn from {model}; remove it and sample again")
+        if run.file_sha256(model) != made_of:
+            raise ValueError(f"{files[-1]} was not drawn from {model}; remove it and sample again")
     return str(files[-1])
 
 

@@ -80,7 +80,12 @@ def plot(options):
     matplotlib.use("Agg")
     if options.experiment:
         out = Path(options.out) if options.out else Path(options.experiment).with_suffix(".png")
-        save(points(run.read_json(options.experiment)), out)
+        result = run.read_json(options.experiment)
+        save(points(result), out)
+        if result["name"] == "size":
+            save(epochs(result), out.with_stem(f"{out.stem}-epochs"))
+        if "denoising" in result["points"][0]:
+            save(denoising(result), out.with_stem(f"{out.stem}-loss"))
         return out
     results = read(options.emm)
     names = [describe(result, results) for result in results]
@@ -147,7 +152,7 @@ def points(result):
                       marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], linestyle=("-", "--", ":", "-.")[i % 4])
     for i, series in enumerate(dict.fromkeys(p["series"] for p in result["published"])):
         line = [p for p in result["published"] if p["series"] == series and (numeric or p["x"] in places)]
-        axes.plot([place(p["x"]) for p in line], [p["ratio"] for p in line], marker=MARKERS[i % len(MARKERS)], color="0.6",
+        axes.plot([place(p["x"]) for p in line], [p["value"] for p in line], marker=MARKERS[i % len(MARKERS)], color="0.6",
                   linestyle="--", label=f"published, digitised: {series}".rstrip(": "))
     if numeric and max(numbers) >= 8 * min(numbers):
         axes.set_xscale("log")
@@ -162,6 +167,45 @@ def points(result):
     axes.title.set_fontsize("medium")
     axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
     if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize="small")
+    return figure
+
+
+def epochs(result):
+    """The ratio of every snapshot against epochs, a line for each |D|: the mean over seeds, and the seeds as dots."""
+    from matplotlib import pyplot as plt
+    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
+    for i, p in enumerate(result["points"]):
+        look = dict(marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)])
+        snapshots = list(zip(*p["trajectories"]))  # [snapshots, seeds]
+        axes.plot([s[0]["epoch"] for s in snapshots], [sum(t["ratio"] for t in s) / len(s) for s in snapshots], label=f"|D| = {p['n']:,}",
+                  linestyle=("-", "--", ":", "-.")[i % 4], **look)
+        for s in snapshots:
+            axes.plot([t["epoch"] for t in s], [t["ratio"] for t in s], linestyle="none", markersize=3, alpha=0.5, **look)
+    axes.set(xlabel="epochs", ylabel="memorization ratio of the snapshot", ylim=(-0.03, 1.03), xscale="log",
+             title=f"against epochs ({result['scale']} scale, mean of {len(result['seeds'])} seeds)")
+    axes.title.set_fontsize("medium")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def denoising(result):
+    """The loss against sigma, and the ratios of nearest distances of the samples, of the optimum and of the trained model."""
+    from matplotlib import pyplot as plt
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for p, colour, marker in zip(result["points"], COLOURS, MARKERS):
+        for key, where, line in (("loss", "training images", "-"), ("loss_outside", "images outside", "--")):
+            for i, d in enumerate(d for d in p["denoising"] if key in d):
+                left.plot(result["sigmas"], d[key], line, color=colour, marker=marker, markersize=4, linewidth=1,
+                          label=f"{p['x']}, {where}" if i == 0 else None)
+        for i, d in enumerate(p["denoising"]):
+            right.plot(d["distance_ratio_quantiles"], [q / 100 for q in result["quantiles"]], color=colour, marker=marker, markersize=4,
+                       linewidth=1, label=p["x"] if i == 0 else None)
+    # a loss of exactly zero, of the optimum at little noise, has no place on a logarithmic axis
+    left.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="denoising loss a pixel", ylim=(1e-7, None))
+    right.axvline(1 / 3, color="black", linewidth=1, linestyle=":", label="1/3")
+    right.set(xlabel="nearest distance / second nearest", ylabel="share of the samples", ylim=(-0.03, 1.03))
+    for axes in (left, right):
         axes.legend(fontsize="small")
     return figure
 

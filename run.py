@@ -206,6 +206,12 @@ def sweep(folder, pattern):
             leftover.unlink()
 
 
+def file_sha256(path):
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sealed(value):
     """A dict as JSON gives it back, with a checksum of itself as its last entry."""
     value = json.loads(json.dumps(value))

@@ -170,8 +170,7 @@ def sample(options):
     else:
         if not model.is_file():
             raise ValueError(f"no trained model at {model}; give the run directory of a finished train.py, or a snapshot file")
-        with open(model, "rb") as file:
-            source = dict(weights_sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        source = dict(weights_sha256=run.file_sha256(model))
         out = default_out(model)
     out = Path(options.out) if options.out else out
     about = dict(options=run.recorded(options), source=source)

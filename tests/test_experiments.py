@@ -7,6 +7,7 @@ import pytest
 
 import emm
 import experiments
+import protocol
 import run
 import unet
 from conftest import ROOT
@@ -14,19 +15,21 @@ from experiments import EXPERIMENTS, Options
 from PIL import Image
 
 
-@pytest.mark.parametrize("scale", experiments.SCALES)
+@pytest.mark.parametrize("scale", protocol.SCALES)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_point_is_a_command_of_emm(name, scale):
-    found = experiments.commands(Options(name=name, scale=scale), name)
-    assert sum(map(len, found.values())) == len(experiments.points(name, scale)) > 1
+    options = Options(name=name, scale=scale)
+    found = experiments.commands(options, name)
+    assert sum(map(len, found.values())) == len(experiments.points(name, options)) > 1
     for words, points in found.items():
         o = experiments.parsed(words)
         assert o.seeds == (0, 1, 2) and not o.full or set(o.sizes) == {p.n for p in points}
         side = o.resolution or (32 if scale == "paper" else 8)
+        assert (o.mix_share in protocol.SHARES and o.mix) if name == "mixture" else not o.mix
         D = unet.Denoiser(o.arch, o.precond, side, 1, 0, 8, o.blocks, o.channel_mult, o.attn_resolutions, o.embedding, o.skip_connections)
         assert D.config["skip_connections"]
     if scale == "paper":  # what is not varied is the published procedure
-        base = experiments.parsed(experiments.BASE["paper"])
+        base = experiments.parsed(protocol.BASE["paper"])
         assert run.recorded(base) == run.recorded(emm.Options())
 
 
@@ -34,23 +37,58 @@ def test_names_of_directories_follow_the_options():
     name = experiments.directory
     assert name("--data digits --width 8", "--data digits") == name("--width 8 --data digits --batch 512", "--data digits") == "width-8"
     assert name("", "") == "base" and len(name("--data " + "x" * 200, "")) < 80
-    shared = [experiments.commands(Options(name=n), n) for n in ("size", "labels")]
+    shared = [experiments.commands(Options(name=n, scale="paper"), n) for n in ("size", "labels")]
     outs = [{shlex.split(words)[-1] for words in commands} for commands in shared]
     assert outs[0] < outs[1]
 
 
+def test_what_a_base_has_anyway_shares_its_runs():
+    def outs(name, **given):
+        o = Options(name=name, **given)
+        return [(p.x, shlex.split(words)[-1].split("/")[-1]) for words, ps in experiments.commands(o, name).items() for p in ps]
+    assert ("8", "emm-base") in [(str(x), out) for x, out in outs("resolution")] and (10, "emm-base") in outs("classes")
+    assert ("positional", "emm-base") in outs("embedding") and ("positional", "emm-blocks-2") in outs("embedding")
+    assert (32, "emm-base") in outs("resolution", scale="paper")
+    assert dict(outs("resolution", words="--data my.zip"))[8].endswith("resolution-8")  # what other data have is not known
+    assert dict(outs("classes", scale="paper", words="--resolution 16"))[1] == "emm-classes-1_resolution-16"
+
+
 def test_skips_kept():
-    assert list(experiments.at_resolution(32, 2, 16)) == [4, 5, 6]
-    assert experiments.skips(9, [4, 5, 6]) == "--skip-connections 0,0,0,1,1,1,0,0,0"
-    words = [p.words for p in experiments.points("skips", "paper") if p.series == "one skip"]
+    assert list(protocol.at_resolution(32, 2, 16)) == [4, 5, 6]
+    assert protocol.skips(9, [4, 5, 6]) == "--skip-connections 0,0,0,1,1,1,0,0,0"
+    points = EXPERIMENTS["skips"].paper
+    words = [p.words for p in points if p.series == "one skip"]
     assert len(words) == 9 and words[0].endswith("1,0,0,0,0,0,0,0,0") and words[8].endswith("0,0,0,0,0,0,0,0,1")
+    two = {p.x: p.words for p in points if p.series == "two of one resolution"}
+    assert len(two) == 9 and two["16x16: 4+6"].endswith("0,0,0,1,0,1,0,0,0")
+
+
+def test_claims_name_points():
+    for name, e in EXPERIMENTS.items():
+        for points in (e.cpu, e.paper):
+            series = [p.series for p in points]
+            for claim in e.claims:
+                for s, x in (claim.more, claim.less):
+                    assert s in (*series, "first", "last") and x in (*(p.x for p in points), "first", "last", "all"), name
 
 
 def test_published_points_have_places_in_the_figures():
     for name, e in EXPERIMENTS.items():
         if e.published:
-            found, places = experiments.published(e), {(p.series, str(p.x)) for p in e.paper}
-            assert len(found) >= 5 and {(f["series"], f["x"]) for f in found} <= places | {("", "3000"), ("", "4000")}, name
+            found, places = experiments.published(name), {(p.series, str(p.x)) for p in e.paper}
+            assert len(found) >= 2 and {(f["series"], f["x"]) for f in found} <= places | {("", "3000"), ("", "4000")}, name
+
+
+def test_emm_of_the_published_curves():
+    assert {p["x"]: round(p["value"], -1) for p in experiments.published("resolution")} == {"32": 1060, "16": 4470, "8": 7640}
+
+
+def test_shared_sizes_are_priced_once():
+    o = Options(name="size", scale="paper")
+    words, = experiments.commands(o, "size")
+    images, flops, new = experiments.price(o, words)
+    assert {n for _, n in new} == {500, 1000, 2000, 5000, 10_000, 20_000, 50_000} and images == pytest.approx(3 * 40_000 * 88_500, rel=1e-5)
+    assert experiments.price(o, words, new)[0] == experiments.price(o, words, new)[1] == 0
 
 
 def test_an_experiment_to_its_figure(tmp_path, capsys):

@@ -67,7 +67,8 @@ ALLOWED = {  # which modules of this project each may import: down only
     "train": {"run", "data", "parallel", "plan", "state", "unet", "kernels"},
     "sample": {"run", "data", "images", "parallel", "unet", "kernels"}, "memorize": {"run", "data", "images", "parallel", "unet", "kernels"}, "sequential": set(), "search": set(),
     "emm": {"run", "data", "parallel", "unet", "kernels", "train", "sample", "memorize", "sequential", "search"},
-    "experiments": {"run", "data", "emm", "plan", "plot", "train", "unet"},
+    "optimum": {"run", "data", "unet", "kernels", "sample", "memorize"}, "protocol": set(),
+    "experiments": {"run", "data", "emm", "optimum", "plan", "plot", "protocol", "search", "train", "unet"},
     "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "sequential", "search", "emm", "plot", "state", "bench"}}
 
 

@@ -1,0 +1,126 @@
+"""Set a trained model beside the closed-form optimum of its training set: copies, nearest distances, loss at each noise level.
+
+    python optimum.py --run runs/n64 --samples 1000        runs/n64/optimum.json; seconds for digits on two CPU cores
+
+The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over the training
+images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is E |D - D*|^2 / dim. Over images
+of the same source outside the training set it is the optimum that fails: what a model does better there, it generalizes.
+"""
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import data
+import memorize
+import run
+import sample
+import unet
+from kernels import Optimum
+from run import option
+
+BATCH = 256                       # images a pass
+QUANTILES = range(0, 101, 5)      # per cent, of the ratio of nearest distances
+SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, evenly in the logarithm
+
+
+@dataclass(frozen=True)
+class Options:
+    run: str = option("", "run directory of a finished, unconditional train.py", recorded=False)
+    samples: int = option(10000, "samples of each, seeds 0, 1, ...")
+    draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
+    seed: int = option(0, "of that noise")
+    out: str = option("", "JSON to write; optimum.json in the run directory by default", recorded=False)
+    pairs: str = option("", "also draw the model's samples beside their originals in this PNG, the optimum's in NAME-closed-form.png", recorded=False)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
+    threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
+
+    def __post_init__(self):
+        if not self.run:
+            raise ValueError("give --run, the directory of a finished train.py")
+        if self.samples < 1 or self.draws < 1 or self.seed < 0:
+            raise ValueError(f"--samples {self.samples}, --draws {self.draws}, --seed {self.seed}: need at least 1, 1 and 0")
+        if self.pairs and not self.pairs.endswith(".png"):
+            raise ValueError(f"--pairs {self.pairs} must end in .png")
+
+
+def compare(options):
+    """Compare the model of a run with the optimum of its training set; returns the path of the JSON.
+
+    Raises ValueError if the run is conditional or not finished, or if the JSON there is of another model.
+    """
+    device, folder = data.pick_device(options.device, options.threads), Path(options.run)
+    D, chosen = data.of_run(folder), data.options_of_run(folder)
+    if D.label_dim:
+        raise ValueError(f"{folder} is conditional (--labels {chosen.labels}); its optimum given a label is another. Take a run without labels")
+    model = folder / "model.safetensors"
+    if not model.is_file():
+        raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
+    out = Path(options.out) if options.out else folder / "optimum.json"
+    about = dict(options=run.recorded(options), source=dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"]))
+    sheets = [Path(options.pairs).with_stem(Path(options.pairs).stem + end) for end in ("", "-closed-form")] if options.pairs else []
+    if out.exists():
+        if different := run.differences(run.read_json(out), about, run.defaults(Options)):
+            raise ValueError(f"{out} holds another comparison ({different}); choose another --out, or remove it")
+        if all(sheet.exists() for sheet in sheets):
+            return out
+    outside = data.load(dataclasses.replace(chosen, n=0)).images[len(D):]
+    denoisers = {"trained": unet.load(model, device)[0], "closed form": Optimum(D.images.to(device))}
+    result = {name: {} for name in denoisers}
+    for name, sheet in zip(denoisers, sheets or (None, None)):
+        images, _ = sample.generate(denoisers[name], range(options.samples), device=device)
+        samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
+        summary, _, distances, index = memorize.score(samples.to(device), D.images.to(device))
+        result[name] |= summary | dict(distance_ratio_quantiles=quantiles(distances))
+        if sheet:
+            with run.publish(sheet) as temporary:
+                memorize.pair_sheet(samples, D.images, distances, index).save(temporary, format="PNG")
+    for where, images in (("loss", D.images), ("loss_outside", outside)):
+        if len(images):
+            loss, excess = losses(denoisers, images.to(device), options.draws, options.seed)
+            for name in denoisers:
+                result[name][where] = loss[name]
+            if where == "loss":
+                result["trained"]["excess"] = excess
+    run.write_json(out, result | dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside)) | about | run.provenance(device))
+    return out
+
+
+def quantiles(distances):
+    """`QUANTILES` of the ratio of the nearest to the second nearest distance, given their squares int64 [N, 2]."""
+    d = distances.double().sqrt()
+    ratio = torch.where(d[:, 1] > 0, d[:, 0] / d[:, 1], 1.0)
+    return torch.quantile(ratio, torch.tensor(QUANTILES, dtype=torch.float64) / 100).tolist()
+
+
+@torch.inference_mode()
+def losses(denoisers, images, draws, seed=0):
+    """The loss of each of {name: denoiser} at `SIGMAS` on images uint8 [N, C, H, W], and E |D - D*|^2 / dim of the two.
+
+    All get the same noisy images: `draws` of them, the images in turn.
+    """
+    loss, apart = {name: [] for name in denoisers}, []
+    index = torch.arange(draws, device=images.device) % len(images)
+    for level, sigma in enumerate(SIGMAS):
+        noise = torch.randn(draws, *images.shape[1:], generator=torch.Generator().manual_seed(seed * len(SIGMAS) + level)).to(images.device)
+        sums, difference = dict.fromkeys(denoisers, 0.0), 0.0
+        for i, n in zip(index.split(BATCH), noise.split(BATCH)):
+            y = images[i].double() / 127.5 - 1                         # [B, C, H, W]
+            x = y + sigma * n
+            found = [D(x, torch.tensor(sigma, dtype=torch.float64, device=x.device)).double() for D in denoisers.values()]
+            for name, mean in zip(denoisers, found):
+                sums[name] += float((mean - y).square().sum())
+            difference += float((found[0] - found[1]).square().sum())
+        for name in denoisers:
+            loss[name].append(sums[name] / noise.numel())
+        apart.append(difference / noise.numel())
+    return loss, apart
+
+
+def main():
+    print(f"wrote {run.stage(compare, Options, __doc__)}")
+
+
+if __name__ == "__main__":
+    main()
