@@ -50,7 +50,7 @@ endif
 
 EXPERIMENTS = optimum size resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique
 
-.PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) test chaos bench bench-emm kernel-report clean
+.PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) report test chaos bench bench-emm kernel-report clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -107,6 +107,9 @@ $(EXPERIMENTS): | $(READY)
 	$(PYTHON) experiments.py --name $@ --scale $(SCALE) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--words="$(FLAGS)") $(if $(PLAN),--dry-run)
 
 paper: $(EXPERIMENTS) ## every experiment of the paper, or one by its name, such as `make width`; SCALE=cpu or paper, PLAN=1 prints what it costs
+
+report: | $(READY) ## one page of all results of SCALE, with their figures inside: report.html
+	$(PYTHON) report.py --scale $(SCALE) --out report.html
 
 test: | $(READY) ## run the tests
 	$(PYTHON) -m pytest -q tests

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import compare
 import data
 import emm
-import optimum
 import plan
 import plot
 import run
@@ -27,6 +27,7 @@ import train
 import unet
 from protocol import BASE, EMM_RANGE, EXPERIMENTS, NATIVE, SCALES
 from run import option
+
 
 @dataclass(frozen=True)
 class Options:
@@ -161,12 +162,12 @@ def one(options, name):
 
 
 def compared(options, point, runs, folder):
-    """optimum.py's comparison of the last weights of each seed's run with the closed form; sheets of pairs of the first seed."""
+    """compare.py's comparison of the last weights of each seed's run with the closed form; sheets of pairs of the first seed."""
     o, found = parsed(f"{BASE[options.scale]} {options.words}"), []
     for seed in options.seeds:
         sheet = str(folder / "optimum-pairs.png") if seed == options.seeds[0] else ""
         there = str(runs / f"seed{seed}" / f"n{point.n:06d}")
-        found.append(run.read_json(optimum.compare(optimum.Options(run=there, samples=o.samples, pairs=sheet, device=o.device))))
+        found.append(run.read_json(compare.compare(compare.Options(run=there, samples=o.samples, pairs=sheet, device=o.device))))
     return found
 
 

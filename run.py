@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import signal
 import stat
 import subprocess
@@ -157,8 +158,16 @@ def provenance(device=None):
     for package in ("torch", "numpy", "triton", "safetensors", "pillow"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return dict(commit=commit, versions=versions, host=platform.node(), machine=platform.machine(),
+    return dict(commit=commit, versions=versions, host=platform.node(), machine=platform.machine(), processor=processor(),
                 device=str(device) if device is not None else None)
+
+
+def processor():
+    """Name and cores of this machine's processor, such as "AMD EPYC, 2 cores"."""
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.M)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name[1] if name else platform.processor() or platform.machine()}, {cores} cores"
 
 
 @contextlib.contextmanager

@@ -270,3 +270,49 @@ def test_any_bytes_are_read_or_refused(name, head, body, tmp_path, noise):
         assert str(folder) in str(error) or name == "dataset.json"
     else:
         assert found[0].dtype == torch.uint8
+
+
+def test_one_class_of_a_source(noise, tmp_path):
+    images, classes, names = read("digits:3")
+    whole, all_classes, _ = read("digits")
+    assert torch.equal(images, whole[all_classes == 3]) and not classes.any() and len(names) == len(images)
+    np.savez(tmp_path / "a.npz", arr_0=noise(4, 8, 8, 1))
+    (tmp_path / "a.npz").rename(tmp_path / "b:1")  # a path that exists is a path
+    with pytest.raises(ValueError, match="b:1 is not an image folder"):
+        read(str(tmp_path / "b:1"))
+    for wrong, words in (("digits:10", "no class 10; its classes are numbered 0 to 9"), ("digits:x", "no data at")):
+        with pytest.raises(ValueError, match=words):
+            read(wrong)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=80), st.floats(0, 1), st.none() | st.integers(0, 9))
+def test_any_prefix_of_a_mixture_has_its_share(members, share, seed):
+    classes, origin = (torch.tensor(column) for column in zip(*members))
+    order = data.balanced_order(classes, seed, origin, share)
+    assert len(set(order.tolist())) == len(order)
+    for c in classes.unique():
+        own = order[classes[order] == c]
+        for k in range(1, len(own) + 1):
+            assert abs(int(origin[own[:k]].sum()) - share * k) < 1 + 1e-6
+        turn = int(np.floor((len(own) + 1) * share + 1e-9) > np.floor(len(own) * share + 1e-9))  # where it ends, none is left of the source due
+        used = own[origin[own] == turn]
+        assert len(used) == int(((classes == c) & (origin == turn)).sum())
+    longest = data.balanced_order(classes, seed, torch.zeros_like(origin), 0.0)
+    assert longest.tolist() == data.balanced_order(classes, seed).tolist()
+
+
+def test_a_mixture_of_two_sources(noise, tmp_path):
+    D = data.load(options(data="digits:0", mix="digits:8", mix_share=0.2, n=100, labels="true"))
+    zeros, eights = (set(read(f"digits:{k}")[2]) for k in (0, 8))
+    assert D.label_dim == 1 and sum(name in eights for name in D.names) == 20 and sum(name in zeros for name in D.names) == 80
+    smaller = data.load(options(data="digits:0", mix="digits:8", mix_share=0.2, n=37))
+    assert smaller.names == D.names[:37]
+    for share, only in ((0.0, zeros), (1.0, eights)):
+        assert set(data.load(options(data="digits:0", mix="digits:8", mix_share=share)).names) == only
+    np.savez(tmp_path / "large.npz", arr_0=noise(4, 16, 16, 1))
+    with pytest.raises(ValueError, match="has images of 1 x 16 x 16, --data digits of 1 x 8 x 8; give --resolution"):
+        data.load(options(mix=str(tmp_path / "large.npz")))
+    assert len(data.load(options(data="digits:0", mix=str(tmp_path / "large.npz"), resolution=8))) == 9  # one more zero, and no noise after it
+    with pytest.raises(ValueError, match="--mix-share 1.5"):
+        options(mix_share=1.5)

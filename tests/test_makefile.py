@@ -67,8 +67,9 @@ ALLOWED = {  # which modules of this project each may import: down only
     "train": {"run", "data", "parallel", "plan", "state", "unet", "kernels"},
     "sample": {"run", "data", "images", "parallel", "unet", "kernels"}, "memorize": {"run", "data", "images", "parallel", "unet", "kernels"}, "sequential": set(), "search": set(),
     "emm": {"run", "data", "parallel", "unet", "kernels", "train", "sample", "memorize", "sequential", "search"},
-    "optimum": {"run", "data", "unet", "kernels", "sample", "memorize"}, "protocol": set(),
-    "experiments": {"run", "data", "emm", "optimum", "plan", "plot", "protocol", "search", "train", "unet"},
+    "compare": {"run", "data", "unet", "kernels", "sample", "memorize"}, "protocol": set(),
+    "experiments": {"run", "compare", "data", "emm", "plan", "plot", "protocol", "search", "train", "unet"},
+    "report": {"run", "emm", "protocol"},
     "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "sequential", "search", "emm", "plot", "state", "bench"}}
 
 

@@ -1,6 +1,6 @@
 """Set a trained model beside the closed-form optimum of its training set: copies, nearest distances, loss at each noise level.
 
-    python optimum.py --run runs/n64 --samples 1000        runs/n64/optimum.json; seconds for digits on two CPU cores
+    python compare.py --run runs/n64 --samples 1000        runs/n64/compare.json; seconds for digits on two CPU cores
 
 The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over the training
 images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is E |D - D*|^2 / dim. Over images
@@ -31,7 +31,7 @@ class Options:
     samples: int = option(10000, "samples of each, seeds 0, 1, ...")
     draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
     seed: int = option(0, "of that noise")
-    out: str = option("", "JSON to write; optimum.json in the run directory by default", recorded=False)
+    out: str = option("", "JSON to write; compare.json in the run directory by default", recorded=False)
     pairs: str = option("", "also draw the model's samples beside their originals in this PNG, the optimum's in NAME-closed-form.png", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
@@ -57,7 +57,7 @@ def compare(options):
     model = folder / "model.safetensors"
     if not model.is_file():
         raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
-    out = Path(options.out) if options.out else folder / "optimum.json"
+    out = Path(options.out) if options.out else folder / "compare.json"
     about = dict(options=run.recorded(options), source=dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"]))
     sheets = [Path(options.pairs).with_stem(Path(options.pairs).stem + end) for end in ("", "-closed-form")] if options.pairs else []
     if out.exists():

@@ -1,0 +1,219 @@
+"""What the experiments found, beside what the paper claims: one self-contained HTML page, or a Markdown file.
+
+    python report.py --scale cpu                                   report.html
+    python report.py --scale cpu --out docs/results.md
+
+Reads results/SCALE/NAME.json and the figures beside them, as experiments.py wrote them, and results/SCALE/notes.md, in which
+`## NAME` heads what a person has to say of an experiment. A claim is judged by the differences between its two places, seed
+by seed (the same seed has the same training set where the data are the same): it agrees, or disagrees, if Student's 95%
+interval of their mean lies on one side of zero, and is not resolved if zero lies inside.
+"""
+import base64
+import html
+import os
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import emm
+import run
+from protocol import ALL, EXPERIMENTS, FIRST, LAST, SCALES
+from run import option
+
+
+@dataclass(frozen=True)
+class Options:
+    scale: str = option("cpu", "results to report", SCALES)
+    results: str = option("results", "directory of result files, as --out of experiments.py")
+    out: str = option("report.html", "page to write: .html, with everything inside, or .md, which links its figures")
+
+    def __post_init__(self):
+        if Path(self.out).suffix not in (".html", ".md"):
+            raise ValueError(f"--out {self.out} must end in .html or .md")
+
+
+def place(result, series, x):
+    """The values of a place of a Claim, one a seed; those of several x are dicts by x."""
+    names = list(dict.fromkeys(p["series"] for p in result["points"]))
+    series = {FIRST: names[0], LAST: names[-1]}.get(series, series)
+    line = [p for p in result["points"] if p["series"] == series]
+    if x == ALL:
+        return {p["x"]: p["values"] for p in line}
+    return {None: (line[0] if x == FIRST else line[-1] if x == LAST else next(p for p in line if p["x"] == x))["values"]}
+
+
+def judge(result, claim):
+    """A Claim against a result: its words, the mean difference over seeds, its interval, and a verdict in words."""
+    more, less = place(result, *claim.more), place(result, *claim.less)
+    both = [(a, b) for x in more if x in less for a, b in zip(more[x], less[x])]
+    if any(value is None for pair in both for value in pair):
+        return dict(claim=claim.words, difference=None, interval=None, verdict="not measured: an EMM lies outside the range searched")
+    differences = [statistics.mean(more[x][i] - less[x][i] for x in more if x in less) for i in range(len(result["seeds"]))]
+    mean = emm.mean_interval(differences)
+    if not mean["interval"]:
+        return dict(claim=claim.words, difference=differences[0], interval=None, verdict="not resolved: one seed")
+    low, high = mean["interval"]
+    return dict(claim=claim.words, difference=mean["emm"], interval=[low, high],
+                verdict="agrees" if low > 0 else "disagrees" if high < 0 else "not resolved")
+
+
+def figures(folder, name):
+    """The pictures of an experiment: NAME.png first, then NAME-*.png."""
+    others = [other for other in EXPERIMENTS if other.startswith(f"{name}-")]
+    return [folder / f"{name}.png"] + [path for path in sorted(folder.glob(f"{name}-*.png"))
+                                       if not any(path.stem == other or path.stem.startswith(f"{other}-") for other in others)]
+
+
+def notes(folder):
+    """The notes of notes.md by experiment; {} if there is none."""
+    path = folder / "notes.md"
+    parts = re.split(r"^## (\S+)\n", path.read_text(), flags=re.M) if path.exists() else [""]
+    unknown = set(parts[1::2]) - set(EXPERIMENTS)
+    if unknown:
+        raise ValueError(f"{path} has notes on {min(unknown)!r}, which is no experiment; use the names of protocol.py")
+    return dict(zip(parts[1::2], map(str.strip, parts[2::2])))
+
+
+def amount(value, measure, signed=False):
+    """A ratio as percent, a difference of ratios in points, an EMM in images."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:{'+' if signed else ''}.1f}" if measure == "ratio" else f"{value:{'+' if signed else ''}.3g}"
+    return text + ("%" if measure == "ratio" and not signed else "")
+
+
+def between(interval, measure, signed=False):
+    """An interval; one of values, and not of differences, ends where they can."""
+    if interval is None:
+        return "-"
+    low, high = interval if signed else (max(0, interval[0]), min(1, interval[1]) if measure == "ratio" else interval[1])
+    return f"{amount(low, measure, signed)} to {amount(high, measure, signed)}"
+
+
+def point_rows(result):
+    """The points of a result as rows of text, the head first."""
+    measure, several = result["measure"], any(p["series"] for p in result["points"])
+    head = ["series"] * several + [result["x"], *(f"seed {seed}" for seed in result["seeds"]), "mean", "95% interval"]
+    return [head] + [[p["series"]] * several + [str(p["x"]), *(amount(v, measure) for v in p["values"]), amount(p["mean"], measure),
+                                                between(p["interval"], measure)] for p in result["points"]]
+
+
+CLAIM_HEAD = ["claim", "difference", "95% interval", "verdict"]
+
+
+def claim_rows(result):
+    """The claims on an experiment as rows of text."""
+    measure = result["measure"]
+    judged = [judge(result, claim) for claim in EXPERIMENTS[result["name"]].claims]
+    return [[j["claim"], amount(j["difference"], measure, True), between(j["interval"], measure, True), j["verdict"]] for j in judged]
+
+
+def read(options):
+    """The results of a scale in the order of the table. Raises ValueError if there is none."""
+    folder = Path(options.results) / options.scale
+    found = [run.read_json(path) for name in EXPERIMENTS if (path := folder / f"{name}.json").exists()]
+    if not found:
+        raise ValueError(f"{folder} has no results; make some with: python experiments.py --name size --scale {options.scale}")
+    return found
+
+
+def summary(results):
+    """All claims as rows of text, with their experiments."""
+    return [[r["name"], *row] for r in results for row in claim_rows(r) or [["(no direction claimed)", "", "", ""]]]
+
+
+def setting(result):
+    """Where and how a result was measured, in words."""
+    versions = result["versions"]
+    return (f"{result.get('processor') or result['machine']}; torch {versions['torch']}, python {versions['python']}; commit {result['commit']}")
+
+
+def introduction(options, results):
+    seeds = max(len(r["seeds"]) for r in results)
+    counts = [row[-1].split(":")[0] for row in summary(results) if row[-1]]
+    said = ", ".join(f"{counts.count(verdict)} {verdict}" for verdict in dict.fromkeys(counts))
+    yield (f"Measured at {options.scale} scale, {seeds} seeds a point, each with its own training set, weights and noise; intervals are Student's, "
+           f"95%, over seeds. Of {len(counts)} claims {said}. `make NAME SCALE={options.scale}` repeats an experiment.")
+    yield ("A claim is judged by the differences between its two places, seed by seed: it agrees, or disagrees, if the interval of their mean "
+           "lies on one side of zero. Differences of ratios are in percentage points, of EMM in images.")
+
+
+def markdown(options, results, said):
+    """The report as Markdown, piece by piece; figures are links."""
+    def table(head, rows):
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
+
+    yield f"# Results at {options.scale} scale\n\nWritten by `python report.py --scale {options.scale} --out {options.out}`: change that, or notes.md, and not this.\n"
+    yield from (text + "\n" for text in introduction(options, results))
+    yield table(["experiment", *CLAIM_HEAD], summary(results))
+    for r in results:
+        e, name = EXPERIMENTS[r["name"]], r["name"]
+        yield f"## {name}: {e.about}\n\nPaper: {e.finding}\n"
+        head, *rows = point_rows(r)
+        yield table(head, rows)
+        if e.claims:
+            yield table(CLAIM_HEAD, claim_rows(r))
+        if name in said:
+            yield said[name] + "\n"
+        folder = Path(os.path.relpath(Path(options.results) / options.scale, Path(options.out).parent))
+        for path in figures(Path(options.results) / options.scale, name):
+            yield f"![{path.stem}]({folder / path.name})\n"
+        yield f"`make {name} SCALE={options.scale}`; {setting(r)}\n"
+
+
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto } th, td { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
+th { background: #f3f3f3 } td { font-variant-numeric: tabular-nums } img { max-width: 100%; margin: .5rem 0 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem; font-size: 13px } h2 { border-top: 1px solid #ccc; padding-top: 1rem }
+.agrees { background: #e2f2e6 } .disagrees { background: #fbe3d6 } nav a { margin-right: .8rem } .where { color: #666; font-size: 14px }"""
+
+
+def page(options, results, said):
+    """The report as HTML, piece by piece, with its figures inside."""
+    def table(head, rows):
+        yield "<table><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"
+        for row in rows:
+            look = f' class="{row[-1]}"' if row[-1] in ("agrees", "disagrees") else ""
+            yield f"<tr{look}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        yield "</table>"
+
+    def words(text):  # the little Markdown that notes use
+        return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+    title = f"Memorization in diffusion models: results at {options.scale} scale"
+    yield f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    yield f"<style>{STYLE}</style><h1>{title}</h1>"
+    yield from (f"<p>{words(text)}</p>" for text in introduction(options, results))
+    yield "<nav>" + " ".join(f'<a href="#{r["name"]}">{r["name"]}</a>' for r in results) + "</nav>"
+    yield from table(["experiment", *CLAIM_HEAD], summary(results))
+    for r in results:
+        e, name = EXPERIMENTS[r["name"]], r["name"]
+        yield f'<h2 id="{name}">{name}: {html.escape(e.about)}</h2><p>Paper: {html.escape(e.finding)}</p>'
+        for path in figures(Path(options.results) / options.scale, name):
+            yield f'<img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        head, *rows = point_rows(r)
+        yield from table(head, rows)
+        if e.claims:
+            yield from table(CLAIM_HEAD, claim_rows(r))
+        yield from (f"<p>{words(part)}</p>" for part in said.get(name, "").split("\n\n") if part)
+        commands = "\n".join(dict.fromkeys(p["command"] for p in r["points"]))
+        yield f'<details><summary>commands</summary><pre>{html.escape(commands)}</pre></details><p class="where">{html.escape(setting(r))}</p>'
+    yield "</html>"
+
+
+def report(options):
+    """Write the report that the options describe; returns its path."""
+    results, said = read(options), notes(Path(options.results) / options.scale)
+    render = page if options.out.endswith(".html") else markdown
+    with run.publish(options.out) as temporary:
+        temporary.write_text("\n".join(render(options, results, said)))
+    return options.out
+
+
+def main():
+    print(f"wrote {run.stage(report, Options, __doc__)}")
+
+
+if __name__ == "__main__":
+    main()

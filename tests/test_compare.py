@@ -1,0 +1,70 @@
+"""A trained model beside the optimum: on a run whose model is nearly untrained, everything about the optimum is known."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import compare
+import data
+import run
+import train
+from kernels.optimum import optimum_reference
+
+TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=1, device="cpu")
+SAME_LOSS = 1e-6  # relative: `Optimum` is within 1e-5 of the float64 form, and most of its loss is at large sigma
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "plain"
+    train.train(train.Options(**TRAINING, out=str(out)))
+    return out
+
+
+def options(trained, **given):
+    return compare.Options(**dict(dict(run=str(trained), samples=70, draws=40, device="cpu"), **given))
+
+
+def test_against_the_optimum(trained, tmp_path):
+    sheet = tmp_path / "pairs.png"
+    path = compare.compare(options(trained, pairs=str(sheet)))
+    result = run.read_json(path)
+    optimum, model = result["closed form"], result["trained"]
+    assert optimum["ratio"] == 1 and model["ratio"] < 0.2 and optimum["samples"] == model["samples"] == 70
+    assert result["images_outside"] == 1797 - 20
+    for other in (model["loss"], optimum["loss_outside"]):  # the least loss there is, where it is the optimum of these images
+        assert all(a < b for a, b in zip(optimum["loss"], other))
+    assert all(0 <= e for e in model["excess"]) and model["excess"][0] == pytest.approx(model["loss"][0])
+    assert max(optimum["distance_ratio_quantiles"]) < 1 / 3 and len(optimum["distance_ratio_quantiles"]) == len(result["quantiles"])
+    for picture in (sheet, tmp_path / "pairs-closed-form.png"):
+        with Image.open(picture) as image:
+            assert image.width > 300
+    before = path.read_bytes()
+    assert compare.compare(options(trained, pairs=str(sheet))) == path and path.read_bytes() == before
+    with pytest.raises(ValueError, match="another comparison .*draws"):
+        compare.compare(options(trained, draws=41))
+
+
+def test_losses_are_those_of_the_definition(trained):
+    images = data.of_run(trained).images
+    D = {"a": lambda x, sigma: optimum_reference(x.flatten(1), images.flatten(1), sigma.reshape(1, 1).expand(len(x), 1), 64).reshape(x.shape),
+         "b": lambda x, sigma: torch.zeros_like(x)}
+    loss, apart = compare.losses(D, images, 300, seed=1)
+    y = images[torch.arange(300) % 20].double() / 127.5 - 1
+    assert loss["b"] == pytest.approx([float(y.square().mean())] * len(compare.SIGMAS))
+    from kernels import Optimum
+    ours, _ = compare.losses({"a": lambda x, sigma: Optimum(images)(x, sigma), "b": D["b"]}, images, 300, seed=1)
+    assert ours["a"] == pytest.approx(loss["a"], rel=SAME_LOSS, abs=1e-12)
+    at = -1  # at the largest sigma the optimum is about the mean image
+    assert loss["a"][at] == pytest.approx(float((y - y.mean(0)).square().mean()), rel=0.02) and apart[at] > 0
+    assert np.diff(loss["a"]).min() > -1e-3 and loss["a"][0] < 1e-12
+
+
+def test_what_cannot_be_compared(trained, tmp_path):
+    train.train(train.Options(**TRAINING, labels="true", out=str(tmp_path / "labelled")))
+    for given, words in ((dict(run=str(tmp_path / "labelled")), "is conditional"), (dict(run=str(tmp_path)), "not a run directory")):
+        with pytest.raises(ValueError, match=words):
+            compare.compare(options(trained, **given))
+    for given, words in ((dict(run=""), "give --run"), (dict(samples=0), "--samples 0"), (dict(pairs="a.jpg"), "must end in .png")):
+        with pytest.raises(ValueError, match=words):
+            options(trained, **given)
