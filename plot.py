@@ -140,6 +140,9 @@ def points(result):
 
     def place(x):
         return float(x) if numeric else places.index(str(x))
+
+    def ordered(line):  # values of an option, and not names
+        return all(str(p["x"]).replace(".", "", 1).replace("e-", "", 1).isdigit() for p in line)
     for i, series in enumerate(dict.fromkeys(p["series"] for p in found)):
         line = [p for p in found if p["series"] == series]
         for p in line:  # every seed, small
@@ -149,11 +152,12 @@ def points(result):
         floor, ceiling = (0, 1) if result["measure"] == "ratio" else (0, float("inf"))
         error = [[p["mean"] - max(floor, p["interval"][0]) for p in line], [min(ceiling, p["interval"][1]) - p["mean"] for p in line]]
         axes.errorbar([place(p["x"]) for p in line], [p["mean"] for p in line], error, capsize=3, label=series or "measured",
-                      marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], linestyle=("-", "--", ":", "-.")[i % 4])
+                      marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)],
+                      linestyle=("-", "--", ":", "-.")[i % 4] if ordered(line) else "none")
     for i, series in enumerate(dict.fromkeys(p["series"] for p in result["published"])):
         line = [p for p in result["published"] if p["series"] == series and (numeric or p["x"] in places)]
         axes.plot([place(p["x"]) for p in line], [p["value"] for p in line], marker=MARKERS[i % len(MARKERS)], color="0.6",
-                  linestyle="--", label=f"published, digitised: {series}".rstrip(": "))
+                  linestyle="--" if ordered(line) else "none", label=f"published, digitised: {series}".rstrip(": "))
     if numeric and max(numbers) >= 8 * min(numbers):
         axes.set_xscale("log")
     if numeric:

@@ -124,7 +124,7 @@ EXPERIMENTS = {
         "training set size", "training images |D|",
         "The fewer the training images, the more of the samples are copies.",
         [Claim("the smallest training set is memorized more than the largest", ("", FIRST), ("", LAST))],
-        sizes(500, 1000, 2000, 5000, 10_000, 20_000, 50_000), sizes(8, 16, 32, 64, words="--snapshots 8"),
+        sizes(500, 1000, 2000, 5000, 10_000, 20_000, 50_000), sizes(8, 16, 24, 32, words="--snapshots 8"),
         {("", None): ("labels", "unconditional")}),
     "resolution": Experiment(
         "resolution, the same images resized", "pixels a side",
@@ -182,7 +182,7 @@ EXPERIMENTS = {
         [Claim("true labels memorize more than none", ("true", ALL), ("none", ALL)),
          Claim("ten random labels memorize more than none", ("random 10", ALL), ("none", ALL))],
         [p for s, w in LABELS.items() for p in sizes(1000, 2000, 3000, 4000, 5000, series=s, words=w)],
-        [p for s, w in LABELS.items() for p in sizes(16, 32, 64, series=s, words=w)],
+        [p for s, w in LABELS.items() for p in sizes(16, 24, 32, series=s, words=w)],
         {("none", None): ("labels", "unconditional"), ("true", None): ("labels", "true"), ("random 10", None): ("labels", "random10")}),
     "random-labels": Experiment(
         "number of random labels", "random labels", "The more random labels, the more memorization.",

@@ -164,7 +164,7 @@ def markdown(options, results, said):
 
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto } th, td { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
-th { background: #f3f3f3 } td { font-variant-numeric: tabular-nums } img { max-width: 100%; margin: .5rem 0 }
+th { background: #f3f3f3 } td { font-variant-numeric: tabular-nums } img { max-width: 100% } figure { margin: 1rem 0 } figcaption { color: #666; font-size: 14px }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem; font-size: 13px } h2 { border-top: 1px solid #ccc; padding-top: 1rem }
 .agrees { background: #e2f2e6 } .disagrees { background: #fbe3d6 } nav a { margin-right: .8rem } .where { color: #666; font-size: 14px }"""
 
@@ -191,7 +191,8 @@ def page(options, results, said):
         e, name = EXPERIMENTS[r["name"]], r["name"]
         yield f'<h2 id="{name}">{name}: {html.escape(e.about)}</h2><p>Paper: {html.escape(e.finding)}</p>'
         for path in figures(Path(options.results) / options.scale, name):
-            yield f'<img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+            picture = base64.b64encode(path.read_bytes()).decode()
+            yield f'<figure><img alt="{path.stem}" src="data:image/png;base64,{picture}"><figcaption>{path.stem}</figcaption></figure>'
         head, *rows = point_rows(r)
         yield from table(head, rows)
         if e.claims:
