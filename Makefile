@@ -33,7 +33,7 @@ space := $(empty) $(empty)
 part   = $(if $(filter-out $(2),$($(1))),-$(3)$(subst :,,$($(1))))
 comma := ,
 flags := $(subst $(space),,$(subst --,-,$(subst $(comma),.,$(subst /,_,$(subst :,,$(subst =,,$(FLAGS)))))))
-data  := $(subst :,-,$(subst /,-,$(subst ../,up-,$(patsubst %/,%,$(patsubst /%,root-%,$(DATA))))))
+data  := $(subst :,-class-,$(subst /,-,$(subst ../,up-,$(patsubst %/,%,$(patsubst /%,root-%,$(DATA))))))
 NAME  := $(data)$(call part,RES,0,r)$(call part,CLASSES,0,c)$(call part,LABELS,none,)$(call part,ARCH,ddpmpp,)-w$(WIDTH)-b$(BLOCKS)-B$(BATCH)-e$(EPOCHS)-s$(SEED)$(flags)
 RUN    = $(RUNS)/$(NAME)-n$(N)
 SEARCH = $(RUNS)/$(NAME)-emm$(if $(SEEDS),-seeds$(subst $(space),.,$(strip $(SEEDS))))
@@ -48,7 +48,10 @@ ifeq ($(PYTHON),.venv/bin/python)
 READY := .venv/ready
 endif
 
-EXPERIMENTS = optimum size resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique
+EXPERIMENTS = optimum size resolution classes width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique mixture
+
+# with quotes and all, for experiments.py
+export FLAGS
 
 .PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) report test chaos bench bench-emm kernel-report clean
 .NOTPARALLEL:
@@ -104,7 +107,7 @@ demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot
 	@echo "EMM and every probe: demo/emm.json   plots: demo/emm.png, demo/trajectory.png   copied digits beside their originals: demo/pairs.png"
 
 $(EXPERIMENTS): | $(READY)
-	$(PYTHON) experiments.py --name $@ --scale $(SCALE) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--words="$(FLAGS)") $(if $(PLAN),--dry-run)
+	$(PYTHON) experiments.py --name $@ --scale $(SCALE) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--words="$$FLAGS") $(if $(PLAN),--dry-run)
 
 paper: $(EXPERIMENTS) ## every experiment of the paper, or one by its name, such as `make width`; SCALE=cpu or paper, PLAN=1 prints what it costs
 

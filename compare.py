@@ -33,6 +33,8 @@ class Options:
     seed: int = option(0, "of that noise")
     out: str = option("", "JSON to write; compare.json in the run directory by default", recorded=False)
     pairs: str = option("", "also draw the model's samples beside their originals in this PNG, the optimum's in NAME-closed-form.png", recorded=False)
+    threshold: str = option("1/3", "memorized below this ratio of nearest distances")
+    precision: str = option("fp32", "of the trained network", unet.PRECISIONS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
@@ -41,6 +43,7 @@ class Options:
             raise ValueError("give --run, the directory of a finished train.py")
         if self.samples < 1 or self.draws < 1 or self.seed < 0:
             raise ValueError(f"--samples {self.samples}, --draws {self.draws}, --seed {self.seed}: need at least 1, 1 and 0")
+        memorize.parse_threshold(self.threshold)
         if self.pairs and not self.pairs.endswith(".png"):
             raise ValueError(f"--pairs {self.pairs} must end in .png")
 
@@ -48,7 +51,7 @@ class Options:
 def compare(options):
     """Compare the model of a run with the optimum of its training set; returns the path of the JSON.
 
-    Raises ValueError if the run is conditional or not finished, or if the JSON there is of another model.
+    Raises ValueError if the run is conditional or not finished, its model of another run, or the JSON there of another model.
     """
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
     D, chosen = data.of_run(folder), data.options_of_run(folder)
@@ -66,12 +69,15 @@ def compare(options):
         if all(sheet.exists() for sheet in sheets):
             return out
     outside = data.load(dataclasses.replace(chosen, n=0)).images[len(D):]
-    denoisers = {"trained": unet.load(model, device)[0], "closed form": Optimum(D.images.to(device))}
+    trained, metadata = unet.load(model, device)
+    if different := sample.foreign(metadata, run.read_json(folder / "config.json")):
+        raise ValueError(f"{model} is not of the run in {folder} ({different}); restore it, or train again")
+    denoisers = {"trained": trained.use(options.precision), "closed form": Optimum(D.images.to(device))}
     result = {name: {} for name in denoisers}
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), device=device)
         samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
-        summary, _, distances, index = memorize.score(samples.to(device), D.images.to(device))
+        summary, _, distances, index = memorize.score(samples.to(device), D.images.to(device), memorize.parse_threshold(options.threshold))
         result[name] |= summary | dict(distance_ratio_quantiles=quantiles(distances))
         if sheet:
             with run.publish(sheet) as temporary:
@@ -98,10 +104,11 @@ def quantiles(distances):
 def losses(denoisers, images, draws, seed=0):
     """The loss of each of {name: denoiser} at `SIGMAS` on images uint8 [N, C, H, W], and E |D - D*|^2 / dim of the two.
 
-    All get the same noisy images: `draws` of them, the images in turn.
+    All get the same noisy images: `draws` of them, each image as often, or evenly chosen ones where they are more.
     """
     loss, apart = {name: [] for name in denoisers}, []
-    index = torch.arange(draws, device=images.device) % len(images)
+    index = torch.arange(draws, device=images.device)
+    index = index % len(images) if draws >= len(images) else index * len(images) // draws
     for level, sigma in enumerate(SIGMAS):
         noise = torch.randn(draws, *images.shape[1:], generator=torch.Generator().manual_seed(seed * len(SIGMAS) + level)).to(images.device)
         sums, difference = dict.fromkeys(denoisers, 0.0), 0.0

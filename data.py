@@ -54,6 +54,8 @@ class Options(Subset):
             raise ValueError(f"--label-seed {self.label_seed} is not in 0..2^32-1")
         if not 0 <= self.mix_share <= 1:
             raise ValueError(f"--mix-share {self.mix_share} is not a share from 0 to 1")
+        if not self.mix and self.mix_share != Options.mix_share:
+            raise ValueError(f"--mix-share {self.mix_share} is the share of a second source; give it as --mix, or leave the share out")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def load(options):
         if others.shape[1:] != images.shape[1:]:
             raise ValueError(f"--mix {options.mix} has images of {shape(others)}, --data {options.data} of {shape(images)}; "
                              "give --resolution, and sources of the same number of channels")
+        if classes.unique().tolist() != other_classes.unique().tolist():
+            raise ValueError(f"--mix {options.mix} and --data {options.data} have other classes; take one of each with :K, such as cifar10:5")
         images, classes, names = torch.cat([images, others]), torch.cat([classes, other_classes]), [*names, *other_names]
         origin = torch.cat([origin, torch.ones(len(others), dtype=torch.int64)])
     if options.classes > int(classes.max()) + 1:
@@ -104,6 +108,7 @@ def load(options):
     n = options.n or len(index)
     if n > len(index):
         raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}"
+                         f"{f' with a share of {options.mix_share:g} of {options.mix}' if options.mix else ''}"
                          f"{f' in {count} classes' if options.classes else ''}; lower --n")
     index = index[:n]
     images, classes = images[index], classes[index]

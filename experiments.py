@@ -42,6 +42,10 @@ class Options:
     def __post_init__(self):
         if not self.seeds:
             raise ValueError("--seeds is empty; give one or more, such as 0,1,2")
+        given, usual = parsed(self.words), emm.Options()
+        for name in ("sizes", "full", "seeds", "out"):
+            if getattr(given, name) != getattr(usual, name):
+                raise ValueError(f"--words {self.words!r} has --{name}, which the experiment gives itself; leave it out")
 
 
 def points(name, options):
@@ -50,23 +54,26 @@ def points(name, options):
     native = NATIVE.get(base.data, ()) if base.arch == "ddpmpp" else ()
 
     def short(words):
-        for said in native:
+        for said in native if "--data" not in words else ():
             words = f" {words} ".replace(f" {said} ", " ").strip()
         return words
     return [dataclasses.replace(p, words=short(p.words)) for p in getattr(EXPERIMENTS[name], options.scale)]
 
 
 def commands(options, name):
-    """The emm.py commands of an experiment: words -> its points. Points that differ in |D| alone share one."""
+    """The emm.py commands of an experiment: words -> its points. Points that differ in |D| alone share one.
+
+    --words come after what the scale has in common, and before what varies, which they cannot change.
+    """
     found, all_points = {}, points(name, options)
     for point in all_points:
-        if point.n is None:
-            how = EMM_RANGE[options.scale]
-        else:
-            how = "--full --sizes " + ",".join(str(n) for n in dict.fromkeys(p.n for p in all_points if p.words == point.words))
-        base = " ".join(part for part in (BASE[options.scale], point.words, options.words) if part)
+        base = " ".join(part for part in (BASE[options.scale], options.words, point.words) if part)
         out = Path(options.runs) / options.scale / f"{'emm' if point.n is None else 'full'}-{directory(base, BASE[options.scale])}"
-        words = f"{base} {how} --seeds {','.join(map(str, options.seeds))} --out {out}"
+        if point.n is None:
+            how = f"{EMM_RANGE[options.scale]} {base}"
+        else:
+            how = f"{base} --full --sizes " + ",".join(str(n) for n in dict.fromkeys(p.n for p in all_points if p.words == point.words))
+        words = f"{how} --seeds {','.join(map(str, options.seeds))} --out {shlex.quote(str(out))}"
         found.setdefault(words, []).append(point)
     return found
 
@@ -138,7 +145,7 @@ def one(options, name):
         for point in chosen:
             extra = dict(command=f"python emm.py {words}", runs=str(path.parent))
             if name == "optimum":
-                found = compared(options, point, path.parent, folder)
+                found = compared(options, point, words, path.parent, folder)
                 values = [f[point.x]["ratio"] for f in found]
                 extra |= dict(denoising=[f[point.x] for f in found])
                 shared = dict(sigmas=found[0]["sigmas"], quantiles=found[0]["quantiles"])
@@ -161,13 +168,16 @@ def one(options, name):
     return path
 
 
-def compared(options, point, runs, folder):
+def compared(options, point, words, runs, folder):
     """compare.py's comparison of the last weights of each seed's run with the closed form; sheets of pairs of the first seed."""
-    o, found = parsed(f"{BASE[options.scale]} {options.words}"), []
+    o, found = parsed(words), []
     for seed in options.seeds:
-        sheet = str(folder / "optimum-pairs.png") if seed == options.seeds[0] else ""
-        there = str(runs / f"seed{seed}" / f"n{point.n:06d}")
-        found.append(run.read_json(compare.compare(compare.Options(run=there, samples=o.samples, pairs=sheet, device=o.device))))
+        there = runs / f"seed{seed}" / f"n{point.n:06d}"
+        found.append(run.read_json(compare.compare(compare.Options(
+            run=str(there), pairs=str(there / "pairs.png"), **{name: getattr(o, name) for name in ("samples", "threshold", "precision", "device", "threads")}))))
+    for name in ("pairs", "pairs-closed-form"):
+        with run.publish(folder / f"optimum-{name}.png") as temporary:
+            temporary.write_bytes((runs / f"seed{options.seeds[0]}" / f"n{point.n:06d}" / f"{name}.png").read_bytes())
     return found
 
 

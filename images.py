@@ -46,7 +46,7 @@ def read(source, resolution=0):
     whole, colon, number = str(source).rpartition(":")
     if colon and number.isdecimal() and not Path(source).exists():
         images, classes, names = read(whole, resolution)
-        kept = (classes == int(number)).nonzero()[:, 0]
+        kept = (classes == int(number)).nonzero()[:, 0] if int(number) <= MAX_LABEL else ()
         if not len(kept):
             raise ValueError(f"{whole} has no class {number}; its classes are numbered 0 to {int(classes.max())}")
         return images[kept], torch.zeros_like(kept), [names[i] for i in kept.tolist()]

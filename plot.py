@@ -81,6 +81,8 @@ def plot(options):
     if options.experiment:
         out = Path(options.out) if options.out else Path(options.experiment).with_suffix(".png")
         result = run.read_json(options.experiment)
+        if "measure" not in result or "points" not in result:
+            raise ValueError(f"{options.experiment} is not a result file of experiments.py")
         save(points(result), out)
         if result["name"] == "size":
             save(epochs(result), out.with_stem(f"{out.stem}-epochs"))

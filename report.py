@@ -59,27 +59,32 @@ def judge(result, claim):
 
 
 def figures(folder, name):
-    """The pictures of an experiment: NAME.png first, then NAME-*.png."""
+    """The pictures of an experiment: NAME.png first, then NAME-*.png. Raises ValueError if the first is missing."""
+    if not (folder / f"{name}.png").exists():
+        raise ValueError(f"{folder / name}.png is missing; draw it with: python plot.py --experiment {folder / name}.json")
     others = [other for other in EXPERIMENTS if other.startswith(f"{name}-")]
     return [folder / f"{name}.png"] + [path for path in sorted(folder.glob(f"{name}-*.png"))
                                        if not any(path.stem == other or path.stem.startswith(f"{other}-") for other in others)]
 
 
 def notes(folder):
-    """The notes of notes.md by experiment; {} if there is none."""
+    """The notes of notes.md by experiment; {} if there is none. Raises ValueError for text under no experiment's heading."""
     path = folder / "notes.md"
-    parts = re.split(r"^## (\S+)\n", path.read_text(), flags=re.M) if path.exists() else [""]
-    unknown = set(parts[1::2]) - set(EXPERIMENTS)
-    if unknown:
-        raise ValueError(f"{path} has notes on {min(unknown)!r}, which is no experiment; use the names of protocol.py")
-    return dict(zip(parts[1::2], map(str.strip, parts[2::2])))
+    before, *parts = re.split(r"^##[ \t]+(.*?)[ \t]*$", path.read_text(encoding="utf-8") if path.exists() else "", flags=re.M)
+    names = parts[::2]
+    wrong = [name for name in names if name not in EXPERIMENTS or names.count(name) > 1]
+    if wrong or before.strip():
+        raise ValueError(f"{path} has {f'notes on {wrong[0]!r}, which is no experiment or stands there twice' if wrong else 'text before its first heading'}"
+                         "; head each note with ## and a name of protocol.py")
+    return dict(zip(names, map(str.strip, parts[1::2])))
 
 
 def amount(value, measure, signed=False):
     """A ratio as percent, a difference of ratios in points, an EMM in images."""
     if value is None:
         return "-"
-    text = f"{100 * value:{'+' if signed else ''}.1f}" if measure == "ratio" else f"{value:{'+' if signed else ''}.3g}"
+    sign = "+" if signed else ""
+    text = f"{100 * value:{sign}.1f}" if measure == "ratio" else f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.1f}"
     return text + ("%" if measure == "ratio" and not signed else "")
 
 
@@ -94,8 +99,9 @@ def between(interval, measure, signed=False):
 def point_rows(result):
     """The points of a result as rows of text, the head first."""
     measure, several = result["measure"], any(p["series"] for p in result["points"])
-    head = ["series"] * several + [result["x"], *(f"seed {seed}" for seed in result["seeds"]), "mean", "95% interval"]
-    return [head] + [[p["series"]] * several + [str(p["x"]), *(amount(v, measure) for v in p["values"]), amount(p["mean"], measure),
+    sized = any(p["n"] not in (None, p["x"]) for p in result["points"])
+    head = ["series"] * several + ["|D|"] * sized + [result["x"], *(f"seed {seed}" for seed in result["seeds"]), "mean", "95% interval"]
+    return [head] + [[p["series"]] * several + ([f"{p['n']:,}"] if sized else []) + [str(p["x"]), *(amount(v, measure) for v in p["values"]), amount(p["mean"], measure),
                                                 between(p["interval"], measure)] for p in result["points"]]
 
 
@@ -110,9 +116,15 @@ def claim_rows(result):
 
 
 def read(options):
-    """The results of a scale in the order of the table. Raises ValueError if there is none."""
-    folder = Path(options.results) / options.scale
-    found = [run.read_json(path) for name in EXPERIMENTS if (path := folder / f"{name}.json").exists()]
+    """The results of a scale in the order of the table. Raises ValueError if there is none, or one of another table."""
+    folder, found = Path(options.results) / options.scale, []
+    for name, e in EXPERIMENTS.items():
+        if (path := folder / f"{name}.json").exists():
+            result = run.read_json(path)
+            places = [[p.get("series"), p.get("x"), p.get("n")] for p in result.get("points", ())]
+            if places != [[p.series, p.x, p.n] for p in getattr(e, options.scale)] or (result["name"], result["scale"]) != (name, options.scale):
+                raise ValueError(f"{path} is of another protocol.py; run experiments.py --name {name} --scale {options.scale} again")
+            found.append(result)
     if not found:
         raise ValueError(f"{folder} has no results; make some with: python experiments.py --name size --scale {options.scale}")
     return found
@@ -126,17 +138,18 @@ def summary(results):
 def setting(result):
     """Where and how a result was measured, in words."""
     versions = result["versions"]
-    return (f"{result.get('processor') or result['machine']}; torch {versions['torch']}, python {versions['python']}; commit {result['commit']}")
+    return (f"{result['processor']}; torch {versions['torch']}, python {versions['python']}; commit {result['commit']}")
 
 
 def introduction(options, results):
-    seeds = max(len(r["seeds"]) for r in results)
+    seeds = sorted({len(r["seeds"]) for r in results})
     counts = [row[-1].split(":")[0] for row in summary(results) if row[-1]]
-    said = ", ".join(f"{counts.count(verdict)} {verdict}" for verdict in dict.fromkeys(counts))
-    yield (f"Measured at {options.scale} scale, {seeds} seeds a point, each with its own training set, weights and noise; intervals are Student's, "
-           f"95%, over seeds. Of {len(counts)} claims {said}. `make NAME SCALE={options.scale}` repeats an experiment.")
-    yield ("A claim is judged by the differences between its two places, seed by seed: it agrees, or disagrees, if the interval of their mean "
-           "lies on one side of zero. Differences of ratios are in percentage points, of EMM in images.")
+    said = ", ".join(f"{verdict}: {counts.count(verdict)}" for verdict in dict.fromkeys(counts))
+    yield (f"Measured at {options.scale} scale, {' or '.join(map(str, seeds))} seeds a point, each with its own training set, weights and noise; "
+           f"intervals are Student's, 95%, over seeds. `make NAME SCALE={options.scale}` repeats an experiment.")
+    yield (f"A claim is judged by the differences between its two places, seed by seed: it agrees, or disagrees, if the interval of their mean "
+           f"lies on one side of zero, and is not resolved otherwise. {len(counts)} claims{' - ' if said else ''}{said}. Nothing is corrected for their number, "
+           "and an EMM's bracket is not in its interval. Differences of ratios are in percentage points, of EMM in images.")
 
 
 def markdown(options, results, said):
@@ -144,7 +157,7 @@ def markdown(options, results, said):
     def table(head, rows):
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
 
-    yield f"# Results at {options.scale} scale\n\nWritten by `python report.py --scale {options.scale} --out {options.out}`: change that, or notes.md, and not this.\n"
+    yield f"# Results at {options.scale} scale\n\nWritten by `python report.py --scale {options.scale} --results {options.results} --out {options.out}`: change that, or notes.md, and not this.\n"
     yield from (text + "\n" for text in introduction(options, results))
     yield table(["experiment", *CLAIM_HEAD], summary(results))
     for r in results:
@@ -192,7 +205,7 @@ def page(options, results, said):
         yield f'<h2 id="{name}">{name}: {html.escape(e.about)}</h2><p>Paper: {html.escape(e.finding)}</p>'
         for path in figures(Path(options.results) / options.scale, name):
             picture = base64.b64encode(path.read_bytes()).decode()
-            yield f'<figure><img alt="{path.stem}" src="data:image/png;base64,{picture}"><figcaption>{path.stem}</figcaption></figure>'
+            yield f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{picture}"><figcaption>{html.escape(path.stem)}</figcaption></figure>'
         head, *rows = point_rows(r)
         yield from table(head, rows)
         if e.claims:

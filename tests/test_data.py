@@ -280,7 +280,7 @@ def test_one_class_of_a_source(noise, tmp_path):
     (tmp_path / "a.npz").rename(tmp_path / "b:1")  # a path that exists is a path
     with pytest.raises(ValueError, match="b:1 is not an image folder"):
         read(str(tmp_path / "b:1"))
-    for wrong, words in (("digits:10", "no class 10; its classes are numbered 0 to 9"), ("digits:x", "no data at")):
+    for wrong, words in (("digits:10", "no class 10; its classes are numbered 0 to 9"), ("digits:" + "9" * 30, "no class 999"), ("digits:x", "no data at")):
         with pytest.raises(ValueError, match=words):
             read(wrong)
 
@@ -314,5 +314,9 @@ def test_a_mixture_of_two_sources(noise, tmp_path):
     with pytest.raises(ValueError, match="has images of 1 x 16 x 16, --data digits of 1 x 8 x 8; give --resolution"):
         data.load(options(mix=str(tmp_path / "large.npz")))
     assert len(data.load(options(data="digits:0", mix=str(tmp_path / "large.npz"), resolution=8))) == 9  # one more zero, and no noise after it
-    with pytest.raises(ValueError, match="--mix-share 1.5"):
-        options(mix_share=1.5)
+    for given, words in ((dict(mix_share=1.5, mix="digits"), "--mix-share 1.5"), (dict(mix_share=0.2), "give it as --mix")):
+        with pytest.raises(ValueError, match=words):
+            options(**given)
+    for given, words in ((dict(mix="digits"), "have other classes"), (dict(mix="digits:8", n=400), "349 images of digits:0 with a share of 0.5 of digits:8")):
+        with pytest.raises(ValueError, match=words):
+            data.load(options(data="digits:0", **given))

@@ -23,9 +23,10 @@ def test_every_point_is_a_command_of_emm(name, scale):
     assert sum(map(len, found.values())) == len(experiments.points(name, options)) > 1
     for words, points in found.items():
         o = experiments.parsed(words)
-        assert o.seeds == (0, 1, 2) and not o.full or set(o.sizes) == {p.n for p in points}
+        assert o.seeds == (0, 1, 2) and (set(o.sizes) == {p.n for p in points} if o.full else points[0].n is None)
         side = o.resolution or (32 if scale == "paper" else 8)
-        assert (o.mix_share in protocol.SHARES and o.mix) if name == "mixture" else not o.mix
+        assert (o.mix_share in protocol.SHARES and o.mix and side == (32 if scale == "paper" else 8)) if name == "mixture" else not o.mix
+        assert name != "mixture" or scale == "cpu" or o.resolution == 32 and o.n_max == 2000
         D = unet.Denoiser(o.arch, o.precond, side, 1, 0, 8, o.blocks, o.channel_mult, o.attn_resolutions, o.embedding, o.skip_connections)
         assert D.config["skip_connections"]
     if scale == "paper":  # what is not varied is the published procedure
@@ -53,6 +54,15 @@ def test_what_a_base_has_anyway_shares_its_runs():
     assert dict(outs("classes", scale="paper", words="--resolution 16"))[1] == "emm-classes-1_resolution-16"
 
 
+def test_words_change_what_is_common_and_not_what_varies():
+    o = Options(name="width", words="--width 16 --n-max 200 --data 'my data.zip'", runs="my runs")
+    found = [experiments.parsed(words) for words in experiments.commands(o, "width")]
+    assert [f.width for f in found] == [8, 12, 16] and all(f.n_max == 200 and f.data == "my data.zip" and f.out.startswith("my runs/cpu/") for f in found)
+    for words in ("--sizes 3", "--full", "--seeds 3", "--out x"):
+        with pytest.raises(ValueError, match="which the experiment gives itself"):
+            Options(words=words)
+
+
 def test_skips_kept():
     assert list(protocol.at_resolution(32, 2, 16)) == [4, 5, 6]
     assert protocol.skips(9, [4, 5, 6]) == "--skip-connections 0,0,0,1,1,1,0,0,0"
@@ -69,7 +79,9 @@ def test_claims_name_points():
             series = [p.series for p in points]
             for claim in e.claims:
                 for s, x in (claim.more, claim.less):
-                    assert s in (*series, "first", "last") and x in (*(p.x for p in points), "first", "last", "all"), name
+                    s = {"first": series[0], "last": series[-1]}.get(s, s)
+                    line = [p.x for p in points if p.series == s]
+                    assert line and (x in line or x in ("first", "last", "all")), name
 
 
 def test_published_points_have_places_in_the_figures():
@@ -96,12 +108,16 @@ def test_an_experiment_to_its_figure(tmp_path, capsys):
                 words="--steps 4 --warmup-steps 1 --ema-rampup-steps 4 --snapshots 1 --samples 64 --batch 8 --channel-mult 1")
     path, = experiments.experiment(o)
     result = run.read_json(path)
-    assert [p["x"] for p in result["points"]] == [4, 8, 16] and result["measure"] == "emm"
+    assert [p["x"] for p in result["points"]] == [8, 12, 16] and result["measure"] == "emm"
     assert all(p["values"] == [None, None] and p["mean"] is None for p in result["points"])  # nothing is memorized in 4 steps
     with Image.open(path.with_suffix(".png")) as picture:
         assert picture.width > 500
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python emm.py ")]
     assert printed == [p["command"] for p in result["points"]]
+    path = experiments.one(o, "optimum")
+    result, folder = run.read_json(path), path.parent
+    assert [p["values"] for p in result["points"]] == [[1, 1], [0, 0]] and len(result["points"][0]["denoising"][0]["loss"]) == len(result["sigmas"])
+    assert {path.name for path in folder.glob("optimum*.png")} == {f"optimum{end}.png" for end in ("", "-loss", "-pairs", "-pairs-closed-form")}
     result = run.read_json(experiments.one(o, "unique"))
     assert [p["n"] for p in result["points"]] == [64, 64] and result["measure"] == "ratio"
     assert all(len(p["values"]) == len(p["trajectories"]) == 2 and p["interval"][0] <= p["mean"] for p in result["points"])

@@ -10,6 +10,16 @@ import run
 from protocol import ALL, FIRST, LAST, Claim, EXPERIMENTS
 
 
+def made(name, measure):
+    """A result of an experiment as the table has it at CPU scale: values 1, 2 and 3, ten times as much at its last point."""
+    table = EXPERIMENTS[name].cpu
+    points = [(p.series, p.x, [v * (10 if p is table[-1] else 1) / (100 if measure == "ratio" else 1) for v in (1., 2., 3.)]) for p in table]
+    found = result(name, points, measure)
+    for row, p in zip(found["points"], table):
+        row["n"] = p.n
+    return found
+
+
 def result(name, points, measure="ratio"):
     rows = [dict(series=s, x=x, n=8, values=v, mean=sum(v) / len(v) if None not in v else None, interval=[0.1, 1.2] if None not in v else None,
                  command=f"python emm.py --x '{x}'") for s, x, v in points]
@@ -35,22 +45,23 @@ def test_verdicts():
 @pytest.fixture
 def results(tmp_path):
     folder = tmp_path / "results" / "cpu"
-    run.write_json(folder / "width.json", result("width", [("", x, [x * 1., x + 1., x + 2.]) for x in (4, 8, 16)], "emm"))
-    run.write_json(folder / "batch.json", result("batch", [("|D| = 16", x, [.1, .2, .3]) for x in (32, 64)]))
-    run.write_json(folder / "depth.json", result("depth", [("", 1, [None, 2., 3.]), ("", 2, [2., 2., 3.])], "emm"))
+    depth = made("depth", "emm")
+    depth["points"][0].update(values=[None, 2., 3.], mean=None, interval=None)
+    for made_up in (made("width", "emm"), made("batch", "ratio"), depth):
+        run.write_json(folder / f"{made_up['name']}.json", made_up)
     for name in ("width", "width-more", "batch", "batch-emm", "depth"):
         Image.new("RGB", (20, 10), "white").save(folder / f"{name}.png")
-    (folder / "notes.md").write_text("On top.\n\n## width\n\nWhy `this` is <so>.\n\nAnd more.\n\n## depth\nOne line.\n")
+    (folder / "notes.md").write_text("\n## width \n\nWhy `this` is <so>.\n\nAnd more.\n\n## depth\nOne line.")
     return tmp_path / "results"
 
 
 def test_markdown(results, tmp_path):
     out = report.report(report.Options(results=str(results), out=str(tmp_path / "docs" / "r.md")))
     text = open(out).read()
-    assert "| width | the widest network memorizes more than the narrowest | +12 | +12 to +12 | agrees |" in text
-    assert "| batch | the largest batch memorizes more than the smallest | +0.0 | +0.0 to +0.0 | not resolved |" in text
-    assert r"| series | x \| y | seed 0 | seed 1 | seed 2 | mean | 95% interval |" in text
-    assert "| 1 | - | 2 | 3 | - | - |" in text and "Why `this` is <so>.\n\nAnd more." in text and "No direction" not in text
+    assert "| width | the widest network memorizes more than the narrowest | +18.0 | -4.4 to +40.4 | not resolved |" in text
+    assert "| depth | (no direction claimed) |" in text and "2 claims - not resolved: 2." in text
+    assert r"| series | \|D\| | x \| y | seed 0 | seed 1 | seed 2 | mean | 95% interval |" in text and "| 16 | 128 | 10.0% | 20.0% | 30.0% |" in text
+    assert "| 1 | - | 2.0 | 3.0 | - | - |" in text and "Why `this` is <so>.\n\nAnd more." in text and "One line." in text
     assert "![width-more](../results/cpu/width-more.png)" in text and "batch-emm" not in text
     for link in re.findall(r"\]\((\S+)\)", text):
         assert (tmp_path / "docs" / link).exists()
@@ -61,8 +72,8 @@ def test_page_holds_everything(results, tmp_path):
     text = open(out).read()
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
     assert len(pictures) == 4 and base64.b64decode(pictures[0]).startswith(b"\x89PNG")
-    assert "http" not in text and "<script" not in text and "python emm.py --x &#x27;4&#x27;" in text
-    assert "<code>this</code> is &lt;so&gt;." in text and '<tr class="agrees">' in text
+    assert "http" not in text and "<script" not in text and "python emm.py --x &#x27;8&#x27;" in text
+    assert "<code>this</code> is &lt;so&gt;." in text and "<h2 id=\"width\">" in text
 
 
 def test_errors(results, tmp_path):
@@ -70,9 +81,24 @@ def test_errors(results, tmp_path):
         report.report(report.Options(results=str(tmp_path / "none")))
     with pytest.raises(ValueError, match="must end in .html or .md"):
         report.Options(out="r.txt")
-    (results / "cpu" / "notes.md").write_text("## breadth\nx\n")
-    with pytest.raises(ValueError, match="notes on 'breadth'"):
-        report.report(report.Options(results=str(results), out=str(tmp_path / "r.md")))
+    o = report.Options(results=str(results), out=str(tmp_path / "r.md"))
+    for text, words in (("## breadth\nx\n", "notes on 'breadth'"), ("## width\n## width\n", "stands there twice"), ("Hm.\n## width\n", "text before")):
+        (results / "cpu" / "notes.md").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            report.report(o)
+    (results / "cpu" / "notes.md").unlink()
+    (results / "cpu" / "width.png").unlink()
+    with pytest.raises(ValueError, match="width.png is missing; draw it with"):
+        report.report(o)
+    for other in ({}, result("width", [("", 4, [1., 2., 3.])], "emm"), made("width", "emm") | dict(scale="paper")):
+        run.write_json(results / "cpu" / "width.json", other)
+        with pytest.raises(ValueError, match="width.json is of another protocol.py"):
+            report.report(o)
+
+
+def test_amounts():
+    assert report.amount(1060.4, "emm") == "1,060" and report.amount(-8.26, "emm", True) == "-8.3" and report.amount(0.5, "ratio") == "50.0%"
+    assert report.between([-0.2, 1.3], "ratio") == "0.0% to 100.0%" and report.between([-0.2, 1.3], "ratio", True) == "-20.0 to +130.0"
 
 
 def test_every_experiment_has_a_finding():
