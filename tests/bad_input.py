@@ -107,6 +107,21 @@ emm      2 TRAIN --seeds 1,1 | seeds
 emm      1 TRAIN --n-min 5000 | 5000
 emm      1 TRAIN --sizes 1 | sizes
 memorize 1 --samples digits --train FILES/colour32 --device cpu | [1, 8, 8]
+train    2 TRAIN --mix-share 0.2 | give it as --mix
+train    2 TRAIN --mix digits --mix-share 1.1 | --mix-share 1.1
+train    1 TRAIN --mix digits:3 | other classes
+train    1 TRAIN --mix FILES/colour32 | give --resolution
+train    1 TRAIN --mix FILES/nowhere | no data at
+train    1 TRAIN --data digits:12 | no class 12
+compare  2 --samples 3 | --run
+compare  1 --run FILES | not a run directory
+report   2 --out x.txt | .html or .md
+report   1 --results FILES --out OUT.html | has no results
+plot     1 --experiment FILES/empty.json | not a result file
+experiments 2 --seeds 0,x | 0,x
+experiments 2 --words=--full | --full
+experiments 2 --words=--widht | --widht
+experiments 2 --name breadth | breadth
 """
 
 
@@ -187,6 +202,7 @@ def files(folder):
     put("deep-json/0.png", good), put("deep-json/dataset.json", b"[" * 100_000)
     yield "deep-json", "not valid JSON"
 
+    put("empty.json", b"{}")
     put("torn.zip", b"PK\x03\x04 not a zip")
     yield "torn.zip", "not a readable zip"
     pack("none.zip", readme__txt="hello")

@@ -26,9 +26,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import bad_input  # noqa: E402
+import compare  # noqa: E402
 import emm  # noqa: E402
+import experiments  # noqa: E402
 import images  # noqa: E402
 import memorize  # noqa: E402
+import plot  # noqa: E402
+import report  # noqa: E402
 import run  # noqa: E402
 import sample  # noqa: E402
 import tensors  # noqa: E402
@@ -38,6 +42,8 @@ from run import option  # noqa: E402
 
 STAGES = dict(train=(train.train, train.Options), sample=(sample.sample, sample.Options),
               memorize=(memorize.memorize, memorize.Options), emm=(emm.find, emm.Options))
+SCRIPTS = STAGES | dict(compare=(compare.compare, compare.Options), plot=(plot.plot, plot.Options), report=(report.report, report.Options),
+                        experiments=(experiments.experiment, experiments.Options))
 NETWORK = "--data digits --width 4 --blocks 1 --channel-mult 1,1 --batch 8 --warmup-steps 2 --learning-rate 2e-3 --device cpu"
 # What each stage needs beside it (made once), and its words; DIR is its directory. save-seconds 0: a state every step
 WORK = dict(
@@ -72,7 +78,7 @@ def fork(stage, argv, output):
         os.dup2(file, 1), os.dup2(file, 2)
         sys.argv[0] = f"{stage}.py"
         try:
-            run.stage(*STAGES[stage], "", argv)
+            run.stage(*SCRIPTS[stage], "", argv)
             status = 0
         except SystemExit as end:
             if isinstance(end.code, str):
@@ -292,7 +298,7 @@ def fuzz(count, folder, rng):
     odd = []
     for i in range(count):
         if i % 2:
-            stage, cls = rng.choice([(name, cls) for name, (_, cls) in STAGES.items()])
+            stage, cls = rng.choice([(name, cls) for name, (_, cls) in SCRIPTS.items()])
             flags = ["--" + name.replace("_", "-") for name in cls.__dataclass_fields__] + ["--bogus", "--no-plan", "-x", "word"]
             argv = [rng.choice(flags + values) if rng.random() < 0.3 else word
                     for _ in range(rng.randrange(1, 5)) for word in (rng.choice(flags), rng.choice(values))]
