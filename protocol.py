@@ -130,7 +130,8 @@ EXPERIMENTS = {
         "resolution, the same images resized", "pixels a side",
         "EMM falls as resolution grows: about 7,600 images of 8x8, 4,500 of 16x16 and 1,060 of 32x32, where the curves of its figure cross 90%.",
         [Claim("EMM is larger at the lowest resolution than at the highest", ("", LAST), ("", FIRST))],
-        over("--resolution", 32, 16, 8), over("--resolution", 16, series="enlarged from 8") + over("--resolution", 8, 4)),
+        over("--resolution", 32, 16, 8), over("--resolution", 16, series="enlarged from 8") + over("--resolution", 8, 4),
+        {("", None): ("resolution", None)}),
     "classes": Experiment(
         "number of classes", "classes",
         "More classes, a more diverse set, are memorized less.",

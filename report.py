@@ -135,6 +135,11 @@ def summary(results):
     return [[r["name"], *row] for r in results for row in claim_rows(r) or [["(no direction claimed)", "", "", ""]]]
 
 
+def claimed(experiment):
+    """The paper's finding, and whether there are published numbers to check it by."""
+    return f"Paper{'' if experiment.published else ', by its text (paper/ has no numbers for it)'}: {experiment.finding}"
+
+
 def setting(result):
     """Where and how a result was measured, in words."""
     versions = result["versions"]
@@ -162,7 +167,7 @@ def markdown(options, results, said):
     yield table(["experiment", *CLAIM_HEAD], summary(results))
     for r in results:
         e, name = EXPERIMENTS[r["name"]], r["name"]
-        yield f"## {name}: {e.about}\n\nPaper: {e.finding}\n"
+        yield f"## {name}: {e.about}\n\n{claimed(e)}\n"
         head, *rows = point_rows(r)
         yield table(head, rows)
         if e.claims:
@@ -202,7 +207,7 @@ def page(options, results, said):
     yield from table(["experiment", *CLAIM_HEAD], summary(results))
     for r in results:
         e, name = EXPERIMENTS[r["name"]], r["name"]
-        yield f'<h2 id="{name}">{name}: {html.escape(e.about)}</h2><p>Paper: {html.escape(e.finding)}</p>'
+        yield f'<h2 id="{name}">{name}: {html.escape(e.about)}</h2><p>{html.escape(claimed(e))}</p>'
         for path in figures(Path(options.results) / options.scale, name):
             picture = base64.b64encode(path.read_bytes()).decode()
             yield f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{picture}"><figcaption>{html.escape(path.stem)}</figcaption></figure>'
