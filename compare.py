@@ -66,7 +66,7 @@ def compare(options):
     if out.exists():
         if different := run.differences(run.read_json(out), about, run.defaults(Options)):
             raise ValueError(f"{out} holds another comparison ({different}); choose another --out, or remove it")
-        if all(sheet.exists() for sheet in sheets):
+        if not sheets:
             return out
     outside = data.load(dataclasses.replace(chosen, n=0)).images[len(D):]
     trained, metadata = unet.load(model, device)

@@ -173,11 +173,14 @@ def compared(options, point, words, runs, folder):
     o, found = parsed(words), []
     for seed in options.seeds:
         there = runs / f"seed{seed}" / f"n{point.n:06d}"
+        sheets = {name: there / f"{name}.png" for name in ("pairs", "pairs-closed-form")} if seed == options.seeds[0] else {}
+        new = not all(sheet.exists() for sheet in sheets.values())
         found.append(run.read_json(compare.compare(compare.Options(
-            run=str(there), pairs=str(there / "pairs.png"), **{name: getattr(o, name) for name in ("samples", "threshold", "precision", "device", "threads")}))))
-    for name in ("pairs", "pairs-closed-form"):
-        with run.publish(folder / f"optimum-{name}.png") as temporary:
-            temporary.write_bytes((runs / f"seed{options.seeds[0]}" / f"n{point.n:06d}" / f"{name}.png").read_bytes())
+            run=str(there), pairs=str(sheets["pairs"]) if new else "",
+            **{name: getattr(o, name) for name in ("samples", "threshold", "precision", "device", "threads")}))))
+        for name, sheet in sheets.items():
+            with run.publish(folder / f"optimum-{name}.png") as temporary:
+                temporary.write_bytes(sheet.read_bytes())
     return found
 
 
