@@ -230,7 +230,7 @@ def find(options):
     classes = len(whole.labels.unique())
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
-    if options.n_min > n_max:
+    if options.n_min > n_max and not options.sizes:
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; lower it")
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")

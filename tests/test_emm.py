@@ -93,7 +93,7 @@ def test_more_samples_go_on_with_those_there(tmp_path, ratios, capsys):
 
 
 def test_full_trains_to_the_end_and_draws_all(tmp_path, ratios):
-    probe, = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,), full=True)))["probes"]
+    probe, = run.read_json(emm.find(options(tmp_path / "emm", n_min=5000, sizes=(20,), full=True)))["probes"]  # sizes are not searched
     assert probe["whole"] and probe["above"] and probe["samples_drawn"] == 300
     assert [(t["step"], t["count"]) for t in probe["trajectory"]] == [(2, 150), (4, 150)]
 
