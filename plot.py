@@ -150,6 +150,12 @@ def points(result):
         for p in line:  # every seed, small
             axes.plot([place(p["x"])] * len(p["values"]), [float("nan") if v is None else v for v in p["values"]], linestyle="none",
                       marker=".", markersize=4, color=COLOURS[i % len(COLOURS)], alpha=0.6)
+        for p in line:
+            for value, (low, high) in zip(p["values"], p.get("brackets", ())):
+                if value is None:
+                    named = "outside the range searched" in axes.get_legend_handles_labels()[1]
+                    axes.plot(place(p["x"]), low or high, linestyle="none", marker="v" if low is None else "^", color=COLOURS[i % len(COLOURS)],
+                              markerfacecolor="white", label=None if named else "outside the range searched")
         line = [p for p in line if p["mean"] is not None]
         floor, ceiling = (0, 1) if result["measure"] == "ratio" else (0, float("inf"))
         error = [[p["mean"] - max(floor, p["interval"][0]) for p in line], [min(ceiling, p["interval"][1]) - p["mean"] for p in line]]

@@ -33,29 +33,33 @@ class Options:
             raise ValueError(f"--out {self.out} must end in .html or .md")
 
 
-def place(result, series, x):
-    """The values of a place of a Claim, one a seed; those of several x are dicts by x."""
+def place(result, series, x, end):
+    """The values of a place of a Claim, one a seed, by x. An EMM outside the range searched counts as that end of its bracket
+    (0 below it, 1 above it), which may be None: not known."""
     names = list(dict.fromkeys(p["series"] for p in result["points"]))
     series = {FIRST: names[0], LAST: names[-1]}.get(series, series)
     line = [p for p in result["points"] if p["series"] == series]
-    if x == ALL:
-        return {p["x"]: p["values"] for p in line}
-    return {None: (line[0] if x == FIRST else line[-1] if x == LAST else next(p for p in line if p["x"] == x))["values"]}
+    if x != ALL:
+        line = [line[0] if x == FIRST else line[-1] if x == LAST else next(p for p in line if p["x"] == x)]
+    return {p["x"] if x == ALL else None: [b[end] if v is None else v for v, b in zip(p["values"], p.get("brackets", [(None, None)] * len(p["values"])))]
+            for p in line}
 
 
 def judge(result, claim):
-    """A Claim against a result: its words, the mean difference over seeds, its interval, and a verdict in words."""
-    more, less = place(result, *claim.more), place(result, *claim.less)
-    both = [(a, b) for x in more if x in less for a, b in zip(more[x], less[x])]
-    if any(value is None for pair in both for value in pair):
-        return dict(claim=claim.words, difference=None, interval=None, verdict="not measured: an EMM lies outside the range searched")
-    differences = [statistics.mean(more[x][i] - less[x][i] for x in more if x in less) for i in range(len(result["seeds"]))]
+    """A Claim against a result: its words, the mean difference over seeds, its interval, a verdict in words, and whether the
+    difference is a lower bound: an EMM was above the range searched at the first place, or below it at the second."""
+    more, less = place(result, *claim.more, 0), place(result, *claim.less, 1)
+    shared = [x for x in more if x in less]
+    if any(value is None for x in shared for value in more[x] + less[x]):
+        return dict(claim=claim.words, difference=None, interval=None, bound=False, verdict="not measured: an EMM lies outside the range searched")
+    bound = any(None in p["values"] for p in result["points"]) and (more, less) != (place(result, *claim.more, 1), place(result, *claim.less, 0))
+    differences = [statistics.mean(more[x][i] - less[x][i] for x in shared) for i in range(len(result["seeds"]))]
     mean = emm.mean_interval(differences)
     if not mean["interval"]:
-        return dict(claim=claim.words, difference=differences[0], interval=None, verdict="not resolved: one seed")
+        return dict(claim=claim.words, difference=differences[0], interval=None, bound=bound, verdict="not resolved: one seed")
     low, high = mean["interval"]
-    return dict(claim=claim.words, difference=mean["emm"], interval=[low, high],
-                verdict="agrees" if low > 0 else "disagrees" if high < 0 else "not resolved")
+    verdict = "agrees" if low > 0 else "disagrees" if high < 0 and not bound else "not resolved"
+    return dict(claim=claim.words, difference=mean["emm"], interval=[low, high], bound=bound, verdict=verdict)
 
 
 def figures(folder, name):
@@ -100,9 +104,15 @@ def point_rows(result):
     """The points of a result as rows of text, the head first."""
     measure, several = result["measure"], any(p["series"] for p in result["points"])
     sized = any(p["n"] not in (None, p["x"]) for p in result["points"])
-    head = ["series"] * several + ["|D|"] * sized + [result["x"], *(f"seed {seed}" for seed in result["seeds"]), "mean", "95% interval"]
-    return [head] + [[p["series"]] * several + ([f"{p['n']:,}"] if sized else []) + [str(p["x"]), *(amount(v, measure) for v in p["values"]), amount(p["mean"], measure),
-                                                between(p["interval"], measure)] for p in result["points"]]
+    rows = [["series"] * several + ["|D|"] * sized + [result["x"], *(f"seed {seed}" for seed in result["seeds"]), "mean", "95% interval"]]
+    for p in result["points"]:
+        cells = [amount(v, measure) for v in p["values"]]
+        for i, (low, high) in enumerate(p.get("brackets", ())):
+            if p["values"][i] is None:
+                cells[i] = f"under {high}" if low is None else f"{low} or more"
+        rows.append([p["series"]] * several + ([f"{p['n']:,}"] if sized else [])
+                    + [str(p["x"]), *cells, amount(p["mean"], measure), between(p["interval"], measure)])
+    return rows
 
 
 CLAIM_HEAD = ["claim", "difference", "95% interval", "verdict"]
@@ -112,7 +122,7 @@ def claim_rows(result):
     """The claims on an experiment as rows of text."""
     measure = result["measure"]
     judged = [judge(result, claim) for claim in EXPERIMENTS[result["name"]].claims]
-    return [[j["claim"], amount(j["difference"], measure, True), between(j["interval"], measure, True), j["verdict"]] for j in judged]
+    return [[j["claim"], "at least " * j["bound"] + amount(j["difference"], measure, True), between(j["interval"], measure, True), j["verdict"]] for j in judged]
 
 
 def read(options):
