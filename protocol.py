@@ -181,7 +181,8 @@ EXPERIMENTS = {
         {("none", None): ("labels", "unconditional"), ("true", None): ("labels", "true"), ("random 10", None): ("labels", "random10")}),
     "random-labels": Experiment(
         "number of random labels", "random labels", "The more random labels, the more memorization.",
-        [Claim("the most labels memorize more than one", (FIRST, LAST), (FIRST, FIRST))],
+        [Claim("the most labels memorize more than one, on the fewest images", (FIRST, LAST), (FIRST, FIRST)),
+         Claim("and on the most images", (LAST, LAST), (LAST, FIRST))],
         random_labels(1000, 1, 2, 5, 10, 20, 50, 100) + random_labels(2000, 1, 2, 5, 10, 20, 50, 100)
         + random_labels(5000, 1, 10, 50, 100, 500, 1000), random_labels(16, 1, 2, 5, 10, 16) + random_labels(32, 1, 2, 5, 10, 20),
         {(f"|D| = {n}", None): ("random_labels", "random") for n in (1000, 2000, 5000)}),
