@@ -34,32 +34,40 @@ class Options:
 
 
 def place(result, series, x, end):
-    """The values of a place of a Claim, one a seed, by x. An EMM outside the range searched counts as that end of its bracket
-    (0 below it, 1 above it), which may be None: not known."""
+    """The values of a place of a Claim, one a seed, by x. An EMM outside the range searched counts as that end of its bracket:
+    0 is the most it surely reaches, 1 what it surely does not exceed, or None."""
     names = list(dict.fromkeys(p["series"] for p in result["points"]))
     series = {FIRST: names[0], LAST: names[-1]}.get(series, series)
     line = [p for p in result["points"] if p["series"] == series]
     if x != ALL:
         line = [line[0] if x == FIRST else line[-1] if x == LAST else next(p for p in line if p["x"] == x)]
-    return {p["x"] if x == ALL else None: [b[end] if v is None else v for v, b in zip(p["values"], p.get("brackets", [(None, None)] * len(p["values"])))]
-            for p in line}
+
+    def ends(p):
+        brackets = p.get("brackets", [(None, None)] * len(p["values"]))
+        return [(bracket[end] if bracket[end] is not None or end else 0) if v is None else v for v, bracket in zip(p["values"], brackets)]
+    return {p["x"] if x == ALL else None: ends(p) for p in line}
 
 
 def judge(result, claim):
-    """A Claim against a result: its words, the mean difference over seeds, its interval, a verdict in words, and whether the
-    difference is a lower bound: an EMM was above the range searched at the first place, or below it at the second."""
-    more, less = place(result, *claim.more, 0), place(result, *claim.less, 1)
-    shared = [x for x in more if x in less]
-    if any(value is None for x in shared for value in more[x] + less[x]):
-        return dict(claim=claim.words, difference=None, interval=None, bound=False, verdict="not measured: an EMM lies outside the range searched")
-    bound = any(None in p["values"] for p in result["points"]) and (more, less) != (place(result, *claim.more, 1), place(result, *claim.less, 0))
-    differences = [statistics.mean(more[x][i] - less[x][i] for x in shared) for i in range(len(result["seeds"]))]
-    mean = emm.mean_interval(differences)
-    if not mean["interval"]:
-        return dict(claim=claim.words, difference=differences[0], interval=None, bound=bound, verdict="not resolved: one seed")
-    low, high = mean["interval"]
-    verdict = "agrees" if low > 0 else "disagrees" if high < 0 and not bound else "not resolved"
-    return dict(claim=claim.words, difference=mean["emm"], interval=[low, high], bound=bound, verdict=verdict)
+    """A Claim against a result: its words, the mean difference over seeds, its interval, a verdict in words, and what the
+    difference is: "", or "at least " or "at most " where an EMM lay outside the range searched."""
+    def differences(end):  # none greater for end 0, none smaller for end 1
+        more, less = place(result, *claim.more, end), place(result, *claim.less, 1 - end)
+        pairs = [[(more[x][i], less[x][i]) for x in more if x in less] for i in range(len(result["seeds"]))]
+        known = all(None not in pair for seed in pairs for pair in seed)
+        return [statistics.mean(a - b for a, b in seed) for seed in pairs] if known else None
+
+    least, most = differences(0), differences(1)
+    found = dict(claim=claim.words, difference=None, interval=None, bound="", verdict="not resolved")
+    if len(result["seeds"]) < 2:
+        return found | dict(verdict="not resolved: one seed")
+    least, most = ({} if d is None else emm.mean_interval(d) for d in (least, most))
+    if least and least["interval"][0] > 0:
+        return found | dict(difference=least["emm"], interval=least["interval"], bound="" if least == most else "at least ", verdict="agrees")
+    if most and most["interval"][1] < 0:
+        return found | dict(difference=most["emm"], interval=most["interval"], bound="" if least == most else "at most ", verdict="disagrees")
+    return found | (dict(difference=least["emm"], interval=least["interval"]) if least == most else
+                    dict(verdict="not resolved: an EMM lies outside the range searched"))
 
 
 def figures(folder, name):
@@ -122,7 +130,7 @@ def claim_rows(result):
     """The claims on an experiment as rows of text."""
     measure = result["measure"]
     judged = [judge(result, claim) for claim in EXPERIMENTS[result["name"]].claims]
-    return [[j["claim"], "at least " * j["bound"] + amount(j["difference"], measure, True), between(j["interval"], measure, True), j["verdict"]] for j in judged]
+    return [[j["claim"], j["bound"] + amount(j["difference"], measure, True), between(j["interval"], measure, True), j["verdict"]] for j in judged]
 
 
 def read(options):

@@ -39,18 +39,22 @@ def test_verdicts():
     assert verdict(("odd", 16), ("none", 16))["verdict"] == "not resolved"
     assert verdict(("true", ALL), ("none", ALL))["difference"] == pytest.approx(.4)  # 16, which both have
     assert verdict((FIRST, LAST), (FIRST, FIRST))["difference"] == pytest.approx(-1 / 6)
-    assert verdict(("lost", 16), ("none", 16))["verdict"].startswith("not measured")
+    assert verdict(("lost", 16), ("none", 16))["verdict"] == "not resolved: an EMM lies outside the range searched"
 
 
 def test_an_emm_outside_the_range_is_a_bound():
     r = result("embedding", [("a", 1, [7., 8., None]), ("b", 1, [None, None, 3.])], "emm")
     r["points"][0]["brackets"], r["points"][1]["brackets"] = [[6, 8], [7, 9], [9, None]], [[None, 2], [None, 2], [2, 4]]
     found = report.judge(r, Claim("words", ("a", 1), ("b", 1)))
-    assert found["bound"] and found["difference"] == pytest.approx((5 + 6 + 6) / 3) and found["verdict"] == "agrees"
+    assert found["bound"] == "at least " and found["difference"] == pytest.approx((5 + 6 + 6) / 3) and found["verdict"] == "agrees"
     other = report.judge(r, Claim("words", ("b", 1), ("a", 1)))
-    assert other["difference"] is None and other["verdict"].startswith("not measured")
-    r["points"][0]["values"][2] = 9.
-    assert report.judge(r, Claim("words", ("a", 1), ("a", 1)))["bound"] is False
+    assert other["bound"] == "at most " and other["difference"] == pytest.approx(-(5 + 6 + 6) / 3) and other["verdict"] == "disagrees"
+    r["points"][1]["brackets"] = [[None, 20], [None, 20], [2, 4]]
+    for more, less in ("ab", "ba"):
+        other = report.judge(r, Claim("words", (more, 1), (less, 1)))
+        assert other["difference"] is None and other["verdict"] == "not resolved: an EMM lies outside the range searched"
+    r["points"][0]["values"][2], r["points"][1]["brackets"] = 9., [[None, 2], [None, 2], [2, 4]]
+    assert report.judge(r, Claim("words", ("a", 1), ("a", 1)))["bound"] == ""
     assert report.point_rows(r)[1:] == [["a", "8", "1", "7.0", "8.0", "9.0", "-", "-"], ["b", "8", "1", "under 2", "under 2", "3.0", "-", "-"]]
 
 
