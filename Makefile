@@ -115,7 +115,7 @@ report: | $(READY) ## one page of all results of SCALE, with their figures insid
 	$(PYTHON) report.py --scale $(SCALE) --out report.html
 
 test: | $(READY) ## run the tests
-	$(PYTHON) -m pytest -q tests
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadfile tests
 
 chaos: | $(READY) ## kill, damage and mislead the stages for half an hour, and count what survives
 	$(PYTHON) tests/chaos.py
