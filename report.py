@@ -233,7 +233,12 @@ def page(options, results, said):
         yield from table(head, rows)
         if e.claims:
             yield from table(CLAIM_HEAD, claim_rows(r))
-        yield from (f"<p>{words(part)}</p>" for part in said.get(name, "").split("\n\n") if part)
+        for part in filter(None, said.get(name, "").split("\n\n")):
+            if part.startswith("|"):
+                head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in part.splitlines())
+                yield from table(head, rows)
+            else:
+                yield f"<p>{words(part)}</p>"
         commands = "\n".join(dict.fromkeys(p["command"] for p in r["points"]))
         yield f'<details><summary>commands</summary><pre>{html.escape(commands)}</pre></details><p class="where">{html.escape(setting(r))}</p>'
     yield "</html>"

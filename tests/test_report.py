@@ -7,6 +7,7 @@ from PIL import Image
 
 import report
 import run
+from conftest import ROOT
 from protocol import ALL, FIRST, LAST, Claim, EXPERIMENTS
 
 
@@ -67,7 +68,7 @@ def results(tmp_path):
         run.write_json(folder / f"{made_up['name']}.json", made_up)
     for name in ("width", "width-more", "batch", "batch-emm", "depth"):
         Image.new("RGB", (20, 10), "white").save(folder / f"{name}.png")
-    (folder / "notes.md").write_text("\n## width \n\nWhy `this` is <so>.\n\nAnd more.\n\n## depth\nOne line.")
+    (folder / "notes.md").write_text("\n## width \n\nWhy `this` is <so>.\n\nAnd more.\n\n| a | b |\n|---|---|\n| 1 | <2> |\n\n## depth\nOne line.")
     return tmp_path / "results"
 
 
@@ -89,6 +90,7 @@ def test_page_holds_everything(results, tmp_path):
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
     assert len(pictures) == 4 and base64.b64decode(pictures[0]).startswith(b"\x89PNG")
     assert "http" not in text and "<script" not in text and "python emm.py --x &#x27;8&#x27;" in text
+    assert "<tr><th>a</th><th>b</th></tr>\n<tr><td>1</td><td>&lt;2&gt;</td></tr>" in text
     assert "<code>this</code> is &lt;so&gt;." in text and "<h2 id=\"width\">" in text
 
 
@@ -115,6 +117,14 @@ def test_errors(results, tmp_path):
 def test_amounts():
     assert report.amount(1060.4, "emm") == "1,060" and report.amount(-8.26, "emm", True) == "-8.3" and report.amount(0.5, "ratio") == "50.0%"
     assert report.between([-0.2, 1.3], "ratio") == "0.0% to 100.0%" and report.between([-0.2, 1.3], "ratio", True) == "-20.0 to +130.0"
+
+
+def test_the_committed_report_is_that_of_the_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    o = report.Options(out="docs/results.md")
+    results = report.read(o)
+    assert [r["name"] for r in results] == list(EXPERIMENTS) and all(len(r["seeds"]) >= 3 for r in results)
+    assert (ROOT / "docs" / "results.md").read_text() == "\n".join(report.markdown(o, results, report.notes(ROOT / "results" / "cpu")))
 
 
 def test_every_experiment_has_a_finding():
