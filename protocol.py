@@ -194,7 +194,7 @@ EXPERIMENTS = {
         {("", "unique"): ("unique_labels_50k", "unique (EDM preconditioning)"),
          ("", "none"): ("unique_labels_50k", "unconditional (EDM preconditioning)")}),
     "mixture": Experiment(
-        "share of a second, more diverse source within one class", "share of the second source",
+        "share of a second, more diverse source", "share of the second source",
         "The more of the diverse source, the less is memorized.",
         [Claim("the first source alone is memorized more than the second alone", ("", FIRST), ("", LAST))],
         # imagenet-dogs: a flat folder of 2,000 pictures of dogs, cropped to squares, which the user makes of ImageNet
