@@ -21,6 +21,7 @@ N_MAX     ?= 0
 EPS       ?= 0.1
 TOLERANCE ?= 0.1
 RUNS      ?= runs
+RESULTS   ?= results
 FLAGS     ?=
 PEER      ?=
 SCALE     ?= cpu
@@ -61,6 +62,7 @@ help: ## this list
 	@echo "variables, with their defaults:"
 	@awk '/^[A-Z_]+ +\?=/ {name = $$1; sub(/^[A-Z_]+ +\?= */, ""); printf "  %s=%s", name, $$0} END {print ""}' $(firstword $(MAKEFILE_LIST)) | fold -s -w 110
 	@echo "  FLAGS takes any option of train.py (train, sample, memorize) or emm.py (emm); see their --help"
+	@echo "experiments take SCALE SEEDS FLAGS PLAN RUNS RESULTS: $(EXPERIMENTS)" | fold -s -w 110
 	@echo "directories of these variables:"
 	@echo "  train, sample, memorize: $(RUN)"
 	@echo "  emm, plot:               $(SEARCH)"
@@ -107,12 +109,12 @@ demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot
 	@echo "EMM and every probe: demo/emm.json   plots: demo/emm.png, demo/trajectory.png   copied digits beside their originals: demo/pairs.png"
 
 $(EXPERIMENTS): | $(READY)
-	$(PYTHON) experiments.py --name $@ --scale $(SCALE) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--words="$$FLAGS") $(if $(PLAN),--dry-run)
+	$(PYTHON) experiments.py --name $@ --scale $(SCALE) --runs $(RUNS) --out $(RESULTS) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--words="$$FLAGS") $(if $(PLAN),--dry-run)
 
 paper: $(EXPERIMENTS) ## every experiment of the paper, or one by its name, such as `make width`; SCALE=cpu or paper, PLAN=1 prints what it costs
 
 report: | $(READY) ## one page of all results of SCALE, with their figures inside: report.html
-	$(PYTHON) report.py --scale $(SCALE) --out report.html
+	$(PYTHON) report.py --scale $(SCALE) --results $(RESULTS) --out report.html
 
 test: | $(READY) ## run the tests
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadfile tests

@@ -126,7 +126,14 @@ def losses(denoisers, images, draws, seed=0):
 
 
 def main():
-    print(f"wrote {run.stage(compare, Options, __doc__)}")
+    """Compare, and say it in words at a noise level where the optimum still knows the image."""
+    path = run.stage(compare, Options, __doc__)
+    result = run.read_json(path)
+    for name in ("closed form", "trained"):
+        r = result[name]
+        print(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; loss at sigma {SIGMAS[6]:.2g}: {r['loss'][6]:.2g} on the training images"
+              + (f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""))
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -128,8 +128,8 @@ def experiment(options):
                 done |= new
                 print(f"python emm.py {words}    # "
                       + (f"{trained:,} images, {flops:.2g} FLOP{'' if chosen[0].n else ', for one size of the search'}" if new else "shared"))
-        print(f"# {total:.3g} FLOP in all, {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 at the assumed "
-              f"{plan.UTILISATION['fp32']:.0%} of its peak")
+        hours = f", {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 at the assumed {plan.UTILISATION['fp32']:.0%} of its peak"
+        print(f"# {total:.3g} FLOP in all, where a search counts as one size{hours if options.scale == 'paper' else ''}")
         return []
     return [one(options, name) for name in names]
 
@@ -138,17 +138,20 @@ def one(options, name):
     """Run an experiment, and write its result file and figures; returns the path of the result file."""
     results, shared, e = [], {}, EXPERIMENTS[name]
     folder = Path(options.out) / options.scale
+    path = folder / f"{name}.json"
+    if path.exists() and (words := run.read_json(path)["options"]["words"]) != options.words:
+        raise ValueError(f"{path} was measured with --words {words!r}, and not {options.words!r}; give another --out (RESULTS= of make), or remove it")
     for words, chosen in commands(options, name).items():
         print(f"python emm.py {words}", flush=True)
-        path = emm.find(parsed(words))
-        searches = [run.read_json(path.parent / part) for part in run.read_json(path)["searches"]]
+        found = emm.find(parsed(words))
+        runs, searches = found.parent, [run.read_json(found.parent / part) for part in run.read_json(found)["searches"]]
         for point in chosen:
-            extra = dict(command=f"python emm.py {words}", runs=str(path.parent))
+            extra = dict(command=f"python emm.py {words}", runs=str(runs))
             if name == "optimum":
-                found = compared(options, point, words, path.parent, folder)
-                values = [f[point.x]["ratio"] for f in found]
-                extra |= dict(denoising=[f[point.x] for f in found])
-                shared = dict(sigmas=found[0]["sigmas"], quantiles=found[0]["quantiles"])
+                both = compared(options, point, words, runs, folder)
+                values = [c[point.x]["ratio"] for c in both]
+                extra |= dict(denoising=[c[point.x] for c in both])
+                shared = dict(sigmas=both[0]["sigmas"], quantiles=both[0]["quantiles"])
             elif point.n:
                 probes = [next(p for p in search["probes"] if p["n"] == point.n) for search in searches]
                 values = [probe["ratio"] for probe in probes]
@@ -160,7 +163,6 @@ def one(options, name):
             results.append(dataclasses.asdict(point) | dict(values=values, mean=mean["emm"], interval=mean["interval"]) | extra)
     order = {(p.series, p.x, p.n): i for i, p in enumerate(points(name, options))}
     results.sort(key=lambda r: order[r["series"], r["x"], r["n"]])
-    path = folder / f"{name}.json"
     run.write_json(path, dict(
         name=name, scale=options.scale, about=e.about, x=e.x, measure="ratio" if results[0]["n"] else "emm", seeds=options.seeds,
         published=published(name) if options.scale == "paper" else [], options=run.recorded(options), **run.provenance(), **shared, points=results))

@@ -208,7 +208,7 @@ def denoising(result):
     for p, colour, marker in zip(result["points"], COLOURS, MARKERS):
         for key, where, line in (("loss", "training images", "-"), ("loss_outside", "images outside", "--")):
             for i, d in enumerate(d for d in p["denoising"] if key in d):
-                left.plot(result["sigmas"], d[key], line, color=colour, marker=marker, markersize=4, linewidth=1,
+                left.plot(result["sigmas"], d[key], line, color=colour, marker=marker, markersize=4, linewidth=1, markerfacecolor=colour if line == "-" else "white",
                           label=f"{p['x']}, {where}" if i == 0 else None)
         for i, d in enumerate(p["denoising"]):
             right.plot(d["distance_ratio_quantiles"], [q / 100 for q in result["quantiles"]], color=colour, marker=marker, markersize=4,
@@ -216,7 +216,7 @@ def denoising(result):
     # a loss of exactly zero, of the optimum at little noise, has no place on a logarithmic axis
     left.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="denoising loss a pixel", ylim=(1e-7, None))
     right.axvline(1 / 3, color="black", linewidth=1, linestyle=":", label="1/3")
-    right.set(xlabel="nearest distance / second nearest", ylabel="share of the samples", ylim=(-0.03, 1.03))
+    right.set(xlabel="nearest distance / second nearest", ylabel="share of the samples below", ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.legend(fontsize="small")
     return figure

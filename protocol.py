@@ -129,7 +129,7 @@ EXPERIMENTS = {
     "resolution": Experiment(
         "resolution, the same images resized", "pixels a side",
         "EMM falls as resolution grows: about 7,600 images of 8x8, 4,500 of 16x16 and 1,060 of 32x32, where the curves of its figure cross 90%.",
-        [Claim("EMM is larger at the lowest resolution than at the highest", ("", LAST), ("", FIRST))],
+        [Claim("EMM is larger at the lowest resolution than at that of the images themselves", ("", LAST), ("", FIRST))],
         over("--resolution", 32, 16, 8), over("--resolution", 16, series="enlarged from 8") + over("--resolution", 8, 4),
         {("", None): ("resolution", None)}),
     "classes": Experiment(
@@ -174,8 +174,8 @@ EXPERIMENTS = {
     "labels": Experiment(
         "labels the model is given", "training images |D|",
         "Conditioning on classes triggers memorization, and random labels do as much.",
-        [Claim("true labels memorize more than none", ("true", ALL), ("none", ALL)),
-         Claim("ten random labels memorize more than none", ("random 10", ALL), ("none", ALL))],
+        [Claim("true labels memorize more than none, on average over |D|", ("true", ALL), ("none", ALL)),
+         Claim("ten random labels memorize more than none, on average over |D|", ("random 10", ALL), ("none", ALL))],
         [p for s, w in LABELS.items() for p in sizes(1000, 2000, 3000, 4000, 5000, series=s, words=w)],
         [p for s, w in LABELS.items() for p in sizes(16, 24, 32, series=s, words=w)],
         {("none", None): ("labels", "unconditional"), ("true", None): ("labels", "true"), ("random 10", None): ("labels", "random10")}),

@@ -161,7 +161,8 @@ def claimed(experiment):
 def setting(result):
     """Where and how a result was measured, in words."""
     versions = result["versions"]
-    return (f"{result['processor']}; torch {versions['torch']}, python {versions['python']}; commit {result['commit']}")
+    said = f"with `{result['options']['words']}`; " if result["options"]["words"] else ""
+    return (f"{said}{result['processor']}; torch {versions['torch']}, python {versions['python']}; commit {result['commit']}")
 
 
 def introduction(options, results):
@@ -172,7 +173,7 @@ def introduction(options, results):
            f"intervals are Student's, 95%, over seeds. `make NAME SCALE={options.scale}` repeats an experiment.")
     yield (f"A claim is judged by the differences between its two places, seed by seed: it agrees, or disagrees, if the interval of their mean "
            f"lies on one side of zero, and is not resolved otherwise. {len(counts)} claims{' - ' if said else ''}{said}. Nothing is corrected for their number, "
-           "and an EMM's bracket is not in its interval. Differences of ratios are in percentage points, of EMM in images.")
+           "and an EMM's bracket is not in its interval; an interval of equal values has no width, and one of few values can reach beyond what is possible. Differences of ratios are in percentage points, of EMM in images.")
 
 
 def markdown(options, results, said):

@@ -118,6 +118,8 @@ def test_an_experiment_to_its_figure(tmp_path, capsys):
     result, folder = run.read_json(path), path.parent
     assert [p["values"] for p in result["points"]] == [[1, 1], [0, 0]] and len(result["points"][0]["denoising"][0]["loss"]) == len(result["sigmas"])
     assert {path.name for path in folder.glob("optimum*.png")} == {f"optimum{end}.png" for end in ("", "-loss", "-pairs", "-pairs-closed-form")}
+    with pytest.raises(ValueError, match="was measured with --words .* give another --out"):
+        experiments.one(Options(name="width", runs=o.runs, out=o.out), "width")
     result = run.read_json(experiments.one(o, "unique"))
     assert [p["n"] for p in result["points"]] == [64, 64] and result["measure"] == "ratio"
     assert all(len(p["values"]) == len(p["trajectories"]) == 2 and p["interval"][0] <= p["mean"] for p in result["points"])
@@ -127,4 +129,4 @@ def test_make_knows_every_experiment():
     targets = re.search(r"^EXPERIMENTS = (.+)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
     assert targets == list(EXPERIMENTS)
     text = subprocess.run(["make", "-n", "-C", ROOT, "PYTHON=python", "labels", "SCALE=paper", "PLAN=1", "SEEDS=0 1"], capture_output=True, text=True).stdout
-    assert "experiments.py --name labels --scale paper --seeds 0,1" in text and "--dry-run" in text
+    assert "experiments.py --name labels --scale paper --runs runs --out results --seeds 0,1" in text and "--dry-run" in text

@@ -25,7 +25,7 @@ def result(name, points, measure="ratio"):
     rows = [dict(series=s, x=x, n=8, values=v, mean=sum(v) / len(v) if None not in v else None, interval=[0.1, 1.2] if None not in v else None,
                  command=f"python emm.py --x '{x}'") for s, x, v in points]
     return dict(name=name, scale="cpu", x="x | y", about="a <b>", measure=measure, seeds=[0, 1, 2], points=rows, published=[],
-                **run.provenance())
+                options=dict(words="--steps 9" if name == "width" else ""), **run.provenance())
 
 
 def test_verdicts():
@@ -91,7 +91,7 @@ def test_page_holds_everything(results, tmp_path):
     assert len(pictures) == 4 and base64.b64decode(pictures[0]).startswith(b"\x89PNG")
     assert "http" not in text and "<script" not in text and "python emm.py --x &#x27;8&#x27;" in text
     assert "<tr><th>a</th><th>b</th></tr>\n<tr><td>1</td><td>&lt;2&gt;</td></tr>" in text
-    assert "<code>this</code> is &lt;so&gt;." in text and "<h2 id=\"width\">" in text
+    assert "<code>this</code> is &lt;so&gt;." in text and "with `--steps 9`; " in text and "<h2 id=\"width\">" in text
 
 
 def test_errors(results, tmp_path):
