@@ -95,9 +95,7 @@ def compare(options):
 
 def quantiles(distances):
     """`QUANTILES` of the ratio of the nearest to the second nearest distance, given their squares int64 [N, 2]."""
-    d = distances.double().sqrt()
-    ratio = torch.where(d[:, 1] > 0, d[:, 0] / d[:, 1], 1.0)
-    return torch.quantile(ratio, torch.tensor(QUANTILES, dtype=torch.float64) / 100).tolist()
+    return torch.quantile(memorize.distance_ratio(distances), torch.tensor(QUANTILES, dtype=torch.float64) / 100).tolist()
 
 
 @torch.inference_mode()

@@ -90,7 +90,7 @@ def load(options):
     Raises ValueError for what the source does not have.
     """
     images, classes, names = read(options.data, options.resolution)
-    origin = torch.zeros(len(images), dtype=torch.int64)
+    origin = None
     if options.mix:
         others, other_classes, other_names = read(options.mix, options.resolution)
         if others.shape[1:] != images.shape[1:]:
@@ -99,11 +99,11 @@ def load(options):
         if classes.unique().tolist() != other_classes.unique().tolist():
             raise ValueError(f"--mix {options.mix} and --data {options.data} have other classes; take one of each with :K, such as cifar10:5")
         images, classes, names = torch.cat([images, others]), torch.cat([classes, other_classes]), [*names, *other_names]
-        origin = torch.cat([origin, torch.ones(len(others), dtype=torch.int64)])
+        origin = torch.arange(len(images)).ge(len(images) - len(others)).long()  # 1 for those of the second source
     if options.classes > int(classes.max()) + 1:
         raise ValueError(f"--classes {options.classes}: {options.data} has {int(classes.max()) + 1}")
     count = options.classes or int(classes.max()) + 1
-    index = balanced_order(classes, options.subset_seed, origin if options.mix else None, options.mix_share)
+    index = balanced_order(classes, options.subset_seed, origin, options.mix_share)
     index = index[classes[index] < count]
     n = options.n or len(index)
     if n > len(index):

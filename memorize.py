@@ -180,10 +180,15 @@ def write_csv(path, distances, index, verdict, sample_names, train_names):
                             train_names[a], train_names[b]])
 
 
+def distance_ratio(distances):
+    """The nearest by the second nearest distance, float64 [N], given their squares int64 [N, 2]; 1 where both are 0."""
+    d = distances.double().sqrt()
+    return torch.where(d[:, 1] > 0, d[:, 0] / d[:, 1], 1.0)
+
+
 def pair_sheet(samples, train, distances, index, rows=8):
     """A picture of the most (left) and the least (right) memorized samples: sample, nearest, second nearest, ratio."""
-    d = distances.double().sqrt()
-    ratio = torch.where(d[:, 1] > 0, d[:, 0] / d[:, 1], 1.0)
+    d, ratio = distances.double().sqrt(), distance_ratio(distances)
     order = ratio.argsort(stable=True).tolist()
     rows = min(rows, len(order))
     panels = (("most memorized", order[:rows]), ("least memorized", order[::-1][:rows]))
