@@ -128,7 +128,7 @@ class Probe:
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
             D = D or unet.load(snapshot, device)[0].use(o.precision)
-            more = o.samples if o.full else sequential.chunk(score["count"])
+            more = o.samples if o.full else sequential.chunk(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.samples))
             images, _ = sample.generate(D, seeds, about["label_counts"], device=device)
             x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # [B, C, H, W]

@@ -25,7 +25,8 @@ from images import picture
 from kernels import Optimum
 from run import option
 
-CHUNK = 64        # images a network sees at once, always: see `in_chunks`
+CHUNK = 64, 256   # images a network sees at once, at least and at most, always: see `in_chunks`
+CHUNK_VALUES = 2**17  # in the first layer of so many images: small networks, whose time is overhead, see more at once
 MAX_SEEDS = 10**7  # in one file
 GRID = 10         # images a side of the grid
 GRID_PIXELS = 64  # small images are enlarged to about this
@@ -108,15 +109,23 @@ def heun(D, latents, sigmas, labels=None):
     return x
 
 
+def chunk(D):
+    """How many images the network of D sees at once."""
+    least, most = CHUNK
+    return max(least, min(most, CHUNK_VALUES // (D.config["width"] * D.config["img_resolution"]**2)))
+
+
 def in_chunks(D):
-    """D, evaluated on exactly CHUNK images at a time, the last ones padded with copies.
+    """D, evaluated on exactly `chunk` images at a time, the last ones padded with copies.
 
     Convolution kernels change with the batch size, and with them the last bits of float32 and, now and then,
     a pixel by one level. In chunks of one size, a sample is the same in whatever batch it is drawn.
     """
+    size = chunk(D)
+
     def chunked(x, sigma, labels=None):
-        pad = -len(x) % CHUNK
-        index = torch.arange(len(x) + pad, device=x.device).clamp(max=len(x) - 1).split(CHUNK)
+        pad = -len(x) % size
+        index = torch.arange(len(x) + pad, device=x.device).clamp(max=len(x) - 1).split(size)
         return torch.cat([D(x[i], sigma, labels[i] if labels is not None else None) for i in index])[:len(x)]
     return chunked
 

@@ -12,7 +12,7 @@ McAuliffe and Sekhon, Time-uniform, nonparametric, nonasymptotic confidence sequ
 import math
 
 BISECTIONS = 50  # halvings of [0, 1]: to the last bits of a float
-CHUNK = 64       # samples before the first look; from then on half as many again before each
+CHUNK = 64       # samples before the first look, or more where they cost no more; then half as many again before each
 
 
 def log_mixture(hits, count, p):
@@ -55,9 +55,9 @@ def verdict(hits, count, target, alpha_above=0.01, alpha_below=0.01):
     return None
 
 
-def chunk(count):
-    """How many samples to draw after the first `count`, before the next look."""
-    return max(CHUNK, count // 2 // CHUNK * CHUNK)
+def chunk(count, size=CHUNK):
+    """How many samples to draw after the first `count`, before the next look: a multiple of `size`."""
+    return max(size, count // 2 // size * size)
 
 
 def interval_of_best(scores, alpha=0.05):

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import layers
 import tensors
 
 ARCHITECTURES = dict(
@@ -67,7 +68,7 @@ class Conv2d(nn.Module):
             f = torch.tensor(taps, dtype=torch.float32)
             self.register_buffer("filter", torch.outer(f, f)[None, None] / f.sum()**2, persistent=False)
 
-    def forward(self, x):
+    def forward(self, x, biased=True):
         if self.filter_last:
             x = F.conv2d(x, self.weight, padding=self.padding + self.filter_padding)
             x = F.conv2d(x, self.filter.expand(x.shape[1], -1, -1, -1), stride=2, groups=x.shape[1])
@@ -82,27 +83,24 @@ class Conv2d(nn.Module):
         elif self.resample == "down":
             x = F.conv2d(x, self.filter.expand(x.shape[1], -1, -1, -1), stride=2,
                          padding=self.filter_padding, groups=x.shape[1])
-        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        return layers.conv2d(x, self.weight, self.bias if biased else None)
 
 
-def dropout(x, p):
-    """F.dropout, on a CPU with p rounded to 1 / 65,536: 16 random bits a value take a fifth of torch's time."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.dropout(x, p)
-    dropped = min(round(p * 2**16), 2**16 - 1)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()]
-    mask = torch.empty_like(x, memory_format=torch.contiguous_format)
-    torch.ge(bits.view(x.shape), dropped - 2**15, out=mask)  # 0 or 1, without a tensor of booleans
-    return x * mask.mul_(2**16 / (2**16 - dropped))
+class GroupNorm(nn.Module):
+    """Group norm of x + shift, then silu and dropout."""
 
+    def __init__(self, channels):
+        super().__init__()
+        self.groups = min(32, channels // 4)
+        if self.groups == 0 or channels % self.groups:
+            raise ValueError(f"a norm of {channels} channels does not divide into {self.groups} groups; "
+                             "choose width and channel_mult so that every layer has a multiple of 4 channels, "
+                             "and a multiple of 32 from 128 up (a width that is a multiple of 32 always works)")
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
-def group_norm(channels):
-    groups = min(32, channels // 4)
-    if groups == 0 or channels % groups:
-        raise ValueError(f"a norm of {channels} channels does not divide into {groups} groups; "
-                         "choose width and channel_mult so that every layer has a multiple of 4 channels, "
-                         "and a multiple of 32 from 128 up (a width that is a multiple of 32 always works)")
-    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+    def forward(self, x, shift=None, silu=True, dropout=0.0):
+        return layers.norm(x, self.weight, self.bias, self.groups, NORM_EPS, shift, silu, dropout if self.training else 0.0)
 
 
 class Block(nn.Module):
@@ -110,30 +108,28 @@ class Block(nn.Module):
 
     def __init__(self, cin, cout, embedding_channels, dropout, attention=False, resample=None, taps=(1, 1)):
         super().__init__()
-        self.norm0 = group_norm(cin)
+        self.norm0 = GroupNorm(cin)
         self.conv0 = Conv2d(cin, cout, 3, resample=resample, taps=taps)
         self.affine = Linear(embedding_channels, cout)
-        self.norm1 = group_norm(cout)
+        self.norm1 = GroupNorm(cout)
         self.conv1 = Conv2d(cout, cout, 3, gain=SMALL_GAIN)
         self.skip = Conv2d(cin, cout, 1, resample=resample, taps=taps) if cin != cout or resample else None
         self.dropout, self.attention = dropout, attention
         if attention:
-            self.norm2 = group_norm(cout)
+            self.norm2 = GroupNorm(cout)
             self.qkv = Conv2d(cout, 3 * cout, 1, gain=0.2**0.5)
             self.proj = Conv2d(cout, cout, 1, gain=SMALL_GAIN)
 
     def forward(self, x, embedding):
+        h = self.conv0(self.norm0(x), biased=False)
+        h = self.norm1(h, shift=self.affine(embedding) + self.conv0.bias, dropout=self.dropout)
         # in place where no gradient needs what was there
-        h = self.conv0(F.silu(self.norm0(x))).add_(self.affine(embedding)[:, :, None, None])
-        h = F.silu(self.norm1(h))
-        if self.training and self.dropout:
-            h = dropout(h, self.dropout)
         x = self.conv1(h).add_(x if self.skip is None else self.skip(x)).mul_(SKIP_SCALE)
         if self.attention:
             B, C, H, W = x.shape
-            qkv = self.qkv(self.norm2(x)).reshape(B, C, 3, H * W).permute(2, 0, 3, 1)  # [3, B, HW, C]
+            qkv = self.qkv(self.norm2(x, silu=False)).flatten(2).unflatten(1, (C, 3)).permute(2, 0, 3, 1)  # [3, B, HW, C]
             # one head; contiguous, as the kernels that never hold the HW x HW matrix ask for
-            h = F.scaled_dot_product_attention(*qkv.contiguous().unsqueeze(2))         # [B, 1, HW, C]
+            h = F.scaled_dot_product_attention(*qkv.contiguous().unsqueeze(2))                            # [B, 1, HW, C]
             x = self.proj(h.transpose(2, 3).reshape(B, C, H, W)).add_(x).mul_(SKIP_SCALE)
         return x
 
@@ -191,11 +187,14 @@ class UNet(nn.Module):
                 self.dec[f"{r}x{r}_block{i}"] = block(c + skips.pop(), width * mult,
                                                       attention=i == blocks and r in attn_resolutions)
                 c = width * mult
-        self.dec[f"{r}x{r}_aux_norm"] = group_norm(c)
+        self.dec[f"{r}x{r}_aux_norm"] = GroupNorm(c)
         self.dec[f"{r}x{r}_aux_conv"] = Conv2d(c, img_channels, 3, gain=SMALL_GAIN)
 
     def embed(self, c_noise, labels):
-        """The time (and label) embedding [B, 4 width] of noise levels c_noise [B] and labels [B] or None."""
+        """The time (and label) embedding [B, 4 width] of noise levels c_noise [B] and labels [B] or None.
+
+        One noise level and no labels, as in sampling, are embedded once: [1, 4 width].
+        """
         if self.map_noise is not None:
             frequencies = 2 * math.pi * self.map_noise.freqs
         else:
@@ -218,12 +217,12 @@ class UNet(nn.Module):
                 if keep:  # the running sum replaces the stored skip only where that skip is kept
                     skips[-1] = x
             else:
-                x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
+                x = layer(x, embedding) if isinstance(layer, Block) else layers.laid_out(layer(x))
                 keep = next(kept)
                 skips.append(x if keep else torch.zeros_like(x))
         for name, layer in self.dec.items():
             if name.endswith("_aux_norm"):
-                x = F.silu(layer(x))
+                x = layer(x)
             elif name.endswith("_aux_conv"):
                 x = layer(x)
             else:
@@ -315,7 +314,7 @@ class Denoiser(nn.Module):
             raise ValueError("--precision tf32 is a format of CUDA devices; on a CPU choose fp32 or bf16")
         elif precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
             warnings.warn("this CPU has no bfloat16 instructions: --precision bf16 is many times slower than fp32 here", stacklevel=2)
-        # tensor cores read channels_last; on CPUs, and in float32, it gains nothing
+        # tensor cores read channels_last; for CPUs see layers.py
         self.layout = torch.channels_last if device.type == "cuda" and precision != "fp32" else torch.contiguous_format
         self.precision = precision
         return self.to(memory_format=self.layout)
@@ -349,7 +348,7 @@ class Denoiser(nn.Module):
             total = sigma**2 + EDM_SIGMA_DATA**2
             c_skip, c_out = EDM_SIGMA_DATA**2 / total, sigma * EDM_SIGMA_DATA / total.sqrt()
             c_in, c_noise = 1 / total.sqrt(), sigma.log() / 4
-        c_noise = c_noise.flatten().expand(len(x))
+        c_noise = c_noise.flatten()
         with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext():
             F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels)
         return c_skip * x + c_out * F_x.to(torch.float32)

@@ -1,0 +1,148 @@
+"""Convolution, and group norm with silu and dropout, in the form that is fastest on a CPU; on a GPU they are torch's own.
+
+    y = conv2d(x, weight, bias)                                          # padded to the same size
+    y = norm(x, weight, bias, groups, eps, shift, silu=True, dropout=p)
+
+On a CPU convolutions are two thirds of a training step, and oneDNN's are a third faster where the channels of a pixel lie
+side by side (torch.channels_last): it need not reorder all else there and back. torch's group norm is several times
+slower in that layout, and so it is written out here, in passes over [B, HW, C]. What each gave: README, "Speed".
+
+The fast forms are for float32 in channels_last; under autocast, torch.compile and on other devices each function is the
+plain one that stands beside it.
+"""
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowest level of 8x8 images
+
+
+def fast(x):
+    """Whether x is for the forms of this file."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") \
+        and not torch.compiler.is_compiling()
+
+
+def laid_out(x):
+    """x in the layout that the fast forms read."""
+    return x.contiguous(memory_format=torch.channels_last) if fast(x) else x
+
+
+def pixels(x):
+    """[B, C, H, W] as [B, HW, C]: a view in channels_last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def image(x, shape):
+    """The inverse of `pixels`, for an image of that shape."""
+    return x.view(shape[0], *shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def conv2d(x, weight, bias=None):
+    """x [B, C, H, W] with weight [K, C, k, k], k odd, padded to the same size: [B, K, H, W]."""
+    k, (H, W) = weight.shape[-1], x.shape[2:]
+    if fast(x) and k == 1:
+        return image(F.linear(pixels(x), weight.flatten(1), bias), x.shape)
+    if fast(x) and H * W <= FEW_PIXELS:
+        return image(F.linear(pixels(x).flatten(1), matrix(weight, H, W), bias if bias is None else bias.repeat(H * W)), x.shape)
+    return F.conv2d(x, weight, bias, padding=k // 2)
+
+
+def matrix(weight, H, W):
+    """The matrix [HWK, HWC] that a convolution with weight [K, C, k, k] is on images of H x W pixels."""
+    K, C, k, _ = weight.shape
+    rows = taps(H, W, k) @ weight.permute(2, 3, 0, 1).reshape(k * k, K * C)
+    return rows.view(H * W, H * W, K, C).transpose(1, 2).reshape(H * W * K, H * W * C)
+
+
+@lru_cache
+@torch.inference_mode(False)
+def taps(H, W, k):
+    """0 or 1 [HW * HW, k * k]: which tap of a k x k filter takes each pixel (second) to each pixel (first)."""
+    y, x = torch.arange(H * W) // W, torch.arange(H * W) % W
+    row, column = y - y[:, None] + k // 2, x - x[:, None] + k // 2
+    inside = (0 <= row) & (row < k) & (0 <= column) & (column < k)
+    hot = F.one_hot((row * k + column).where(inside, k * k), k * k + 1)[..., :-1]
+    return hot.to(torch.float32).flatten(0, 1)
+
+
+def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
+    """Group norm of x [B, C, H, W] + shift [B, C], then silu, then dropout."""
+    if fast(x) and torch.is_grad_enabled():
+        return GroupNorm.apply(x, weight, bias, groups, eps, shift, silu, dropout_mask(x.shape, dropout) if dropout else None)
+    if fast(x) and not dropout:
+        x = GroupNorm.apply(x, weight, bias, groups, eps, shift, False, None)
+        return F.silu(x, inplace=True) if silu else x
+    if shift is not None:
+        x = x + shift[:, :, None, None]
+    x = F.group_norm(x, groups, weight, bias, eps)
+    return F.dropout(F.silu(x) if silu else x, dropout)
+
+
+class GroupNorm(torch.autograd.Function):
+    """With the mean m and the standard deviation d of x + shift in a group, c = m - shift and a = weight / d:
+
+    h = a (x - c) + bias;   y = mask h gate, gate = sigmoid(h)
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, eps, shift, silu, mask):
+        shape, n = x.shape, x[0, 0].numel()
+        average = averaging(shape[1], groups, n)
+        x = pixels(x)                                                 # [B, HW, C]
+        sum_x = x.sum(1)                                              # [B, C]
+        if shift is None:
+            c = sum_x @ average
+        else:
+            c = (torch.add(sum_x, shift, alpha=n) @ average).sub_(shift)
+        y = torch.ops.aten.mse_loss(x, c[:, None], 0)                 # (x - c)^2 in one pass
+        scale = (y.sum(1) @ average).add_(eps).rsqrt_()               # 1 / d
+        a = scale * weight
+        torch.addcmul(torch.addcmul(bias, a, c, value=-1)[:, None], x, a[:, None], out=y)
+        gate = torch.sigmoid(y) if silu else None
+        for factor in (gate, mask):
+            if factor is not None:
+                y.mul_(factor)
+        ctx.save_for_backward(x, sum_x, c, scale, weight, average, gate, mask, y if silu else None)
+        ctx.shape = shape
+        return image(y, shape)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, sum_x, c, scale, weight, average, gate, mask, y = ctx.saved_tensors
+        g = pixels(g)
+        if gate is not None:  # dy / dh = mask gate + y (1 - gate)
+            g = torch.lerp(y, y.new_ones(()) if mask is None else mask, gate).mul_(g)
+        elif mask is not None:
+            g = g * mask
+        gx, a = g * x, scale * weight
+        sum_g = g.sum(1)                                              # [B, C]
+        weight_g = gx.sum(1).addcmul_(sum_g, c, value=-1).mul_(scale)
+        slope = ((a * weight_g) @ average).mul_(scale).neg_()
+        constant = ((a * sum_g) @ average).addcmul_(slope, c).neg_()
+        torch.addcmul(constant[:, None], g, a[:, None], out=gx).addcmul_(x, slope[:, None])
+        shift = None
+        if ctx.needs_input_grad[5]:  # the sum of gx over pixels
+            shift = constant.mul_(x.shape[1]).addcmul_(a, sum_g).addcmul_(slope, sum_x)
+        return image(gx, ctx.shape), weight_g.sum(0), sum_g.sum(0), None, None, shift, None, None
+
+
+@lru_cache
+@torch.inference_mode(False)
+def averaging(channels, groups, n):
+    """[C, C]: sums over n pixels [B, C] times this are means over all pixels and channels of the channel's group."""
+    return torch.block_diag(*torch.ones(groups, channels // groups, channels // groups)) * (groups / channels / n)
+
+
+def dropout_mask(shape, p):
+    """0 with probability p, or 1 / (1 - p): [B, HW, C] for images of that shape.
+
+    p is rounded to 1 / 65,536: 16 random bits a value take a fifth of the time of torch's dropout.
+    """
+    B, C, H, W = shape
+    count, dropped = B * C * H * W, min(round(p * 2**16), 2**16 - 1)
+    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:count]
+    mask = torch.empty(count)
+    torch.ge(bits, dropped - 2**15, out=mask)  # 0 or 1, without a tensor of booleans
+    return mask.mul_(2**16 / (2**16 - dropped)).view(B, H * W, C)
