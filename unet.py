@@ -122,7 +122,8 @@ class Block(nn.Module):
 
     def forward(self, x, embedding):
         h = self.conv0(self.norm0(x), biased=False)
-        h = self.norm1(h, shift=self.affine(embedding) + self.conv0.bias, dropout=self.dropout)
+        shift = F.linear(embedding, self.affine.weight, self.affine.bias + self.conv0.bias)  # [B, C], of every pixel
+        h = self.norm1(h, shift, dropout=self.dropout)
         # in place where no gradient needs what was there
         x = self.conv1(h).add_(x if self.skip is None else self.skip(x)).mul_(SKIP_SCALE)
         if self.attention:

@@ -6,10 +6,12 @@
 
 A step is forward, backward, optimizer and average of the weights, at the published settings (DDPM++, VP, two blocks a
 resolution, dropout 0.13), on images that lie in memory for both: the peer's data loader, statistics and gradient
-buckets are left out, in its favour. Methods take turns in blocks; the median block counts. Sampling is timed over
-2 Heun steps, 3 evaluations of the network, and reported for 18 steps, 35 evaluations.
+buckets are left out, in its favour. Each method has its own process, set up as its scripts do it; they take turns in
+blocks, and the median block counts. Sampling is timed over 2 Heun steps, 3 evaluations of the network, and reported
+for 18 steps, 35 evaluations; each draws as many images at once as its sampler does by default.
 """
 import contextlib
+import multiprocessing
 import sys
 import time
 import types
@@ -33,6 +35,8 @@ from run import option, provenance, stage  # noqa: E402
 CASES = [("digits", 8, width, 128) for width in (8, 16, 32)] + [("", r, width, 64) for r in (8, 16, 32) for width in (16, 32)]
 IMAGES = 1000  # of the training set
 HEUN_STEPS, EVALUATIONS, EVALUATIONS_OF_18_STEPS = 2, 3, 35
+PUBLISHED_BATCH = 64  # of generate_edm.py
+BLOCK_SECONDS = 0.2   # of a block at least, which has one call at least
 FAST = ("fp32", "bf16") if torch.cpu._is_avx512_bf16_supported() else ("fp32",)
 
 
@@ -40,12 +44,12 @@ FAST = ("fp32", "bf16") if torch.cpu._is_avx512_bf16_supported() else ("fp32",)
 class Options:
     peer: str = option("", "checkout of github.com/sail-sg/DiffMemorize to time beside ours")
     data: str = option("cifar10", "real images of 32x32 or more")
-    repeats: int = option(7, "blocks of each method; the median is reported")
-    seconds: float = option(1.0, "of a block, which has one step at least")
+    repeats: int = option(7, "blocks of each method at least; the median is reported")
+    seconds: float = option(15.0, "of turns for each number, at least")
     threads: tuple[int, ...] = option((1, 2), "threads to time with")
     cases: tuple[int, ...] = option(tuple(range(len(CASES))), "rows of the table to time")
     precisions: tuple[str, ...] = option(FAST, "precisions of ours; bf16 by default where the CPU has it")
-    samples: int = option(64, "images drawn at once; 0 leaves sampling out")
+    sampling: bool = option(True, "time sampling too")
 
 
 def published(directory):
@@ -93,10 +97,11 @@ class Published:
             average.copy_(p.detach().lerp(average, 0.999))
 
     @torch.no_grad()
-    def draw(self, count):
+    def draw(self):
         self.net.eval()
-        self.sampler.edm_sampler(self.net, torch.randn(count, *self.images.shape[1:]), num_steps=HEUN_STEPS)
+        self.sampler.edm_sampler(self.net, torch.randn(PUBLISHED_BATCH, *self.images.shape[1:]), num_steps=HEUN_STEPS)
         self.net.train()
+        return PUBLISHED_BATCH
 
 
 class Ours:
@@ -111,63 +116,101 @@ class Ours:
     def step(self, step):
         train.train_step(self.options, self.net, self.ema, self.optimizer, self.images, None, step)
 
-    def draw(self, count):
+    def draw(self):
+        count = sample.chunk(self.net)
         self.net.eval()
         sample.generate(self.net, list(range(count)), steps=HEUN_STEPS, batch=count)
         self.net.train()
+        return count
 
 
-def blocks(calls, repeats, seconds):
-    """Seconds a call, `repeats` of each of the `calls` {name: function of a number}, in turns."""
-    for call in calls.values():
-        call(0)  # warm
-    start = time.perf_counter()
-    for call in calls.values():
-        call(1)
-    count = max(1, round(seconds * len(calls) / (time.perf_counter() - start)))
-    seen = {name: [] for name in calls}
-    for block in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for i in range(count):
-                call(2 + block * count + i)
-            seen[name].append((time.perf_counter() - start) / count)
+def serve(connection, name, peer, options, threads):
+    """A process of one method: for each (kind, calls) that it is sent, the seconds of a step, or of an image drawn."""
+    if name == "published":
+        with contextlib.redirect_stdout(None):  # its constructor prints
+            method = Published(published(peer), options, data.load(options))
+        torch.set_num_threads(threads)
+    else:
+        data.pick_device("cpu", threads)
+        method = Ours(options, data.load(options))
+    step = 0
+    while message := connection.recv():
+        kind, calls = message
+        start, count = time.perf_counter(), 0
+        for _ in range(calls):
+            if kind == "step":
+                method.step(step)
+                step, count = step + 1, count + 1
+            else:
+                count += method.draw()
+        connection.send((time.perf_counter() - start, count))
+
+
+def turns(methods, kind, repeats, seconds):
+    """Seconds a step, or an image: {name: [of each block]} of methods {name: connection}, in turns."""
+    def block(connection, calls):
+        connection.send((kind, calls))
+        return connection.recv()
+
+    slowest = 0
+    for connection in methods.values():
+        block(connection, 1)  # warm
+        slowest = max(slowest, block(connection, 1)[0])
+    calls, seen, end = max(1, round(BLOCK_SECONDS / slowest)), {name: [] for name in methods}, time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(seen.values()))) < repeats:
+        for name, connection in methods.items():
+            spent, count = block(connection, calls)
+            seen[name].append(spent / count)
     return seen
 
 
+@contextlib.contextmanager
+def processes(arguments):
+    """Connections {name: connection} to a process of `serve` for each name, with its arguments."""
+    context, connections, started = multiprocessing.get_context("spawn"), {}, []
+    try:
+        for name, more in arguments.items():
+            connections[name], theirs = context.Pipe()
+            started.append(context.Process(target=serve, args=(theirs, name, *more), daemon=True))
+            started[-1].start()
+        yield connections
+    finally:
+        for connection in connections.values():
+            with contextlib.suppress(OSError):  # of one that failed
+                connection.send(None)
+        for process in started:
+            process.join()
+
+
 def bench(options):
-    peer = published(options.peer) if options.peer else None
-    names = ["published"] * bool(peer) + list(options.precisions)
+    if options.peer:
+        published(options.peer)  # or an error now
+    names = ["published"] * bool(options.peer) + list(options.precisions)
     print(f"{machine.name()}\n\nimages, width, batch    threads   " + " ".join(f"{name:>22}" for name in names))
     rows = []
     for source, resolution, width, batch in (CASES[i] for i in options.cases):
-        def settings(**more):
-            return train.Options(data=source or options.data, resolution=resolution, width=width, batch=batch, n=IMAGES, **more)
-        D = data.load(settings())
-        with contextlib.redirect_stdout(None):  # its constructor prints
-            methods = {"published": Published(peer, settings(), D)} if peer else {}
-        methods |= {precision: Ours(settings(precision=precision), D) for precision in options.precisions}
         for threads in options.threads:
-            torch.set_num_threads(threads)
+            settings = {name: train.Options(data=source or options.data, resolution=resolution, width=width, batch=batch, n=IMAGES,
+                                            precision="fp32" if name == "published" else name) for name in names}
+            data.load(settings[names[0]])  # or an error now
             row = dict(data=source or "real images", resolution=resolution, width=width, batch=batch, threads=threads)
-            row["step"] = blocks({name: method.step for name, method in methods.items()}, options.repeats, options.seconds)
-            drawn = {name: methods[name] for name in methods if name in ("published", "fp32")} if options.samples else {}
-            row["sample"] = blocks({name: lambda _, m=method: m.draw(options.samples) for name, method in drawn.items()},
-                                   options.repeats, options.seconds)
+            with processes({name: (options.peer, settings[name], threads) for name in names}) as methods:
+                for kind in ["step"] + ["sample"] * options.sampling:
+                    row[kind] = turns(methods, kind, options.repeats, options.seconds)
             rows.append(row)
             label = f"{row['data']} {resolution}x{resolution}, {width}, {batch}"
             print(f"{label:<26} {threads:>4}   ", end="")  # milliseconds, then images a second
-            for kind in ("step", "sample"):
+            for kind in [kind for kind in ("step", "sample") if kind in row]:
                 for name, times in row[kind].items():
-                    ratio = f" ({median(row[kind]['published']) / median(times):.2f}x)" if peer and name != "published" else ""
-                    drawn = options.samples * EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times)
+                    ratio = f" ({median(row[kind]['published']) / median(times):.2f}x)" if options.peer and name != "published" else ""
+                    drawn = EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times)
                     value = f"{1e3 * median(times):.0f} ms" if kind == "step" else f"{drawn:.1f} images/s"
                     print(f"{value + ratio:>22} ", end="")
             print(flush=True)
     record = dict(provenance(), machine=machine.name(), rows=rows)
-    if peer:
+    if options.peer:
         record["ratios"] = {f"{kind} {name}": geometric_mean(median(row[kind]["published"]) / median(row[kind][name]) for row in rows)
-                            for kind in ("step", "sample") for name in rows[0][kind] if name != "published"}
+                            for kind in ("step", "sample") if kind in rows[0] for name in rows[0][kind] if name != "published"}
         for name, ratio in record["ratios"].items():
             print(f"{name}: {ratio:.2f}x the published code (geometric mean)")
     print(f"\n{machine.save('step', record)}")
