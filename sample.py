@@ -112,7 +112,8 @@ def heun(D, latents, sigmas, labels=None):
 def chunk(D):
     """How many images the network of D sees at once."""
     least, most = CHUNK
-    return max(least, min(most, CHUNK_VALUES // (D.config["width"] * D.config["img_resolution"]**2)))
+    fit = CHUNK_VALUES // (D.config["width"] * D.config["img_resolution"]**2)
+    return max(least, min(most, fit // least * least))
 
 
 def in_chunks(D):

@@ -224,9 +224,7 @@ class UNet(nn.Module):
                 keep = next(kept)
                 skips.append(x if keep else torch.zeros_like(x))
         for name, layer in self.dec.items():
-            if name.endswith("_aux_norm"):
-                x = layer(x)
-            elif name.endswith("_aux_conv"):
+            if "_aux_" in name:
                 x = layer(x)
             else:
                 x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)

@@ -1,7 +1,7 @@
 """Milliseconds a training step and images sampled a second, beside the paper's published code.
 
     git clone https://github.com/sail-sg/DiffMemorize peer
-    python bench/step.py --peer peer [--data ../cifar10.zip]      about half an hour on 2 cores
+    python bench/step.py --peer peer [--data ../cifar10.zip]      27 minutes on 2 cores
     python bench/step.py                                          ours alone
 
 A step is forward, backward, optimizer and average of the weights, at the published settings (DDPM++, VP, two blocks a

@@ -17,6 +17,12 @@ TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16, ste
 CHANGING = ("training_seconds", "sampling_seconds", "started")
 
 
+@pytest.fixture(autouse=True)
+def looks(monkeypatch):
+    """A look after every 64 samples, for networks of any size."""
+    monkeypatch.setattr(emm.sample, "CHUNK", (64, 64))
+
+
 @pytest.fixture
 def ratios(monkeypatch):
     """The share of samples that counts as memorized, {n: ratio at the end}, with a seeded noise; half of it on the way.
