@@ -33,7 +33,7 @@ SAMPLES = 10_000      # a snapshot, as published
 
 FLOAT_BYTES = 4       # weights and activations are float32, with tf32 too; bf16 activations need less
 STATE = 5             # copies of the weights: themselves, gradients, two moments of Adam, their average
-FRAGMENTATION = 1.33  # reserved over live activations: glibc's gaps made it 1.24 to 1.38, assumed for CUDA's
+FRAGMENTATION = 1.33  # reserved over live activations: glibc's gaps made it 0.75 to 1.38, assumed for CUDA's
 CONTEXT_BYTES = 1e9   # assumed: CUDA, its libraries and kernels, the training images
 GIGABYTE = 1e9        # a card sold as 24 GB holds 24 GiB, 7% more, of which its driver takes some
 IMAGES = 2            # counted at once; the strides of a batch of one are ambiguous, and copies may be left out
@@ -221,7 +221,7 @@ CIFAR-10 (32x32x3), DDPM++, VP, batch {BATCH}, {EPOCHS:,} epochs whatever the nu
 
 On a {machine}: peak resident memory of a forward and backward
 pass, gradients already there, in a process of its own; the slope from {CHECK_BATCHES[0]} to {CHECK_BATCHES[1]} images.
-Without gaps: glibc told to give freed memory back at once. With gaps: glibc as it is (from 1.24 to 1.38 of the
+Without gaps: glibc told to give freed memory back at once. With gaps: glibc as it is (from 0.75 to 1.38 of the
 estimate in several runs).
 """
         yield head("width", "blocks", "estimated, MiB", "without gaps, MiB", "of the estimate", "with gaps, MiB",
