@@ -4,8 +4,8 @@
     y = norm(x, weight, bias, groups, eps, shift, silu=True, dropout=p)
 
 On a CPU convolutions are two thirds of a training step, and oneDNN's are a third faster where the channels of a pixel lie
-side by side (torch.channels_last): it need not reorder all else there and back. torch's group norm is slower in
-that layout, and so it is written out here, in passes over [B, HW, C]. What each gave: README, "Speed".
+side by side (torch.channels_last): it need not reorder all else there and back. torch's group norm is slower there, and
+so it is written out here, in passes over [B, HW, C]. What each gave: README, "Speed".
 
 The fast forms are for float32 in channels_last; under autocast, torch.compile and on other devices each function is the
 plain one that stands beside it.
