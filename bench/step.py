@@ -185,22 +185,22 @@ def processes(arguments):
 def bench(options):
     if options.peer:
         published(options.peer)  # or an error now
-    names = ["published"] * bool(options.peer) + list(options.precisions)
+    names, kinds = ["published"] * bool(options.peer) + list(options.precisions), ["step"] + ["sample"] * options.sampling
     print(f"{machine.name()}\n\nimages, width, batch    threads   " + " ".join(f"{name:>22}" for name in names))
     rows = []
     for source, resolution, width, batch in (CASES[i] for i in options.cases):
+        settings = {name: train.Options(data=source or options.data, resolution=resolution, width=width, batch=batch, n=IMAGES,
+                                        precision="fp32" if name == "published" else name) for name in names}
+        data.load(settings[names[0]])  # or an error now
         for threads in options.threads:
-            settings = {name: train.Options(data=source or options.data, resolution=resolution, width=width, batch=batch, n=IMAGES,
-                                            precision="fp32" if name == "published" else name) for name in names}
-            data.load(settings[names[0]])  # or an error now
             row = dict(data=source or "real images", resolution=resolution, width=width, batch=batch, threads=threads)
             with processes({name: (options.peer, settings[name], threads) for name in names}) as methods:
-                for kind in ["step"] + ["sample"] * options.sampling:
+                for kind in kinds:
                     row[kind] = turns(methods, kind, options.repeats, options.seconds)
             rows.append(row)
             label = f"{row['data']} {resolution}x{resolution}, {width}, {batch}"
             print(f"{label:<26} {threads:>4}   ", end="")  # milliseconds, then images a second
-            for kind in [kind for kind in ("step", "sample") if kind in row]:
+            for kind in kinds:
                 for name, times in row[kind].items():
                     ratio = f" ({median(row[kind]['published']) / median(times):.2f}x)" if options.peer and name != "published" else ""
                     drawn = EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times)
@@ -210,7 +210,7 @@ def bench(options):
     record = dict(provenance(), machine=machine.name(), rows=rows)
     if options.peer:
         record["ratios"] = {f"{kind} {name}": geometric_mean(median(row[kind]["published"]) / median(row[kind][name]) for row in rows)
-                            for kind in ("step", "sample") if kind in rows[0] for name in rows[0][kind] if name != "published"}
+                            for kind in kinds for name in names if name != "published"}
         for name, ratio in record["ratios"].items():
             print(f"{name}: {ratio:.2f}x the published code (geometric mean)")
     print(f"\n{machine.save('step', record)}")
