@@ -27,6 +27,8 @@ from run import option
 
 CHUNK = 64, 256   # images a network sees at once, at least and at most, always: see `in_chunks`
 CHUNK_VALUES = 2**17  # in the first layer of so many images: small networks, whose time is overhead, see more at once
+LABELS_OPTION = option("uniform", "labels of the samples: any label as likely, as published, or as often as in training",
+                       ("uniform", "training"))
 MAX_SEEDS = 10**7  # in one file
 GRID = 10         # images a side of the grid
 GRID_PIXELS = 64  # small images are enlarged to about this
@@ -37,7 +39,8 @@ class Options(data.Options):
     run: str = option("", "run directory (its last weights) or snapshot file", recorded=False)
     optimum: bool = option(False, "sample the closed-form optimum of --data, or of the training set of --run")
     seeds: str = option("0-9999", "one sample a seed: ranges and numbers, such as 0-99,200")
-    label: int | None = option(None, "give every sample this label; none draws labels as in training")
+    label: int | None = option(None, "give every sample this label; none draws them, see --sample-labels")
+    sample_labels: str = LABELS_OPTION
     heun_steps: int = option(18, "sampling steps")
     sigma_min: float = option(0.002, "lowest noise level, raised to the network's")
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
@@ -131,30 +134,37 @@ def in_chunks(D):
     return chunked
 
 
-def draw(D, seeds, label_counts=None):
+def weigh_labels(counts, how="uniform"):
+    """What `draw` draws labels by, given the training images of each label (None if unconditional).
+
+    "uniform", as published: labels that no image has are drawn as well. "training": as often as in the training set.
+    """
+    return counts if how == "training" or not counts else [1] * len(counts)
+
+
+def draw(D, seeds, label_weights=None):
     """Latents float32 [B, C, H, W] and labels [B] (None for an unconditional D): each from its seed alone.
 
-    Drawn on the CPU, so that every device gets the same. Labels follow `label_counts`, the number of
-    training images of each label.
+    Drawn on the CPU, so that every device gets the same. A label is as likely as its weight.
     """
     shape = [D.config["img_channels"], D.config["img_resolution"], D.config["img_resolution"]]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.stack([torch.randn(shape, generator=g) for g in generators])
-    if not label_counts:
+    if not label_weights:
         return latents, None
-    share = torch.tensor(label_counts, dtype=torch.float64).cumsum(0)
+    share = torch.tensor(label_weights, dtype=torch.float64).cumsum(0)
     u = torch.cat([torch.rand(1, dtype=torch.float64, generator=g) for g in generators])
     return latents, torch.searchsorted(share, u * share[-1], right=True)
 
 
-def generate(D, seeds, label_counts=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
+def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
              batch=256, device="cpu"):
     """Samples of D, one a seed: uint8 [N, H, W, C] and their labels int64 [N] (None if unconditional)."""
     denoise = in_chunks(D) if isinstance(D, unet.Denoiser) else D
     sigmas = noise_levels(max(sigma_min, D.sigma_min), min(sigma_max, D.sigma_max), steps, rho, device)
     images, labels = [], []
     for i in tqdm(range(0, len(seeds), batch), desc="sample", unit="batch", disable=None):
-        latents, drawn = draw(D, seeds[i:i + batch], label_counts)
+        latents, drawn = draw(D, seeds[i:i + batch], label_weights)
         if label is not None:
             drawn = torch.full((len(latents),), label)
         x = heun(denoise, latents.to(device), sigmas, drawn.to(device) if drawn is not None else None)
@@ -186,20 +196,20 @@ def sample(options):
     about = dict(options=run.recorded(options), source=source)
     if not out.exists():
         if options.optimum:
-            D, counts = Optimum(D.images.to(device)), None
+            D, weights = Optimum(D.images.to(device)), None
         else:
             D, metadata = unet.load(model, device)
             if options.run != str(model) and (different := foreign(metadata, run.read_json(model.parent / "config.json"))):
                 raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
             D.use(options.precision)
-            counts = metadata["label_counts"]
+            weights = weigh_labels(metadata["label_counts"], options.sample_labels)
         if options.label is not None and not 0 <= options.label < D.config["label_dim"]:
             raise ValueError(f"--label {options.label}: the model has {D.config['label_dim']} labels, counted from 0")
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
         with parallel.group(device):
-            part = generate(D, seeds[parallel.share(len(seeds))], counts, options.label, options.heun_steps,
+            part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)
             images, labels = (parallel.gather(torch.from_numpy(a).to(device), len(seeds)).cpu().numpy() if a is not None else None
                               for a in part)

@@ -80,13 +80,28 @@ def test_a_sample_depends_on_its_seed_alone(arch):
         assert np.array_equal(images, whole[[69, 3, 12, 40]]) and np.array_equal(drawn, labels[[69, 3, 12, 40]])
 
 
-def test_labels_are_drawn_as_in_training():
+def test_labels_are_drawn_by_their_weights():
+    assert sample.weigh_labels([5, 0, 10, 5]) == [1, 1, 1, 1], "as published, also labels that no image has"
+    assert sample.weigh_labels([5, 0, 10, 5], "training") == [5, 0, 10, 5] and sample.weigh_labels(None) is None
     D = unet.Denoiser("ddpmpp", "vp", 8, 1, label_dim=4, width=4)
     latents, labels = sample.draw(D, list(range(4000)), [5, 0, 10, 5])
     share = torch.bincount(labels, minlength=4) / 4000
     assert share[1] == 0 and torch.allclose(share, torch.tensor([0.25, 0, 0.5, 0.25]), atol=0.04)
     assert torch.equal(latents[7], torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(7)))
     assert sample.draw(D, [0], None)[1] is None
+
+
+def test_labels_of_a_conditional_run(trained, tmp_path):
+    """Uniform over all labels by default; in training label 0 is the commonest of the run's three."""
+    drawn = {}
+    for how in ("uniform", "training"):
+        path = sample.sample(options(run=str(trained), seeds="0-599", heun_steps=2, sample_labels=how,
+                                     out=str(tmp_path / f"{how}.npz")))
+        with np.load(path) as file:
+            drawn[how] = np.bincount(file["labels"], minlength=3) / 600
+    counts = unet.read_metadata(trained / "model.safetensors")["label_counts"]
+    assert np.allclose(drawn["uniform"], 1 / 3, atol=0.08)
+    assert np.allclose(drawn["training"], np.array(counts) / sum(counts), atol=0.08)
 
 
 def test_files_of_a_run(trained, tmp_path):
