@@ -39,16 +39,16 @@ class Report:
         return sum(n for op, n in self.opcodes.items() if op not in MOVES and "MMA" not in op)
 
 
-def compile_for(kernel, capability, pointers, scalars, constants, num_warps, num_stages):
+def compile_for(kernel, capability, pointers, scalars, constants, num_warps, num_stages, multiples=()):
     """A Report on `kernel` for a compute capability such as 90.
 
     pointers: {argument: element type, such as "*i8"}, 16-byte aligned; scalars: {argument: "i32"};
-    constants: {argument: value}.
+    constants: {argument: value}; multiples: scalars that Triton finds to be multiples of 16.
     """
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else (pointers | scalars)[name] for name in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs={(names.index(n),): v for n, v in constants.items()},
-                       attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers})
+                       attrs={(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *multiples)})
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, WARP_THREADS),
                               options=dict(num_warps=num_warps, num_stages=num_stages))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
