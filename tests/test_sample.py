@@ -13,7 +13,7 @@ import tensors
 import train
 import unet
 from kernels import Optimum
-from test_unet import GOLDEN, close, golden
+from test_unet import GOLDEN, RELATIVE, close, golden, tolerance
 
 TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=2, device="cpu")
 
@@ -34,7 +34,9 @@ def test_sampler_agrees_with_the_published_one(path):
     config, a, D, labels = golden(path)
     sigmas = sample.noise_levels(max(0.002, D.sigma_min), min(80, D.sigma_max))
     x = sample.heun(D, a["latents"], sigmas, labels)
-    assert x.dtype == torch.float64 and close(x, a["sampled"])
+    limit = tolerance(D, lambda: sample.heun(D, a["latents"], sigmas, labels))
+    assert limit == RELATIVE or path.stem == "ddpmpp-vp-fourier" and limit < 5e-3
+    assert x.dtype == torch.float64 and close(x, a["sampled"], limit)
 
 
 def test_noise_levels():
