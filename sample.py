@@ -35,7 +35,7 @@ GRID_PIXELS = 64  # small images are enlarged to about this
 @dataclass(frozen=True)
 class Options(data.Options):
     run: str = option("", "run directory (its last weights) or snapshot file", recorded=False)
-    optimum: bool = option(False, "sample the closed-form optimum of --data, or of the training set of --run")
+    optimum: bool = option(False, "sample the closed-form optimum of --data or of the training set of --run")
     seeds: str = option("0-9999", "one sample a seed: ranges and numbers, such as 0-99,200")
     label: int | None = option(None, "give every sample this label; none draws labels as in training")
     heun_steps: int = option(18, "sampling steps")
@@ -176,6 +176,8 @@ def sample(options):
         D = data.of_run(model.parent) if options.run else data.load(options)
         D.resolution  # square, or an error
         source = dict(optimum_of=D.fingerprint()["sha256"])
+        if D.label_dim:
+            source["labels_sha256"] = D.fingerprint()["labels_sha256"]
         out = model.parent / "optimum.npz"
     else:
         if not model.is_file():
@@ -186,15 +188,16 @@ def sample(options):
     about = dict(options=run.recorded(options), source=source)
     if not out.exists():
         if options.optimum:
-            D, counts = Optimum(D.images.to(device)), None
+            counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
+            D = Optimum(D.images.to(device), D.labels.to(device) if counts else None)
         else:
             D, metadata = unet.load(model, device)
             if options.run != str(model) and (different := foreign(metadata, run.read_json(model.parent / "config.json"))):
                 raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
             D.use(options.precision)
             counts = metadata["label_counts"]
-        if options.label is not None and not 0 <= options.label < D.config["label_dim"]:
-            raise ValueError(f"--label {options.label}: the model has {D.config['label_dim']} labels, counted from 0")
+        if options.label is not None and not 0 <= options.label < len(counts or ()):
+            raise ValueError(f"--label {options.label}: there are {len(counts or ())} labels, counted from 0")
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
