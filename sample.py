@@ -37,7 +37,7 @@ GRID_PIXELS = 64  # small images are enlarged to about this
 @dataclass(frozen=True)
 class Options(data.Options):
     run: str = option("", "run directory (its last weights) or snapshot file", recorded=False)
-    optimum: bool = option(False, "sample the closed-form optimum of --data, or of the training set of --run")
+    optimum: bool = option(False, "sample the closed-form optimum of --data or of the training set of --run")
     seeds: str = option("0-9999", "one sample a seed: ranges and numbers, such as 0-99,200")
     label: int | None = option(None, "give every sample this label; none draws them, see --sample-labels")
     sample_labels: str = LABELS_OPTION
@@ -134,12 +134,15 @@ def in_chunks(D):
     return chunked
 
 
-def weigh_labels(counts, how="uniform"):
+def weigh_labels(counts, how="uniform", unseen=True):
     """What `draw` draws labels by, given the training images of each label (None if unconditional).
 
-    "uniform", as published: labels that no image has are drawn as well. "training": as often as in the training set.
+    "uniform", as published: labels that no image has are drawn as well, unless `unseen` is False: given them there is no
+    closed-form optimum. "training": as often as in the training set.
     """
-    return counts if how == "training" or not counts else [1] * len(counts)
+    if how == "training" or not counts:
+        return counts
+    return [int(unseen or count > 0) for count in counts]
 
 
 def draw(D, seeds, label_weights=None):
@@ -186,6 +189,8 @@ def sample(options):
         D = data.of_run(model.parent) if options.run else data.load(options)
         D.resolution  # square, or an error
         source = dict(optimum_of=D.fingerprint()["sha256"])
+        if D.label_dim:
+            source["labels_sha256"] = D.fingerprint()["labels_sha256"]
         out = model.parent / "optimum.npz"
     else:
         if not model.is_file():
@@ -196,15 +201,17 @@ def sample(options):
     about = dict(options=run.recorded(options), source=source)
     if not out.exists():
         if options.optimum:
-            D, weights = Optimum(D.images.to(device)), None
+            counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
+            D = Optimum(D.images.to(device), D.labels.to(device) if counts else None)
         else:
             D, metadata = unet.load(model, device)
             if options.run != str(model) and (different := foreign(metadata, run.read_json(model.parent / "config.json"))):
                 raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
             D.use(options.precision)
-            weights = weigh_labels(metadata["label_counts"], options.sample_labels)
-        if options.label is not None and not 0 <= options.label < D.config["label_dim"]:
-            raise ValueError(f"--label {options.label}: the model has {D.config['label_dim']} labels, counted from 0")
+            counts = metadata["label_counts"]
+        if options.label is not None and not 0 <= options.label < len(counts or ()):
+            raise ValueError(f"--label {options.label}: there are {len(counts or ())} labels, counted from 0")
+        weights = weigh_labels(counts, options.sample_labels, unseen=not options.optimum)
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")

@@ -356,6 +356,9 @@ def pairs(count, seed):
     """Compare verdicts, distances and indices of `count` pairs of images between the plain form, the CPU path and, under
     TRITON_INTERPRET=1, the kernel. Returns pairs compared and queries that differ."""
     compared = different = 0
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        import interpreter
+        interpreter.mend()
     for x, y in image_sets(count, seed):
         distances, index = nearest.nearest_two_reference(x, y)
         if os.environ.get("TRITON_INTERPRET") == "1":
