@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.nearest_triton import GROUP, group_bits, merge_kernel, merge_pixels, nearest_two_kernel, tiles
+from kernels.norm_triton import backward_kernel, forward_kernel, tiling
 
 WARP_THREADS = 32
 SHARED_BYTES = {80: 163 * 2**10, 86: 99 * 2**10, 89: 99 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10,
@@ -96,6 +97,18 @@ def compile_merge(capability, D, ones={}):
     W = tile["BN"] >> group_bits(D, tile["BN"])
     constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]), **ones)
     return compile_for(merge_kernel, capability, pointers, scalars, constants, num_warps=4, num_stages=3)
+
+
+def compile_norm(capability, HW, C, element, back=False):
+    """A Report on norm_triton's kernel forward or back, with all its parts: HW pixels, C channels of "fp32" or "bf16"."""
+    tile = tiling(HW, C, min(32, C // 4), 4 if element == "fp32" else 2)
+    pointers = dict(X=element, SHIFT=element, WEIGHT="fp32", BIAS="fp32", SEED="i64", MEAN="fp32", SCALE="fp32")
+    pointers |= dict(G=element, DX=element, SUMS="fp32") if back else dict(Y=element)
+    scalars = dict.fromkeys(("HW", "C", "B", "shift_row", "dropped"), "i32") | dict.fromkeys(("eps", "factor"), "fp32")
+    multiples = [name for name, value in (("HW", HW), ("C", C), ("shift_row", C)) if value % 16 == 0]
+    warps = tile.pop("num_warps")
+    return compile_for(backward_kernel if back else forward_kernel, capability, {name: f"*{e}" for name, e in pointers.items()},
+                       scalars, dict(SILU=True, **tile), warps, num_stages=3, multiples=multiples)
 
 
 def _run(tool, *arguments):

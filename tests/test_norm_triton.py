@@ -13,6 +13,7 @@ from conftest import ROOT
 from layers import plain_norm
 
 pytest.importorskip("triton")
+import interpreter  # noqa: E402
 from kernels.norm_triton import WHOLE, GroupNorm, mask_of, norm, tiling  # noqa: E402
 
 GPU = torch.cuda.is_available()
@@ -23,6 +24,8 @@ NEAR = {torch.float32: 1e-5,    # float32 sums over a group, of the largest valu
         torch.bfloat16: 8e-3}   # 8 bits of mantissa in what is stored: half a unit of 2^-7, and float32 inside
 launches = pytest.mark.skipif(not (GPU or INTERPRETED), reason="needs a GPU or TRITON_INTERPRET=1")
 compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
+if INTERPRETED:
+    interpreter.mend()
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
@@ -30,15 +33,15 @@ def draw(*shape, seed=0, dtype=torch.float32):
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def near(a, b):
-    return a.dtype in NEAR and float((a - b).abs().max()) <= NEAR[a.dtype] * max(1.0, float(b.abs().max()))
+def near(a, b, tolerance=None):
+    return float((a - b).abs().max()) <= (tolerance or NEAR[a.dtype]) * max(1.0, float(b.abs().max()))
 
 
 def groups(C):
     return min(32, C // 4)
 
 
-def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0, mean=0.0):
+def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0, mean=0.0, tolerance=None):
     """The kernels' value and gradients beside the plain form's in float64, under the mask that they drew."""
     inputs = [draw(B, C, H, W, dtype=dtype) + mean, 1 + 0.3 * draw(C, seed=1), 0.3 * draw(C, seed=2)]
     inputs += [draw(shifted, C, seed=3, dtype=dtype)] if shifted else [None]
@@ -51,7 +54,7 @@ def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0,
         given = [t if t is None else t.detach().to(kind or t.dtype).requires_grad_() for t in inputs]
         y = function(*given)
         found.append([y, *torch.autograd.grad(y, [t for t in given if t is not None], g.to(y.dtype))])
-    assert all(near(a.detach(), b.detach()) for a, b in zip(*found))
+    assert all(near(a.detach(), b.detach(), tolerance) for a, b in zip(*found))
     assert found[0][0].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -86,7 +89,7 @@ def test_right_with_and_without_its_parts(shifted, silu, dropout, dtype):
 @launches
 @pytest.mark.parametrize("H", [8, 23])  # whole, and in tiles
 def test_a_large_mean_costs_no_precision(H):
-    check(1, 16, H, H, mean=1000.0, silu=False)
+    check(1, 16, H, H, mean=1000.0, tolerance=1e-3)  # float32 numbers lie 6e-5 apart there; squares that cancel would be 0.1 off
 
 
 @launches
@@ -135,3 +138,13 @@ def test_tiles():
             t = tiling(HW, C, groups(C), bytes)
             assert t["SIZE"] * groups(C) == C and t["SIZE"] * t["GROUPS"] <= t["K"] and t["P"] * t["K"] <= WHOLE
             assert t["WHOLE"] == (t["P"] >= HW) and t["K"] % t["DRAWN"] == 0
+
+
+@compiles
+@pytest.mark.parametrize("capability, HW, C", [(90, 256, 256), *((c, 1024, 384) for c in (80, 86, 89, 90, 100, 120))])
+@pytest.mark.parametrize("element", ["fp32", "bf16"])
+def test_machine_code(capability, HW, C, element):  # whole, and in tiles
+    from kernels.aot import compile_norm
+    for back in (False, True):
+        report = compile_norm(capability, HW, C, element, back)
+        assert report.spills == 0 and report.stack_bytes == 0 and report.shared_bytes < 2**12
