@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 
+import layers
+import unet
 from conftest import ROOT
 from layers import plain_norm
 
@@ -130,6 +132,30 @@ def test_second_derivatives():
         first = torch.autograd.grad(function(*inputs).square().sum(), inputs, create_graph=True)
         found.append(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
     assert all(float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(*found))
+
+
+@launches
+def test_a_network_of_these_norms(monkeypatch):
+    """A whole U-Net beside the same one of plain norms: values, every gradient, and dropout by torch's seed."""
+    found, x = [], draw(2, 3, 8, 8)
+    for kernel in (norm, None):
+        monkeypatch.setattr(layers, "triton_norm", lambda device: kernel)
+        D = unet.Denoiser("ddpmpp", "edm", 8, 3, width=16, blocks=1, channel_mult=(1, 2), dropout=0.0,
+                          generator=torch.Generator().manual_seed(0)).to(DEVICE).use("fp32")
+        with torch.no_grad():
+            for p in D.parameters():
+                p.add_(0.1 * draw(*p.shape))
+        y = D(x, 1.0)
+        y.square().sum().backward()
+        found.append([y.detach(), *(p.grad for p in D.parameters())])
+    assert all(float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(*found))
+    monkeypatch.setattr(layers, "triton_norm", lambda device: norm)
+    for block in D.modules():
+        if isinstance(block, unet.Block):
+            block.dropout = 0.5
+    drawn = [(torch.manual_seed(seed), D(x, 1.0).detach())[1] for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(D.eval()(x, 1.0).detach(), D(x, 1.0).detach())
 
 
 def test_tiles():
