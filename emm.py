@@ -4,16 +4,14 @@
     python emm.py --data digits --width 8 ... --n-min 20 --samples 500 --out runs/emm   minutes on two CPU cores
 
 Each probed size is a run directory OUT/n000040 of train.py with scores.json: how many samples of each snapshot are
-memorized. A snapshot is sampled until a sequential test (sequential.py) says whether its ratio is above or below
-1 - eps; a size is above as soon as one snapshot is, and its training stops there. The next size is the one that
-opens the search of least expected cost (search.py). OUT/emm.json has the result and the whole history. Another eps
-or tolerance reuses it all; a killed search goes on at the step where it was. Paper, section 2 (definition of EMM).
+memorized. A snapshot is sampled until a sequential test says whether its ratio is above or below 1 - eps; a size is
+above as soon as one snapshot is, and its training stops there. Sizes double from 2 n-min until one is below; from
+there ratios say where EMM lies (search.py). OUT/emm.json has the result and the whole history. Another eps or
+tolerance reuses it all; a killed search goes on at the step where it was. Paper, section 2 (definition of EMM).
 """
 import contextlib
 import dataclasses
-import functools
 import multiprocessing
-import statistics
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -27,14 +25,12 @@ import parallel
 import run
 import sample
 import search
-import sequential
 import state
 import train
 import unet
 from kernels import memorized
 from run import option
-
-CONFIDENCE = 0.95  # of the reported intervals
+from search import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,6 @@ class Options(train.Options):
     tolerance: float = option(0.1, "stop when the bracket's ends differ by no more than this share", recorded=False)
     samples: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False)
     alpha: float = option(0.01, "chance of a wrong verdict on a size, at most, while fewer samples decide it", recorded=False)
-    order: str = option("cost", "next size: of least expected cost, or by doubling and halving", ("cost", "bisect"), recorded=False)
     full: bool = option(False, "train every size to its end and draw all samples, as the paper does", recorded=False)
     sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
     seeds: tuple[int, ...] = option((), "search once for each of these seeds, of training set and training", recorded=False)
@@ -135,7 +130,7 @@ class Probe:
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
             D = D or unet.load(snapshot, device)[0].use(o.precision)
-            more = o.samples if o.full else sequential.chunk(score["count"], sample.chunk(D))
+            more = o.samples if o.full else search.chunk(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.samples))
             images, _ = sample.generate(D, seeds, sample.weigh_labels(about["label_counts"], o.sample_labels), device=device)
             x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # [B, C, H, W]
@@ -155,7 +150,7 @@ class Probe:
         return verdict
 
     def show(self, score, verdict):
-        low, high = sequential.interval(score["hits"], score["count"], 1 - CONFIDENCE)
+        low, high = search.interval(score["hits"], score["count"], 1 - CONFIDENCE)
         print(f"{self.n:7d} {score['epoch']:9.0f} {share(score):8.2%} {low:7.2%}-{high:7.2%} {score['count']:8d}  "
               f"{'above' if verdict else 'below'}", flush=True)
 
@@ -166,7 +161,7 @@ class Probe:
             return None
         scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
         best = max(scores, key=share)
-        interval = sequential.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / len(self.snapshot_steps))
+        interval = search.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / len(self.snapshot_steps))
         log = [line for line in run.read_log(self.out / "log.jsonl") if "images" in line]
         if not log:
             raise ValueError(f"{self.out / 'log.jsonl'} has lost its lines; remove {self.out} to measure |D| = {self.n} again")
@@ -177,7 +172,7 @@ class Probe:
             images_trained=scores[-1]["step"] * self.options.batch, samples_drawn=sum(s["count"] for s in scores),
             training_seconds=log[-1]["seconds"], sampling_seconds=round(self.sampling_seconds, 3),
             trajectory=[dict(step=s["step"], epoch=s["epoch"], hits=s["hits"], count=s["count"], ratio=share(s),
-                             interval=sequential.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores])
+                             interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores])
 
     def tested(self, score):
         """The verdict of the sequential test alone, None while it is open.
@@ -185,13 +180,7 @@ class Probe:
         One above, of all snapshots, makes a size above: they share the chance to err that way.
         """
         o = self.options
-        return sequential.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / len(self.snapshot_steps), o.alpha)
-
-    def done(self):
-        """The share of its training that is done, and that a state file goes on from."""
-        if not (self.out / "state.safetensors").exists():
-            return 0.0
-        return max(self.scores, default=0) / self.snapshot_steps[-1]
+        return search.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / len(self.snapshot_steps), o.alpha)
 
 
 def share(score):
@@ -253,10 +242,7 @@ def find(options):
         probes = [Probe(options, int(path.parent.name[1:])) for path in out.glob("n*/scores.json")]
         probes.sort(key=lambda probe: probe.started)
         records = {probe.n: record for probe in probes if (record := probe.record())}
-        plan = functools.partial(
-            search.next_sizes, n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
-            multiple=multiple, order=options.order, started={probe.n: probe.done() for probe in probes},
-            price=price)
+        how = dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance, multiple=multiple)
         running = {}
         print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  ratio against {1 - options.eps:g}")
         for record in records.values():
@@ -264,11 +250,12 @@ def find(options):
                   f"{record['interval'][0]:7.2%}-{record['interval'][1]:7.2%} {'':>8}  {words(record)}, measured before")
         while True:
             busy = [n for n, _ in running.values()]
-            sizes, expected = plan(records, len(free), running=busy)
             if options.sizes:
                 sizes = [n for n in options.sizes if n not in records and n not in busy]
-            elif not expected:
+            elif search.next_size(records, **how) is None:
                 break  # what still runs cannot change the bracket
+            else:
+                sizes = search.next_sizes(records, len(free), running=busy, **how)
             for n in sizes[:len(free)]:
                 device = free.pop(0)
                 running[submit(measure, dataclasses.replace(options, device=device, devices=()), n)] = n, device
@@ -278,7 +265,7 @@ def find(options):
                 n, device = running.pop(future)
                 records[n] = future.result()
                 free.append(device)
-                left = sum(price(m) for m in options.sizes if m not in records) if options.sizes else plan(records, 1)[1]
+                left = sum(part * price(m) for m, part in to_go(options, records, how).items())
                 print(f"{n:7d} is {words(records[n])}; "
                       + so_far(records, left / max(1, len(options.devices)), time.perf_counter() - start), flush=True)
         found = search.estimate(records, options.eps, None if options.sizes else options.tolerance, multiple)
@@ -287,10 +274,18 @@ def find(options):
             found["statement"] += f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, and the estimate counts"
         print(found["statement"])
         run.write_json(out / "emm.json", found | dict(
-            {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "samples", "order", "full")},
+            {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "samples", "full")},
             confidence=CONFIDENCE, undecided=undecided, images_trained=sum(r["images_trained"] for r in records.values()),
             samples_drawn=sum(r["samples_drawn"] for r in records.values()), probes=sorted(records.values(), key=lambda r: r["started"]), **about))
     return out / "emm.json"
+
+
+def to_go(options, records, how):
+    """{size: share of its training} that is left to measure if EMM is where the ratios say; empty if unknown."""
+    if options.sizes:
+        return {n: 1.0 for n in options.sizes if n not in records}
+    emm = search.crossing_of_line(records, options.eps)
+    return search.ahead(records, emm, **how) if emm else {}
 
 
 def words(record):
@@ -332,9 +327,7 @@ def mean_interval(values):
         return dict(emm=None, interval=None, statement=f"no mean: EMM of the seeds is {', '.join(map(str, values))}")
     if len(values) == 1:
         return dict(emm=values[0], interval=None, statement=f"EMM is {values[0]:.0f}, of one seed: no interval over seeds")
-    from scipy import stats
-    mean = sum(values) / len(values)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    mean, half = search.student(values)
     return dict(emm=mean, interval=[mean - half, mean + half],
                 statement=f"EMM is {mean:.0f} on average over {len(values)} seeds (training set, initial weights, noise), "
                           f"95% interval {mean - half:.0f} to {mean + half:.0f}")

@@ -19,11 +19,11 @@ from PIL import Image, ImageDraw, ImageFont
 import data
 import parallel
 import run
+import search
 from images import picture, read
 from kernels import memorized
 from run import option
 
-CONFIDENCE_95 = 1.959964  # standard normal quantile of a two-sided 95% interval
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
 CELL = 96                 # pixels a side of an image on the pair sheet
 
@@ -63,14 +63,6 @@ def parse_threshold(text):
     return ratio.numerator, ratio.denominator
 
 
-def wilson(hits, count, z=CONFIDENCE_95):
-    """Wilson's score interval for a share of hits among count (Wilson 1927): (low, high)."""
-    share, correction = hits / count, z * z / count
-    middle = (share + correction / 2) / (1 + correction)
-    half = z / (1 + correction) * (share * (1 - share) / count + correction / (4 * count)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def duplicates(images):
     """bool [N]: whether an equal image stands earlier in uint8 images [N, ...]."""
     rows = np.ascontiguousarray(images.flatten(1).numpy())
@@ -91,7 +83,7 @@ def score(samples, train, threshold=(1, 3)):
         part = memorized(samples[parallel.share(len(samples))], train, threshold)
         verdict, distances, index = (parallel.gather(a, len(samples)).cpu() for a in part)
     hits, count = int(verdict.sum()), len(samples)
-    low, high = wilson(hits, count)
+    low, high = search.wilson(hits, count)
     mean = distances.double().sqrt().mean(0).tolist()
     summary = dict(
         samples=count, training_images=len(train), memorized=hits, ratio=hits / count, interval_95=[low, high],
