@@ -328,7 +328,7 @@ def mean_interval(values):
 
 
 def main():
-    print(f"wrote {run.stage(find, Options, __doc__)}")
+    run.stage(find, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

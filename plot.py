@@ -249,7 +249,7 @@ def describe(result, results):
 
 
 def main():
-    print(f"wrote {run.stage(plot, Options, __doc__)}")
+    run.stage(plot, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def report(options):
 
 
 def main():
-    print(f"wrote {run.stage(report, Options, __doc__)}")
+    run.stage(report, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

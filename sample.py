@@ -184,6 +184,8 @@ def sample(options):
         out = default_out(model)
     out = Path(options.out) if options.out else out
     about = dict(options=run.recorded(options), source=source)
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} is no regular file, and what is written there is read again; choose another")
     if not out.exists():
         if options.optimum:
             D, counts = Optimum(D.images.to(device)), None
@@ -261,7 +263,7 @@ def grid(images):
 
 
 def main():
-    print(f"wrote {run.stage(sample, Options, __doc__)}")
+    run.stage(sample, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

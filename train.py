@@ -338,9 +338,7 @@ def memory_mb(device):
 
 
 def main():
-    model = run.stage(train, Options, __doc__)
-    if model:
-        print(f"wrote {model}")
+    run.stage(train, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":
