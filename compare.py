@@ -74,6 +74,7 @@ def compare(options):
         raise ValueError(f"{model} is not of the run in {folder} ({different}); restore it, or train again")
     denoisers = {"trained": trained.use(options.precision), "closed form": Optimum(D.images.to(device))}
     result = {name: {} for name in denoisers}
+    data.announce(options.device, device, trained, 35 * options.samples)  # 18 Heun steps
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), device=device)
         samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]

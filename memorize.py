@@ -128,6 +128,7 @@ def memorize(options):
             raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
         if not options.csv and not options.pairs:
             return there
+    data.announce(options.device, device)
     summary, verdict, distances, index = score(samples.to(device), train.to(device), parse_threshold(options.threshold))
     if parallel.rank():
         return summary

@@ -200,6 +200,8 @@ def sample(options):
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
+        evaluations = len(seeds) * (2 * options.heun_steps - 1) // parallel.size()
+        data.announce(options.device, device, None if options.optimum else D, evaluations)
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], counts, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)

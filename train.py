@@ -198,6 +198,9 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
     step, seconds = state.load(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
     log = run.Log(out / "log.jsonl", step) if writes else None
     total = total_steps(options, n)
+    data.announce(options.device, device, net, 3 * (total - step) * options.batch // parallel.size())
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
     snapshot_steps = {round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)}
     label_counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
 
