@@ -13,7 +13,9 @@ import contextlib
 import dataclasses
 import functools
 import multiprocessing
+import signal
 import statistics
+import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -192,9 +194,16 @@ def share(score):
 
 def measure(options, n):
     """Measure one size, in this process or in one of its own; returns its record."""
-    probe = Probe(options, n)
-    probe.measure()
-    return probe.record()
+    with run.terminable():
+        probe = Probe(options, n)
+        probe.measure()
+        return probe.record()
+
+
+def start_worker():
+    """Set up a process of `workers`: a SIGTERM means what it measures, and nothing while it waits."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stdout, sys.stderr = run.Output(sys.stdout), run.Output(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -208,7 +217,7 @@ def workers(devices):
     if len(devices) < 2:
         yield here
         return
-    with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn")) as processes:
+    with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn"), start_worker) as processes:
         try:
             yield processes.submit
         finally:  # an error elsewhere, or what runs is not needed any more: it saves its state
@@ -230,6 +239,8 @@ def find(options):
     classes = len(whole.labels.unique())
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
+    if len(whole) < 2:
+        raise ValueError(f"--data {options.data} has {len(whole)} image; a search needs 2 or more")
     if options.n_min > n_max and not options.sizes:
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; lower it")
     if any(not 2 <= n <= len(whole) for n in options.sizes):

@@ -519,6 +519,19 @@ def about(path):
 
 
 @contextlib.contextmanager
+def terminable():
+    """Let SIGTERM raise KeyboardInterrupt within, as SIGINT does. Outside the main thread it does nothing."""
+    previous = None
+    with contextlib.suppress(ValueError):
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
 def interruptible():
     """Note SIGINT and SIGTERM for `interrupted` instead of acting on them; a second signal acts at once.
 

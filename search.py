@@ -184,7 +184,8 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
     interval = [None if below else lower, None if above else upper]
     if low is None:
         m = measured[high]
-        statement = f"EMM is below {high}: the ratio there is {m['ratio']:.1%}, under {target:.0%}; lower --n-min"
+        remedy = "lower --n-min" if high > 2 else "no size is smaller: train for longer, or a wider network"
+        statement = f"EMM is below {high}: the ratio there is {m['ratio']:.1%}, under {target:.0%}; {remedy}"
     elif high is None:
         statement = f"EMM is at least {low}: the ratio there is {measured[low]['ratio']:.1%}; raise --n-max, or take more data"
     else:
