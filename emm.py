@@ -30,6 +30,7 @@ import run
 import sample
 import search
 import sequential
+import state
 import train
 import unet
 from kernels import memorized
@@ -43,7 +44,7 @@ class Options(train.Options):
     n: int = option(0, "chosen by the search", hidden=True)
     plan: bool = option(False, "of one size: see train.py", recorded=False, hidden=True)
     out: str = option("runs/emm", "directory of the search, with a run directory for each size", recorded=False)
-    n_min: int = option(500, "smallest size", recorded=False)
+    n_min: int = option(500, "smallest size; sizes between it and --n-max are balanced over the classes", recorded=False)
     n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False)
     eps: float = option(0.1, "EMM is the largest |D| with a ratio of at least 1 - eps", recorded=False)
     tolerance: float = option(0.1, "stop when the bracket's ends differ by no more than this share", recorded=False)
@@ -55,9 +56,13 @@ class Options(train.Options):
     seeds: tuple[int, ...] = option((), "search once for each of these seeds, of training set and training", recorded=False)
     devices: tuple[str, ...] = option((), "probe one size on each of these at once, such as cuda:0,cuda:1", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
+    sample_labels: str = sample.LABELS_OPTION
 
     def __post_init__(self):
         super().__post_init__()
+        if self.seeds and (self.seed != Options.seed or self.subset_seed != Options.subset_seed):
+            raise ValueError(f"--seeds {','.join(map(str, self.seeds))} sets --seed and --subset-seed of each search; "
+                             "leave those two out, or --seeds")
         if parallel.size() > 1:
             raise ValueError("emm.py is one process, which starts its own: give it --devices cuda:0,cuda:1 instead of torchrun")
         memorize.parse_threshold(self.threshold)
@@ -80,6 +85,7 @@ class Probe:
         self.out = Path(options.out) / f"n{n:06d}"
         names = [field.name for field in dataclasses.fields(train.Options)]
         self.training = train.Options(**{name: getattr(options, name) for name in names} | dict(n=n, out=str(self.out)))
+        self.snapshot_steps = train.snapshot_steps(self.training, n)
         self.file = self.out / "scores.json"
         there = run.read_json(self.file) if self.file.exists() else dict(snapshots={}, sampling_seconds=0.0, started=time.time())
         if different := run.differences(there, self.about(), run.defaults(train.Options)) if "options" in there else "":
@@ -97,7 +103,7 @@ class Probe:
         if decided is not None:
             return decided
         if score["count"] >= o.samples:
-            return score["hits"] >= (1 - o.eps) * score["count"]
+            return score["hits"] >= search.target(o.eps) * score["count"]
         # one that was removed was neither the best nor the last; it cannot be asked any more, and shows nothing
         return None if (self.out / score["file"]).exists() else False
 
@@ -120,6 +126,7 @@ class Probe:
         with run.locked(self.out):
             references = data.load(self.training).images.to(data.pick_device(self.options.device))
             train.train(self.training, lambda snapshot: self.score(snapshot, references) and not self.options.full)
+            state.remove(self.out / "state.safetensors")  # a decided size needs no more steps; the file is large
 
     def score(self, snapshot, references):
         """Sample a snapshot file until its verdict, which is returned; only the best and the last file stay."""
@@ -132,7 +139,7 @@ class Probe:
             D = D or unet.load(snapshot, device)[0].use(o.precision)
             more = o.samples if o.full else sequential.chunk(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.samples))
-            images, _ = sample.generate(D, seeds, about["label_counts"], device=device)
+            images, _ = sample.generate(D, seeds, sample.weigh_labels(about["label_counts"], o.sample_labels), device=device)
             x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # [B, C, H, W]
             score["hits"] += int(memorized(x, references, memorize.parse_threshold(o.threshold))[0].sum())
             score["count"] += len(x)
@@ -161,7 +168,7 @@ class Probe:
             return None
         scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
         best = max(scores, key=share)
-        interval = sequential.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / self.options.snapshots)
+        interval = sequential.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / len(self.snapshot_steps))
         log = [line for line in run.read_log(self.out / "log.jsonl") if "images" in line]
         if not log:
             raise ValueError(f"{self.out / 'log.jsonl'} has lost its lines; remove {self.out} to measure |D| = {self.n} again")
@@ -180,12 +187,13 @@ class Probe:
         One above, of all snapshots, makes a size above: they share the chance to err that way.
         """
         o = self.options
-        return sequential.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / o.snapshots, o.alpha)
+        return sequential.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / len(self.snapshot_steps), o.alpha)
 
     def done(self):
-        """The share of its training that is done."""
-        total = train.total_steps(self.training, self.n)
-        return max(self.scores, default=0) / total
+        """The share of its training that is done, and that a state file goes on from."""
+        if not (self.out / "state.safetensors").exists():
+            return 0.0
+        return max(self.scores, default=0) / self.snapshot_steps[-1]
 
 
 def share(score):
@@ -239,10 +247,9 @@ def find(options):
     classes = len(whole.labels.unique())
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
-    if len(whole) < 2:
-        raise ValueError(f"--data {options.data} has {len(whole)} image; a search needs 2 or more")
     if options.n_min > n_max and not options.sizes:
-        raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; lower it")
+        fewer = "lower it, or " if options.n_min > 2 else ""
+        raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; {fewer}take more images")
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
     free = list(options.devices) or [options.device]
@@ -327,9 +334,14 @@ def find_each(options):
 
 
 def mean_interval(values):
-    """Mean of EMM over seeds and its Student interval, and in words; None where a value is missing or alone."""
-    if None in values or len(values) < 2:
+    """Mean of EMM over seeds and its Student interval, and in words.
+
+    No mean where a seed has no value; of one seed its value, without an interval.
+    """
+    if None in values:
         return dict(emm=None, interval=None, statement=f"no mean: EMM of the seeds is {', '.join(map(str, values))}")
+    if len(values) == 1:
+        return dict(emm=values[0], interval=None, statement=f"EMM is {values[0]:.0f}, of one seed: no interval over seeds")
     from scipy import stats
     mean = sum(values) / len(values)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5

@@ -396,7 +396,8 @@ def claim(directory, record, defaults={}):
                                  "choose another --out, or remove it")
         else:
             write_json(path, record)
-        sweep(path.parent, ".*.part*")  # only now is the directory known to be ours
+        for pattern in (".*.part*", ".tmp??????"):  # ours, and those of safetensors' save_file
+            sweep(path.parent, pattern)  # only now is the directory known to be ours
         yield
 
 

@@ -4,6 +4,7 @@ A measured size is a dict: `above` (whether its ratio is at least 1 - eps), `rat
 (whether it was trained to its end: one stopped early is above, and its ratio a lower bound).
 """
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -14,22 +15,19 @@ MISFIT = 0.4         # standard deviation of a ratio's logit about such a line
 EXTREME = 0.995      # ratios beyond it tell no more
 
 
-def allowed(n_min, n_max, multiple=1):
-    """Smallest and largest size that are multiples of `multiple` (the number of classes: balanced) and at least 2."""
-    least = math.ceil(2 / multiple) * multiple
-    last = max(n_max // multiple * multiple, least)
-    return min(max(round(n_min / multiple) * multiple, least), last), last
-
-
 def candidates(measured, n_min, n_max, tolerance=0.1, multiple=1):
-    """Sizes worth measuring, ascending: from n_min in steps of the tolerance at most, where `multiple` allows that, up
-    to n_max; and those already measured."""
-    n, last = allowed(n_min, n_max, multiple)
-    sizes = {last, *measured}
-    while n < last:
+    """Sizes worth measuring, ascending: n_min and n_max as they are given, those already measured, and between them
+    multiples of `multiple` (the number of classes: balanced) in steps of the tolerance, or the least it allows."""
+    n, sizes = n_min, {n_max, *measured}
+    while n < n_max:
         sizes.add(n)
-        n = max(n + multiple, math.floor(n * (1 + tolerance) / multiple) * multiple)
+        n = max(n // multiple * multiple + multiple, math.floor(n * (1 + tolerance) / multiple) * multiple)
     return sorted(sizes)
+
+
+def target(eps):
+    """1 - eps as an exact fraction: 0.82 for eps 0.18, whose float is a little off."""
+    return 1 - Fraction(str(eps))
 
 
 def bracket(measured):
@@ -44,7 +42,29 @@ def rises(measured):
     sizes = sorted(measured)
     return [[a, b] for a, b in zip(sizes, sizes[1:])
             if measured[b]["above"] > measured[a]["above"]
-            or measured[a]["whole"] and measured[b]["interval"][0] > measured[a]["interval"][1]]
+            or measured[a]["whole"] and "interval" in measured[b]
+            and measured[b]["interval"][0] > measured[a]["interval"][1]]
+
+
+def climb(measured, n_max, multiple=1):
+    """Where no size is above 1 - eps but the ratio rises with |D|: the next size up, None past its top; else False.
+
+    At a fixed number of epochs small sets get few steps. What lies below them has fewer still: EMM, if anywhere, is
+    further up.
+    """
+    if not rises(measured) or any(m["above"] for m in measured.values()):
+        return False
+    top = best(measured)
+    return double(top, n_max, multiple) if top == max(measured) and top < n_max else None
+
+
+def best(measured):
+    """The size with the largest ratio."""
+    return max(measured, key=lambda n: measured[n].get("ratio", 0.0))
+
+
+def double(n, n_max, multiple):
+    return min(math.ceil(2 * n / multiple) * multiple, n_max)
 
 
 def logit(p):
@@ -88,6 +108,8 @@ def next_size(measured, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1, order=
     low, high = bracket(measured)
     if low is not None and high is not None and high <= low * (1 + tolerance):
         return None, 0.0
+    if (n := climb(measured, n_max, multiple)) is not False:
+        return n, float(price(n)) if n else 0.0
     started = {n: done for n, done in (started or {}).items() if n not in measured and n_min <= n <= n_max}
     sizes = candidates({**measured, **started}, n_min, n_max, tolerance, multiple)
     inside = [n for n in sizes if (low is None or n > low) and (high is None or n < high)]
@@ -141,11 +163,10 @@ def next_sizes(measured, count, running=(), **options):
 
 
 def bisect(low, high, n_min, n_max, multiple):
-    first, last = allowed(n_min, n_max, multiple)
     if low is None:
-        return first if high is None or first < high else None
+        return n_min if high is None or n_min < high else None
     if high is None:
-        return min(2 * low, last) if low < last else None
+        return double(low, n_max, multiple) if low < n_max else None
     middle = round(math.sqrt(low * high) / multiple) * multiple
     return middle if low < middle < high else None
 
@@ -176,27 +197,32 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
     rises      [[a, b], ...]: sizes between which the ratio rises; EMM is the largest size above 1 - eps all the same
     statement  in words; tolerance None if the sizes were not chosen by a search
     """
-    target, (low, high) = 1 - eps, bracket(measured)
+    least, (low, high) = float(target(eps)), bracket(measured)
     sizes = sorted(measured)
     emm, up = None, rises(measured)
-    lower, below = crossing(sizes, [measured[n]["interval"][0] for n in sizes], target)
-    upper, above = crossing(sizes, [measured[n]["interval"][1] if measured[n]["whole"] else 1.0 for n in sizes], target)
+    lower, below = crossing(sizes, [measured[n]["interval"][0] for n in sizes], least)
+    upper, above = crossing(sizes, [measured[n]["interval"][1] if measured[n]["whole"] else 1.0 for n in sizes], least)
     interval = [None if below else lower, None if above else upper]
-    if low is None:
+    if low is None and up:
+        top = best(measured)
+        statement = (f"EMM was not found: no ratio reaches {least:.0%}, and it rises with |D|, to "
+                     f"{measured[top]['ratio']:.1%} at {top}, most likely because at a fixed number of epochs small "
+                     "sets get few steps; raise --epochs, or give every size a floor of steps with --steps-min")
+    elif low is None:
         m = measured[high]
-        remedy = "lower --n-min" if high > 2 else "no size is smaller: train for longer, or a wider network"
-        statement = f"EMM is below {high}: the ratio there is {m['ratio']:.1%}, under {target:.0%}; {remedy}"
+        statement = (f"EMM is below {high}: the ratio there is {m['ratio']:.1%}, under {least:.0%}; "
+                     + ("lower --n-min" if high > 2 else "raise --epochs"))
     elif high is None:
         statement = f"EMM is at least {low}: the ratio there is {measured[low]['ratio']:.1%}; raise --n-max, or take more data"
     else:
         a, b = measured[low]["ratio"], measured[high]["ratio"]
-        emm = low + (high - low) * (a - target) / (a - b) if a > b else low
+        emm = low + (high - low) * (a - least) / (a - b) if a > b else low
         ends = ["below " + str(sizes[0]) if below else f"{lower:.0f}", "above " + str(sizes[-1]) if above else f"{upper:.0f}"]
         statement = (f"EMM is about {emm:.0f} (95% interval {ends[0]} to {ends[1]}), between {low} "
                      f"({'at least ' * (not measured[low]['whole'])}{a:.1%}) and {high} ({b:.1%})")
         if tolerance and high > low * (1 + tolerance):
             statement += f"; no size in between is a multiple of {multiple}, so the tolerance of {tolerance:.0%} is not reached"
-    if up:
+    if up and low is not None:
         statement += (f"; the ratio is not monotone: it rises from {' and from '.join(f'{a} to {b}' for a, b in up)}, "
-                      f"and the largest size above {target:.0%} counts")
+                      f"and the largest size above {least:.0%} counts")
     return dict(emm=emm, interval=interval, bracket=[low, high], monotone=not up, rises=up, statement=statement)

@@ -66,9 +66,9 @@ ALLOWED = {  # which modules of this project each may import: down only
     "layers": set(), "unet": {"layers", "tensors"}, "state": {"run", "tensors", "unet"}, "kernels": {"kernels"}, "plot": {"run"},
     "train": {"run", "data", "parallel", "plan", "state", "unet", "kernels"},
     "sample": {"run", "data", "images", "parallel", "unet", "kernels"}, "memorize": {"run", "data", "images", "parallel", "unet", "kernels"}, "sequential": set(), "search": set(),
-    "emm": {"run", "data", "parallel", "unet", "kernels", "train", "sample", "memorize", "sequential", "search"},
+    "emm": {"run", "data", "parallel", "unet", "kernels", "state", "train", "sample", "memorize", "sequential", "search"},
     "compare": {"run", "data", "unet", "kernels", "sample", "memorize"}, "protocol": set(),
-    "experiments": {"run", "compare", "data", "emm", "plan", "plot", "protocol", "search", "train", "unet"},
+    "experiments": {"run", "compare", "data", "images", "emm", "plan", "plot", "protocol", "search", "train", "unet"},
     "report": {"run", "emm", "protocol"},
     "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "sequential", "search", "emm", "plot", "state", "bench"}}
 
