@@ -250,7 +250,7 @@ def report(options):
     results, said = read(options), notes(Path(options.results) / options.scale)
     render = page if options.out.endswith(".html") else markdown
     with run.publish(options.out) as temporary:
-        temporary.write_text("\n".join(render(options, results, said)))
+        temporary.write_text("\n".join(render(options, results, said)), encoding="utf-8")
     return options.out
 
 
