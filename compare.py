@@ -63,7 +63,7 @@ def compare(options):
     out = Path(options.out) if options.out else folder / "compare.json"
     about = dict(options=run.recorded(options), source=dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"]))
     sheets = [Path(options.pairs).with_stem(Path(options.pairs).stem + end) for end in ("", "-closed-form")] if options.pairs else []
-    if out.exists():
+    if out.is_file():
         if different := run.differences(run.read_json(out), about, run.defaults(Options)):
             raise ValueError(f"{out} holds another comparison ({different}); choose another --out, or remove it")
         if not sheets:
@@ -80,6 +80,7 @@ def compare(options):
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
+    data.announce(options.device, device, trained, 35 * options.samples)  # 18 Heun steps
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)
         samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
@@ -132,15 +133,19 @@ def losses(denoisers, images, draws, seed=0, labels=None):
     return loss, apart
 
 
-def main():
-    """Compare, and say it in words at a noise level where the optimum still knows the image."""
-    path = run.stage(compare, Options, __doc__)
-    result = run.read_json(path)
+def in_words(path):
+    """A comparison for people, its losses at a noise level where the optimum still knows the image."""
+    result, lines = run.read_json(path), []
     for name in ("closed form", "trained"):
         r = result[name]
-        print(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; loss at sigma {SIGMAS[6]:.2g}: {r['loss'][6]:.2g} on the training images"
-              + (f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""))
-    print(f"wrote {path}")
+        outside = f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""
+        lines.append(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; loss at sigma {SIGMAS[6]:.2g}: "
+                     f"{r['loss'][6]:.2g} on the training images{outside}")
+    return "\n".join([*lines, f"wrote {path}"])
+
+
+def main():
+    run.stage(compare, Options, __doc__, say=in_words)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ tolerance reuses it all; a killed search goes on at the step where it was. Paper
 import contextlib
 import dataclasses
 import multiprocessing
+import signal
+import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -189,9 +191,16 @@ def share(score):
 
 def measure(options, n):
     """Measure one size, in this process or in one of its own; returns its record."""
-    probe = Probe(options, n)
-    probe.measure()
-    return probe.record()
+    with run.terminable():
+        probe = Probe(options, n)
+        probe.measure()
+        return probe.record()
+
+
+def start_worker():
+    """Set up a process of `workers`: a SIGTERM means what it measures, and nothing while it waits."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stdout, sys.stderr = run.Output(sys.stdout), run.Output(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -205,7 +214,7 @@ def workers(devices):
     if len(devices) < 2:
         yield here
         return
-    with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn")) as processes:
+    with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn"), start_worker) as processes:
         try:
             yield processes.submit
         finally:  # an error elsewhere, or what runs is not needed any more: it saves its state
@@ -228,7 +237,8 @@ def find(options):
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
     if options.n_min > n_max and not options.sizes:
-        raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; lower it")
+        fewer = "lower it, or " if options.n_min > 2 else ""
+        raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; {fewer}take more images")
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
     free = list(options.devices) or [options.device]
@@ -334,7 +344,7 @@ def mean_interval(values):
 
 
 def main():
-    print(f"wrote {run.stage(find, Options, __doc__)}")
+    run.stage(find, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

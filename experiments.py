@@ -226,8 +226,7 @@ def published(name):
 
 
 def main():
-    for path in run.stage(experiment, Options, __doc__):
-        print(f"wrote {path} and its figure")
+    run.stage(experiment, Options, __doc__, say=lambda paths: "\n".join(f"wrote {path} and its figure" for path in paths))
 
 
 if __name__ == "__main__":

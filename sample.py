@@ -199,6 +199,8 @@ def sample(options):
         out = default_out(model)
     out = Path(options.out) if options.out else out
     about = dict(options=run.recorded(options), source=source)
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} is no regular file, and what is written there is read again; choose another")
     if not out.exists():
         if options.optimum:
             counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
@@ -215,6 +217,8 @@ def sample(options):
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
+        evaluations = len(seeds) * (2 * options.heun_steps - 1) // parallel.size()
+        data.announce(options.device, device, None if options.optimum else D, evaluations)
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)
@@ -278,7 +282,7 @@ def grid(images):
 
 
 def main():
-    print(f"wrote {run.stage(sample, Options, __doc__)}")
+    run.stage(sample, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

@@ -221,6 +221,9 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
     step, seconds = state.load(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
     log = run.Log(out / "log.jsonl", step) if writes else None
     total = total_steps(options, n)
+    data.announce(options.device, device, net, 3 * (total - step) * options.batch // parallel.size())
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
     snapshots_due = set(snapshot_steps(options, n))
     label_counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
 
@@ -361,9 +364,7 @@ def memory_mb(device):
 
 
 def main():
-    model = run.stage(train, Options, __doc__)
-    if model:
-        print(f"wrote {model}")
+    run.stage(train, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":
