@@ -40,13 +40,13 @@ CIFAR = dict(
     cifar100=("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 2,
               (["cifar-100-binary/train.bin"], ["cifar-100-binary/test.bin"])))
 CIFAR_IMAGE = 3 * 32 * 32  # bytes
-# IDX files: torchvision's folder, another one, where they are downloaded, and the MD5 of images and labels, unpacked, of
+# IDX files: torchvision's folder, others, where they are downloaded, and the MD5 of images and labels, unpacked, of
 # both halves
 MNIST = {
-    "mnist": ("MNIST/raw", None, "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "mnist": ("MNIST/raw", (), "https://ossci-datasets.s3.amazonaws.com/mnist/",
               (("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624"),
                ("2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"))),
-    "fashion-mnist": ("FashionMNIST/raw", "/usr/share/datasets/fashion-mnist",  # of Debian's dataset-fashion-mnist
+    "fashion-mnist": ("FashionMNIST/raw", ("/usr/share/datasets/fashion-mnist",),  # of Debian's dataset-fashion-mnist
                       "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
                       (("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9"),
                        ("8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965")))}
@@ -108,9 +108,9 @@ def read_cifar(name, path=None):
 
 def read_mnist(name):
     """60,000 training or 10,000 test images of MNIST or Fashion-MNIST [N, 1, 28, 28], and their classes."""
-    place, other, url, checksums = MNIST[name.removesuffix("-test")]
+    place, others, url, checksums = MNIST[name.removesuffix("-test")]
     half = "t10k" if name.endswith("-test") else "train"
-    folders = [folder / place for folder in FOLDERS] + [Path(other)] * bool(other)
+    folders = [folder / place for folder in FOLDERS] + [Path(other) for other in others]
     arrays = []
     for file, md5 in zip((f"{half}-images-idx3-ubyte", f"{half}-labels-idx1-ubyte"), checksums[half == "t10k"]):
         path = _find([folder / f"{file}{end}" for folder in folders for end in ("", ".gz")]) or \

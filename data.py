@@ -105,11 +105,11 @@ def load(options):
     if options.classes > int(classes.max()) + 1:
         raise ValueError(f"--classes {options.classes}: {options.data} has {int(classes.max()) + 1}")
     count = options.classes or int(classes.max()) + 1
-    if options.labels == "true" and (count == 1 or len(classes.unique()) == 1):
-        raise ValueError(f"--labels true: one class is known of {options.data}{', of --classes 1' if options.classes == 1 else ''}; "
-                         "take --labels none, or give classes as folders or labels")
     index = balanced_order(classes, options.subset_seed, origin, options.mix_share)
     index = index[classes[index] < count]
+    if options.labels == "true" and len(classes[index].unique()) < 2:
+        raise ValueError(f"--labels true: {options.data} has no classes here, or one; take --labels none, or give it "
+                         "classes, such as a folder for each")
     n = options.n or len(index)
     if n > len(index):
         raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}"

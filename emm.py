@@ -303,9 +303,8 @@ def so_far(records, expected, elapsed):
 def find_each(options):
     """`find` for each of --seeds, which also draw the training sets; OUT/emm.json is their mean and its interval."""
     out = Path(options.out)
-    whole = source(options)
     about = dict(stage="emm", options=data.recorded(options) | dict(seed="each of --seeds", subset_seed="each of --seeds"),
-                 data=whole.fingerprint(), **run.provenance())
+                 data=source(options).fingerprint(), **run.provenance())
     with run.claim(out, about, run.defaults(Options)):
         paths = [find(dataclasses.replace(options, seeds=(), seed=seed, subset_seed=seed, out=str(out / f"seed{seed}")))
                  for seed in options.seeds]

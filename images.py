@@ -85,7 +85,7 @@ def _read(source, resolution, files):
         images, classes, names = read_zip(path, resolution)
     else:
         raise ValueError(f"{source} is not an image folder, a zip, an npz, npy or IDX file")
-    return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(classes), names
+    return torch.from_numpy(np.require(images, requirements="CW")), torch.from_numpy(classes), names
 
 
 def _files(source):
@@ -162,7 +162,8 @@ def _read_files(source, listed, content, resolution):
     files = {_plain(file): file for file in listed}
     names, passed = _image_names(files)
     passed["of a name that another has"] += len(listed) - len(files)
-    notes = ["passed over " + ", ".join(f"{count} {kind}" for kind, count in passed.most_common() if count)] * (passed.total() > 0)
+    kinds = [f"{count} {kind}" for kind, count in sorted(passed.items(), key=lambda item: (-item[1], item[0])) if count]
+    notes = [f"passed over {', '.join(kinds)}"] * bool(kinds)
     if not names:
         raise ValueError(f"{source} holds no images ({' '.join(IMAGE_SUFFIXES)}){'; '.join(['', *notes])}")
     tables = [name for name in files if name.split("/")[-1] == "dataset.json" and not any(map(_not_ours, name.split("/")))]

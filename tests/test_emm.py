@@ -214,6 +214,23 @@ def test_seeds(tmp_path, ratios, capsys):
     assert emm.mean_interval([10.0, None])["emm"] is None and emm.mean_interval([1.0])["interval"] is None
 
 
+def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):
+    images, decode, names = noise(40, 8, 8, 1), emm.data.read.__globals__["_decode"], []
+    images[1] = images[0]
+    write_images(tmp_path / "imgs", images)
+    monkeypatch.setitem(emm.data.read.__globals__, "_decode", lambda content, name: names.append(name) or decode(content, name))
+    monkeypatch.chdir(tmp_path)
+    run.say.cache_clear()
+    how = dict(data="imgs", sizes=(10, 20, 30), seeds=(0, 1))
+    emm.find(options(tmp_path / "emm", **how))
+    assert len(names) == 40
+    assert capsys.readouterr().err.count("1 of 40 training images repeat an earlier one") == 1  # for all seeds and sizes
+    (tmp_path / "imgs").rename(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(train, "train_step", lambda *a: pytest.fail("trained again"))
+    emm.find(options(tmp_path / "emm", **how | dict(data=f"{tmp_path}/./moved/")))
+
+
 @pytest.mark.parametrize("given, words", [
     (dict(eps=0.0), "--eps 0.0"), (dict(tolerance=0.0), "--tolerance 0.0"), (dict(n_min=1), "--n-min 1"), (dict(alpha=1.0), "--alpha 1.0"),
     (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"), (dict(n_min=5000, n_max=0), "more than the 1797 images of"),
