@@ -242,10 +242,10 @@ def npy_header(file, size, name):
         version = np.lib.format.read_magic(file)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if header is None:
-            raise ValueError(f"its npy version is {version}")
+            raise ValueError(f"{name} has the npy version {version}, which is not read")
         shape, _, dtype = header(file)
-    except ValueError as error:
-        raise ValueError(f"{name} is not a readable array ({error})") from None
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(f"{name} is not a readable array ({str(error).splitlines()[0]})") from None
     if not dtype.hasobject and file.tell() + math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"{name} says it is {dtype} {list(shape)}, which its {size:,} bytes are not")
     return shape, dtype
@@ -260,8 +260,9 @@ def _chosen(path, there):
     key = named(IMAGE_NAMES, shaped) or (shaped[0] if len(shaped) == 1 else None)
     if key is None:
         found = ", ".join(f"{name} {dtype} {list(shape)}" for name, (shape, dtype) in there.items()) or "no array"
-        raise ValueError(f"{path} has {'several arrays' if shaped else 'no array'} that may be images; name it images, "
-                         f"uint8 [N, H, W, C]. There is {found}")
+        pickled = "; pickled objects are not read, save np.stack(list(x))" * any(d.hasobject for _, d in there.values())
+        raise ValueError(f"{path} has {'several arrays' if shaped else 'no array'} that may be images: {found}{pickled}. "
+                         "Name one images, uint8 [N, H, W, C]")
     if len(shaped) > 1:
         say(f"{path}: images are {key}; left out {', '.join(name for name in shaped if name != key)}")
     return key, named(LABEL_NAMES, [name for name, (shape, _) in there.items() if name != key and len(shape) in (1, 2)])

@@ -324,9 +324,9 @@ def refused_arrays(root):
     objects = np.empty(5, object)
     objects[:] = list(x)
     np.savez(root / "objects.npz", images=objects)
-    yield root / "objects.npz", 0, "There is images object [5]"
+    yield root / "objects.npz", 0, "images object [5]; pickled objects are not read, save np.stack(list(x))"
     np.savez(root / "keys.npz", encoded=np.zeros((5, 7)), ids=np.arange(5))
-    yield root / "keys.npz", 0, "no array that may be images; name it images, uint8 [N, H, W, C]. There is encoded float64 [5, 7], ids int64 [5]"
+    yield root / "keys.npz", 0, "no array that may be images: encoded float64 [5, 7], ids int64 [5]. Name one images, uint8 [N, H, W, C]"
     np.savez(root / "two.npz", left=x, right=x)
     yield root / "two.npz", 0, "several arrays that may be images"
     yield put(root / "several", {f"emnist-{part}-images-idx3-ubyte": idx(x[..., 0]) for part in ("letters", "digits")}), 0, "several sets of images"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import emm
+import images
 import run
 import train
 from conftest import ROOT
@@ -215,10 +216,10 @@ def test_seeds(tmp_path, ratios, capsys):
 
 
 def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):
-    images, decode, names = noise(40, 8, 8, 1), emm.data.read.__globals__["_decode"], []
-    images[1] = images[0]
-    write_images(tmp_path / "imgs", images)
-    monkeypatch.setitem(emm.data.read.__globals__, "_decode", lambda content, name: names.append(name) or decode(content, name))
+    pixels, decode, names = noise(40, 8, 8, 1), images._decode, []
+    pixels[1] = pixels[0]
+    write_images(tmp_path / "imgs", pixels)
+    monkeypatch.setattr(images, "_decode", lambda content, name: names.append(name) or decode(content, name))
     monkeypatch.chdir(tmp_path)
     run.say.cache_clear()
     how = dict(data="imgs", sizes=(10, 20, 30), seeds=(0, 1))
