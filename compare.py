@@ -30,6 +30,7 @@ SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, e
 @dataclass(frozen=True)
 class Options:
     run: str = option("", "run directory of a finished train.py", recorded=False)
+    data: str = option("", "where the data of the run lie now, if they have moved", recorded=False)
     samples: int = option(10000, "samples of each, seeds 0, 1, ...")
     draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
     seed: int = option(0, "of that noise")
@@ -56,7 +57,7 @@ def compare(options):
     Raises ValueError if the run is not finished, its model of another run or the JSON there of another model.
     """
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
-    D, chosen = data.of_run(folder), data.options_of_run(folder)
+    D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
     model = folder / "model.safetensors"
     if not model.is_file():
         raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")

@@ -89,7 +89,7 @@ class Probe:
         self.sampling_seconds, self.started = there["sampling_seconds"], there["started"]
 
     def about(self):
-        return dict(options=run.recorded(self.training))
+        return dict(options=data.recorded(self.training))
 
     def verdict(self, score):
         """True if this snapshot is above 1 - eps, False if below, None if more samples have to tell."""
@@ -233,6 +233,7 @@ def find(options):
         return find_each(options)
     out, start = Path(options.out), time.perf_counter()
     whole = source(options)
+    data.say_duplicates(whole)
     classes = len(whole.labels.unique())
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
@@ -242,8 +243,9 @@ def find(options):
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
     free = list(options.devices) or [options.device]
-    about = dict(stage="emm", options=run.recorded(options), data=whole.fingerprint(),
+    about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
                  **run.provenance(data.pick_device(free[0])))
+    del whole  # the source stays in memory, and need not twice
 
     def price(n):
         return train.total_steps(options, n) * options.batch
@@ -314,9 +316,8 @@ def so_far(records, expected, elapsed):
 def find_each(options):
     """`find` for each of --seeds, which also draw the training sets; OUT/emm.json is their mean and its interval."""
     out = Path(options.out)
-    whole = source(options)
-    about = dict(stage="emm", options=run.recorded(options) | dict(seed="each of --seeds", subset_seed="each of --seeds"),
-                 data=whole.fingerprint(), **run.provenance())
+    about = dict(stage="emm", options=data.recorded(options) | dict(seed="each of --seeds", subset_seed="each of --seeds"),
+                 data=source(options).fingerprint(), **run.provenance())
     with run.claim(out, about, run.defaults(Options)):
         paths = [find(dataclasses.replace(options, seeds=(), seed=seed, subset_seed=seed, out=str(out / f"seed{seed}")))
                  for seed in options.seeds]

@@ -5,14 +5,13 @@
 
 A sample x is memorized if its L2 distance to the nearest training image is under 1/3 of that to the
 second nearest (paper, section 2). Distances and verdicts are exact, in whole numbers. SAMPLES and TRAIN
-are image folders, zips, npz files, cifar10, digits, or run directories (their samples; their training set).
+are sources of images as for train.py --data, or run directories (their samples; their training set).
 """
 import csv
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -32,6 +31,7 @@ CELL = 96                 # pixels a side of an image on the pair sheet
 class Options(data.Subset):
     samples: str = option("", "generated images: folder, zip, npz, or run directory", recorded=False)
     train: str = option("", "training images: cifar10, digits, folder, zip, npz, or run directory", recorded=False)
+    data: str = option("", "where the data of the run directory --train lie now, if they have moved", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances, a fraction p/q in (0, 1)")
     distinct: bool = option(False, "drop exact duplicates from the training images first")
     out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default", recorded=False)
@@ -65,13 +65,6 @@ def parse_threshold(text):
     return ratio.numerator, ratio.denominator
 
 
-def duplicates(images):
-    """bool [N]: whether an equal image stands earlier in uint8 images [N, ...]."""
-    rows = np.ascontiguousarray(images.flatten(1).numpy())
-    _, first = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True)
-    mask = np.ones(len(rows), bool)
-    mask[first] = False
-    return torch.from_numpy(mask)
 
 
 def score(samples, train, threshold=(1, 3)):
@@ -94,7 +87,7 @@ def score(samples, train, threshold=(1, 3)):
         pixel_exact_copies=int((distances[:, 0] == 0).sum()),
         copies_of_duplicates=int((distances[:, 1] == 0).sum()),
         mean_distance=mean[0], mean_second_distance=mean[1],
-        duplicate_training_images=int(duplicates(train.cpu()).sum()))
+        duplicate_training_images=int(data.duplicates(train.cpu()).sum()))
     return summary, verdict, distances, index
 
 
@@ -108,7 +101,7 @@ def memorize(options):
     folder = Path(options.samples) if (Path(options.samples) / "config.json").is_file() else None
     samples, _, sample_names = read(samples_of_run(folder) if folder else options.samples, options.resolution)
     if options.distinct:
-        keep = ~duplicates(train)
+        keep = ~data.duplicates(train)
         train, train_names = train[keep], [name for name, kept in zip(train_names, keep.tolist()) if kept]
     about = dict(options=run.recorded(options),
                  source=dict(samples_sha256=data.sha256(samples), train_sha256=data.sha256(train)))
@@ -163,7 +156,7 @@ def training_images(options):
         if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
             raise ValueError(f"--train {options.train} is a run directory, which has its own n, classes, resolution and "
                              "subset-seed; leave them out")
-        D = data.of_run(options.train)
+        D = data.of_run(options.train, options.data)
     else:
         D = data.load(data.Options(data=options.train, **subset))
     return D.images, D.names
