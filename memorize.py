@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 import data
 import parallel
 import run
-from images import picture, read
+from images import read
 from kernels import memorized
+from pixels import picture
 from run import option
 
 CONFIDENCE_95 = 1.959964  # standard normal quantile of a two-sided 95% interval
