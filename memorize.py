@@ -31,8 +31,8 @@ CELL = 96                 # pixels a side of an image on the pair sheet
 
 @dataclass(frozen=True)
 class Options(data.Subset):
-    samples: str = option("", "generated images: folder, zip, npz, or run directory", recorded=False)
-    train: str = option("", "training images: cifar10, digits, folder, zip, npz, or run directory", recorded=False)
+    samples: str = option("", "generated images: folder, zip, npz or npy file, or run directory", recorded=False)
+    train: str = option("", "training images: a source as for train.py --data, or run directory", recorded=False)
     data: str = option("", "where the data of the run directory --train lie now, if they have moved", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances, a fraction p/q in (0, 1)")
     distinct: bool = option(False, "drop exact duplicates from the training images first")
