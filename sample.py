@@ -21,8 +21,8 @@ import data
 import parallel
 import run
 import unet
-from images import picture
 from kernels import Optimum
+from pixels import picture
 from run import option
 
 CHUNK = 64, 256   # images a network sees at once, at least and at most, always: see `in_chunks`
