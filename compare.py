@@ -5,6 +5,8 @@
 The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over the training
 images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is E |D - D*|^2 / dim. Over images
 of the same source outside the training set it is the optimum that fails: what a model does better there, it generalizes.
+With labels, both are given the same: the drawn one of a sample, an image's own. Outside, images count whose label
+a training image has too.
 """
 import dataclasses
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, e
 
 @dataclass(frozen=True)
 class Options:
-    run: str = option("", "run directory of a finished, unconditional train.py", recorded=False)
+    run: str = option("", "run directory of a finished train.py", recorded=False)
     data: str = option("", "where the data of the run lie now, if they have moved", recorded=False)
     samples: int = option(10000, "samples of each, seeds 0, 1, ...")
     draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
@@ -52,40 +54,46 @@ class Options:
 def compare(options):
     """Compare the model of a run with the optimum of its training set; returns the path of the JSON.
 
-    Raises ValueError if the run is conditional or not finished, its model of another run, or the JSON there of another model.
+    Raises ValueError if the run is not finished, its model of another run or the JSON there of another model.
     """
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
     D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
-    if D.label_dim:
-        raise ValueError(f"{folder} is conditional (--labels {chosen.labels}); its optimum given a label is another. Take a run without labels")
     model = folder / "model.safetensors"
     if not model.is_file():
         raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
     out = Path(options.out) if options.out else folder / "compare.json"
     about = dict(options=run.recorded(options), source=dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"]))
     sheets = [Path(options.pairs).with_stem(Path(options.pairs).stem + end) for end in ("", "-closed-form")] if options.pairs else []
-    if out.exists():
+    if out.is_file():
         if different := run.differences(run.read_json(out), about, run.defaults(Options)):
             raise ValueError(f"{out} holds another comparison ({different}); choose another --out, or remove it")
         if not sheets:
             return out
-    outside = data.load(dataclasses.replace(chosen, n=0)).images[len(D):]
+    whole = data.load(dataclasses.replace(chosen, n=0))
+    outside, outside_labels = whole.images[len(D):], whole.labels[len(D):]
+    if D.label_dim:
+        known = torch.isin(outside_labels, D.labels)
+        outside, outside_labels = outside[known], outside_labels[known]
     trained, metadata = unet.load(model, device)
     if different := sample.foreign(metadata, run.read_json(folder / "config.json")):
         raise ValueError(f"{model} is not of the run in {folder} ({different}); restore it, or train again")
-    denoisers = {"trained": trained.use(options.precision), "closed form": Optimum(D.images.to(device))}
+    optimum = Optimum(D.images.to(device), D.labels.to(device) if D.label_dim else None)
+    denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result = {name: {} for name in denoisers}
+    weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
+    data.announce(options.device, device, trained, 35 * options.samples)  # 18 Heun steps
     for name, sheet in zip(denoisers, sheets or (None, None)):
-        images, _ = sample.generate(denoisers[name], range(options.samples), device=device)
+        images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)
         samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
         summary, _, distances, index = memorize.score(samples.to(device), D.images.to(device), memorize.parse_threshold(options.threshold))
         result[name] |= summary | dict(distance_ratio_quantiles=quantiles(distances))
         if sheet:
             with run.publish(sheet) as temporary:
                 memorize.pair_sheet(samples, D.images, distances, index).save(temporary, format="PNG")
-    for where, images in (("loss", D.images), ("loss_outside", outside)):
+    for where, images, labels in (("loss", D.images, D.labels), ("loss_outside", outside, outside_labels)):
         if len(images):
-            loss, excess = losses(denoisers, images.to(device), options.draws, options.seed)
+            labels = labels.to(device) if D.label_dim else None
+            loss, excess = losses(denoisers, images.to(device), options.draws, options.seed, labels)
             for name in denoisers:
                 result[name][where] = loss[name]
             if where == "loss":
@@ -100,10 +108,11 @@ def quantiles(distances):
 
 
 @torch.inference_mode()
-def losses(denoisers, images, draws, seed=0):
+def losses(denoisers, images, draws, seed=0, labels=None):
     """The loss of each of {name: denoiser} at `SIGMAS` on images uint8 [N, C, H, W], and E |D - D*|^2 / dim of the two.
 
-    All get the same noisy images: `draws` of them, each image as often, or evenly chosen ones where they are more.
+    All get the same noisy images: `draws` of them, each image as often, or evenly chosen ones where they are more; and
+    their labels, if `labels` int64 [N] are given.
     """
     loss, apart = {name: [] for name in denoisers}, []
     index = torch.arange(draws, device=images.device)
@@ -114,7 +123,8 @@ def losses(denoisers, images, draws, seed=0):
         for i, n in zip(index.split(BATCH), noise.split(BATCH)):
             y = images[i].double() / 127.5 - 1                         # [B, C, H, W]
             x = y + sigma * n
-            found = [D(x, torch.tensor(sigma, dtype=torch.float64, device=x.device)).double() for D in denoisers.values()]
+            at = torch.tensor(sigma, dtype=torch.float64, device=x.device)
+            found = [D(x, at, labels[i] if labels is not None else None).double() for D in denoisers.values()]
             for name, mean in zip(denoisers, found):
                 sums[name] += float((mean - y).square().sum())
             difference += float((found[0] - found[1]).square().sum())
@@ -124,15 +134,19 @@ def losses(denoisers, images, draws, seed=0):
     return loss, apart
 
 
-def main():
-    """Compare, and say it in words at a noise level where the optimum still knows the image."""
-    path = run.stage(compare, Options, __doc__)
-    result = run.read_json(path)
+def in_words(path):
+    """A comparison for people, its losses at a noise level where the optimum still knows the image."""
+    result, lines = run.read_json(path), []
     for name in ("closed form", "trained"):
         r = result[name]
-        print(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; loss at sigma {SIGMAS[6]:.2g}: {r['loss'][6]:.2g} on the training images"
-              + (f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""))
-    print(f"wrote {path}")
+        outside = f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""
+        lines.append(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; loss at sigma {SIGMAS[6]:.2g}: "
+                     f"{r['loss'][6]:.2g} on the training images{outside}")
+    return "\n".join([*lines, f"wrote {path}"])
+
+
+def main():
+    run.stage(compare, Options, __doc__, say=in_words)
 
 
 if __name__ == "__main__":

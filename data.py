@@ -18,8 +18,10 @@ import torch
 
 import run
 from images import place, read, there
-from run import option, read_json
+from run import option, processor, rank, read_json, size
 
+CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths of 16 and 32 on a Zen 4 (README, Speed)
+DAY = 24 * 3600   # seconds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -27,7 +29,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 class Subset:
     n: int = option(0, "size of the training set |D|; 0 takes all there is")
     classes: int = option(0, "keep the first this many classes; 0 keeps all")
-    resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); 0 keeps the size")
+    resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); 0 keeps "
+                                "the size")
     subset_seed: int | None = option(None, "draw the subset by this seed; none takes the first of each class")
 
     def __post_init__(self):
@@ -154,14 +157,15 @@ def recorded(options):
 
 
 def of_run(directory, moved=""):
-    """The training set of a run directory of train.py, whose data lie at `moved` now, if they do.
+    """The training set of a run directory of train.py, whose data lie at `moved` if that is given.
 
     Raises ValueError if they are not there any more, or have changed since.
     """
     options = options_of_run(directory, moved)
     for source in filter(None, (options.data, options.mix)):
         if not there(source):
-            raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, say where to by --data")
+            raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, say where "
+                             "it is now by --data")
     D = load(options)
     if D.fingerprint() != read_json(Path(directory) / "config.json")["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
@@ -169,7 +173,7 @@ def of_run(directory, moved=""):
 
 
 def options_of_run(directory, moved=""):
-    """The `Options` of the training set of a run directory of train.py, whose data lie at `moved` now, if they do."""
+    """The `Options` of the training set of a run directory of train.py, whose data lie at `moved` if that is given."""
     path = Path(directory) / "config.json"
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
@@ -235,11 +239,13 @@ def pick_device(name, threads=0, deterministic=False):
         raise ValueError(f"--threads {threads} is negative; give 0 for all cores, or a number")
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:  # a GPU for each process of torchrun
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.type == "cuda" and device.index is None and size() > 1:  # a GPU for each process of torchrun
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not a device of these scripts")
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # for what takes the current one, such as pinned memory
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:N") from None
     if deterministic:
@@ -253,11 +259,41 @@ def pick_device(name, threads=0, deterministic=False):
 
 @lru_cache
 def set_up():
-    """Once a process: TF32 off, unless Denoiser.use asks for it, and memory of large tensors that glibc reuses instead of
-    giving it back and faulting it in again (5% of a step)."""
+    """Once a process: TF32 off, unless Denoiser.use asks for it; no attention of cuDNN's; and memory of large tensors that
+    glibc reuses instead of giving it back and faulting it in again (5% of a step)."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # torch 2.11 prefers it for bf16 on Hopper, where it may have no backward pass for 256 channels
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             mallopt = ctypes.CDLL("libc.so.6").mallopt
             mallopt(M_MMAP_THRESHOLD, 2**30), mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
+
+_announced = []
+
+
+def announce(name, device, D=None, evaluations=0):
+    """Say on stderr, once a process, which device --device auto took; of a CPU also if the work will take days.
+
+    The work is that many evaluations of the denoiser D for an image; a training step is worth three.
+    """
+    if name != "auto" or rank() or _announced:
+        return
+    _announced.append(device)
+    if device.type == "cuda":
+        print(f"device: {device} ({torch.cuda.get_device_name(device)})", file=sys.stderr)
+    else:
+        days = cpu_days(D, evaluations) if D else 0
+        slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core" if days > 1 else ""
+        print(f"device: cpu ({processor()}), as no GPU was found{slow}", file=sys.stderr)
+
+
+def cpu_days(D, evaluations):
+    """Expected days of that many evaluations of D on this CPU; 0 where they are surely less than one."""
+    rate = CPU_FLOPS * torch.get_num_threads() * DAY  # FLOPs a day
+    every_weight_at_every_pixel = 2 * sum(p.numel() for p in D.parameters()) * D.config["img_resolution"]**2
+    if evaluations * every_weight_at_every_pixel < rate:
+        return 0
+    import plan  # seconds, with torch's counters
+    return evaluations * plan.cost(D).evaluation_flops / rate

@@ -25,8 +25,11 @@ import run
 import search
 import train
 import unet
+from images import read
 from protocol import BASE, EMM_RANGE, EXPERIMENTS, NATIVE, SCALES
 from run import option
+
+ASSUMED_EMM = dict(paper=1000, cpu=8)  # to price searches: the paper's base run, and this table's on a CPU
 
 
 @dataclass(frozen=True)
@@ -95,24 +98,44 @@ def parsed(words):
 
 
 def price(options, words, done=()):
-    """Images trained and FLOPs of a command, training and sampling, on all seeds, for sizes that are not `done`. EMM counts as
-    one training of |D| = 1,000 at paper scale, 32 on a CPU: what is not known before."""
+    """Images trained and FLOPs of a command, training and sampling, on all seeds, for sizes that are not `done`.
+
+    A search is priced as the sizes it measures if EMM is `ASSUMED_EMM`, and every snapshot as sampled in full.
+    """
     o = parsed(words)
-    sizes = [n for n in o.sizes or (1000 if options.scale == "paper" else 32,) if (o.out, n) not in done]
-    digits = o.data.startswith("digits")
-    side = o.resolution or (8 if digits else 32)
-    D = unet.Denoiser(o.arch, o.precond, side, 1 if digits else 3, data.label_count(o.labels, max(sizes, default=1), 10), o.width, o.blocks,
-                      o.channel_mult, o.attn_resolutions, o.embedding, o.skip_connections, o.dropout)
-    cost = cost_of(json.dumps(D.config | dict(skip_connections=None, dropout=0)))
-    trained = len(options.seeds) * sum(train.total_steps(o, n) * o.batch for n in sizes)
-    sampled = len(options.seeds) * len(sizes) * plan.sampling_flops(cost, o.snapshots, o.samples)
-    return trained, trained * cost.step_flops + sampled, {(o.out, n) for n in sizes}
+    count, channels, side, classes = source_shape(o)
+    share = dict.fromkeys(o.sizes, 1.0) or search.ahead(
+        {}, ASSUMED_EMM[options.scale], n_min=o.n_min, n_max=count, eps=o.eps, tolerance=o.tolerance,
+        multiple=classes if classes <= o.n_min else 1)
+    share = {n: part for n, part in share.items() if (o.out, n) not in done}
+    trained = len(options.seeds) * sum(part * train.total_steps(o, n) * o.batch for n, part in share.items())
+    drawn = len(options.seeds) * sum(part * len(train.snapshot_steps(o, n)) for n, part in share.items())
+    labels = data.label_count(o.labels, max(share, default=1), classes)
+    cost = cost_of(json.dumps([o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
+                               o.channel_mult, o.attn_resolutions, o.embedding]))
+    flops = trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.samples)
+    return round(trained), flops, {(o.out, n) for n in share}
+
+
+def source_shape(o):
+    """Images, channels, pixels a side and classes of a command's data; what is not here counts as CIFAR-10."""
+    name, _, one_class = o.data.partition(":")
+    known = dict(cifar10=(50_000, 3, 32, 10), digits=(1797, 1, 8, 10))  # not downloaded to be priced
+    if name not in known and Path(o.data).exists():
+        images, labels, _ = read(o.data, o.resolution)
+        count, channels, side, classes = len(images), images.shape[1], images.shape[-1], len(labels.unique())
+    else:
+        count, channels, side, classes = known.get(name, known["cifar10"])
+        count, classes = (count // classes, 1) if one_class else (count, classes)
+    if o.classes:
+        count, classes = count * o.classes // classes, o.classes
+    return o.n_max or count, channels, side, classes
 
 
 @lru_cache(maxsize=None)
-def cost_of(config):
+def cost_of(shape):
     """plan.cost of a network, skips all kept: those that are not kept save next to nothing."""
-    return plan.cost(unet.Denoiser(**json.loads(config)))
+    return plan.cost(unet.Denoiser(*json.loads(shape)))
 
 
 def experiment(options):
@@ -127,9 +150,10 @@ def experiment(options):
                 total += flops
                 done |= new
                 print(f"python emm.py {words}    # "
-                      + (f"{trained:,} images, {flops:.2g} FLOP{'' if chosen[0].n else ', for one size of the search'}" if new else "shared"))
+                      + (f"{trained:,} images, {flops:.2g} FLOP" if new else "shared"))
         hours = f", {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 at the assumed {plan.UTILISATION['fp32']:.0%} of its peak"
-        print(f"# {total:.3g} FLOP in all, where a search counts as one size{hours if options.scale == 'paper' else ''}")
+        print(f"# {total:.3g} FLOP in all, where a search counts as the sizes that it measures if EMM is "
+              f"{ASSUMED_EMM[options.scale]:,}{hours if options.scale == 'paper' else ''}")
         return []
     return [one(options, name) for name in names]
 
@@ -202,8 +226,7 @@ def published(name):
 
 
 def main():
-    for path in run.stage(experiment, Options, __doc__):
-        print(f"wrote {path} and its figure")
+    run.stage(experiment, Options, __doc__, say=lambda paths: "\n".join(f"wrote {path} and its figure" for path in paths))
 
 
 if __name__ == "__main__":

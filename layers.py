@@ -7,21 +7,43 @@ On a CPU convolutions are two thirds of a training step, and oneDNN's are a thir
 side by side (torch.channels_last): it need not reorder all else there and back. torch's group norm is slower there, and
 so it is written out here, in passes over [B, HW, C]. What each gave: README, "Speed".
 
-The fast forms are for float32 in channels_last; under autocast, torch.compile and on other devices each function is the
-plain one that stands beside it.
+The fast forms are for float32 in channels_last; under autocast, torch.compile, torch.func and on other devices each
+function is the plain one that stands beside it, and so is the gradient of a gradient.
 """
 from functools import lru_cache
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowest level of 8x8 images
 
 
+def transformed():
+    """Whether torch.func (jvp, vjp, jacrev, vmap) or forward-mode differentiation is at work: they see plain operations only."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def plain_only():
+    return transformed() or torch.compiler.is_compiling()
+
+
 def fast(x):
     """Whether x is for the forms of this file."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") \
-        and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not plain_only()
+
+
+def plain_backward(g):
+    """Whether the backward pass of a fast form, with gradient g, is differentiated again or mapped over many g."""
+    return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(g)
+
+
+def gradients(plain, inputs, g):
+    """What it returns then: the gradients of the plain form."""
+    again, wanted = torch.is_grad_enabled(), [x for x in inputs if x is not None and x.requires_grad]
+    with torch.enable_grad():
+        found = iter(torch.autograd.grad(plain(*inputs), wanted, g, create_graph=again))
+    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
 def laid_out(x):
@@ -70,17 +92,24 @@ def taps(H, W, k):
 def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     """Group norm of x [B, C, H, W] + shift [B, C], then silu, then dropout."""
     B, C, H, W = x.shape
-    mask = dropout_mask(x.numel(), dropout) if dropout and x.device.type == "cpu" and not torch.compiler.is_compiling() else None
+    mask = dropout_mask(x.numel(), dropout).view(B, H * W, C) if dropout and x.device.type == "cpu" and not plain_only() else None
     if fast(x) and (mask is not None or torch.is_grad_enabled()):
-        return GroupNorm.apply(x, weight, bias, groups, eps, shift, silu, None if mask is None else mask.view(B, H * W, C))
+        return GroupNorm.apply(x, weight, bias, shift, mask, groups, eps, silu)
     if fast(x):  # no gradient needs what was there
-        x = GroupNorm.apply(x, weight, bias, groups, eps, shift, False, None)
+        x = GroupNorm.apply(x, weight, bias, shift, mask, groups, eps, False)
         return F.silu(x, inplace=True) if silu else x
+    if mask is not None:
+        return plain_norm(x, weight, bias, shift, mask.view(x.shape).to(x.dtype), groups, eps, silu)
+    return F.dropout(plain_norm(x, weight, bias, shift, None, groups, eps, silu), dropout)
+
+
+def plain_norm(x, weight, bias, shift, mask, groups, eps, silu):
+    """`norm` with dropout's factors, a mask like x or None."""
     if shift is not None:
         x = x + shift[:, :, None, None]
     x = F.group_norm(x, groups, weight, bias, eps)
     x = F.silu(x) if silu else x
-    return F.dropout(x, dropout) if mask is None else x * mask.view(x.shape).to(x.dtype)
+    return x if mask is None else x * mask
 
 
 class GroupNorm(torch.autograd.Function):
@@ -90,8 +119,8 @@ class GroupNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, groups, eps, shift, silu, mask):
-        shape, n = x.shape, x[0, 0].numel()
+    def forward(ctx, x, weight, bias, shift, mask, groups, eps, silu):
+        inputs, shape, n = (x, weight, bias, shift), x.shape, x[0, 0].numel()
         average = averaging(shape[1], groups, n)
         x = pixels(x)                                                 # [B, HW, C]
         sum_x = x.sum(1)                                              # [B, C]
@@ -107,14 +136,17 @@ class GroupNorm(torch.autograd.Function):
         for factor in (gate, mask):
             if factor is not None:
                 y.mul_(factor)
-        ctx.save_for_backward(x, sum_x, c, scale, weight, average, gate, mask, y if silu else None)
-        ctx.shape = shape
+        ctx.save_for_backward(*inputs, mask, sum_x, c, scale, average, gate, y if silu else None)
+        ctx.how = groups, eps, silu
         return image(y, shape)
 
     @staticmethod
     def backward(ctx, g):
-        x, sum_x, c, scale, weight, average, gate, mask, y = ctx.saved_tensors
-        g = pixels(g)
+        x, weight, bias, shift, mask, sum_x, c, scale, average, gate, y = ctx.saved_tensors
+        if plain_backward(g):
+            factors = None if mask is None else image(mask, x.shape)
+            return *gradients(lambda *inputs: plain_norm(*inputs, factors, *ctx.how), (x, weight, bias, shift), g), *[None] * 4
+        shape, x, g = x.shape, pixels(x), pixels(g)
         if gate is not None:  # dy / dh = mask gate + y (1 - gate)
             g = torch.lerp(y, y.new_ones(()) if mask is None else mask, gate).mul_(g)
         elif mask is not None:
@@ -126,9 +158,14 @@ class GroupNorm(torch.autograd.Function):
         constant = ((a * sum_g) @ average).addcmul_(slope, c).neg_()
         torch.addcmul(constant[:, None], g, a[:, None], out=gx).addcmul_(x, slope[:, None])
         shift = None
-        if ctx.needs_input_grad[5]:  # the sum of gx over pixels
+        if ctx.needs_input_grad[3]:  # the sum of gx over pixels
             shift = constant.mul_(x.shape[1]).addcmul_(a, sum_g).addcmul_(slope, sum_x)
-        return image(gx, ctx.shape), weight_g.sum(0), sum_g.sum(0), None, None, shift, None, None
+        return image(gx, shape), weight_g.sum(0), sum_g.sum(0), shift, None, None, None, None
+
+
+def scaled_sum(h, x, scale):
+    """(h + x) scale, in h itself, which nobody else reads, where no transform may need it."""
+    return (h + x) * scale if transformed() else h.add_(x).mul_(scale)
 
 
 @lru_cache
@@ -148,3 +185,34 @@ def dropout_mask(count, p):
     mask = torch.empty(count)
     torch.ge(bits, dropped - 2**15, out=mask)  # 0 or 1, without a tensor of booleans
     return mask.mul_(2**16 / (2**16 - dropped))
+
+
+def attention(q, k, v):
+    """Softmax attention of q, k, v [B, 1, HW, C], without holding the HW x HW weights where torch has a kernel for that."""
+    if transformed():
+        return plain_attention(q, k, v)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return Attention.apply(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def plain_attention(q, k, v):
+    return (q @ k.mT * q.shape[-1]**-0.5).softmax(-1) @ v
+
+
+class Attention(torch.autograd.Function):
+    """torch's attention, whose kernels have no second derivative."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        ctx.save_for_backward(*inputs)
+        with torch.enable_grad():
+            ctx.inputs = [x.detach().requires_grad_() for x in inputs]
+            ctx.output = F.scaled_dot_product_attention(*ctx.inputs)
+        return ctx.output.detach()
+
+    @staticmethod
+    def backward(ctx, g):
+        if plain_backward(g):
+            return tuple(gradients(plain_attention, ctx.saved_tensors, g))
+        return torch.autograd.grad(ctx.output, ctx.inputs, g, retain_graph=True)

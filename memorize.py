@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import data
 import parallel
 import run
+import search
 from images import read
 from kernels import memorized
 from pixels import picture
 from run import option
 
-CONFIDENCE_95 = 1.959964  # standard normal quantile of a two-sided 95% interval
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
 CELL = 96                 # pixels a side of an image on the pair sheet
 
@@ -49,6 +48,8 @@ class Options(data.Subset):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is needed: an image folder, a zip, an npz file or a run directory")
         parse_threshold(self.threshold)
+        if Path(self.pairs).suffix.lower() not in ("", ".png"):
+            raise ValueError(f"--pairs {self.pairs} is drawn as PNG; let it end in .png")
         if self.pair_rows < 1:
             raise ValueError(f"--pair-rows {self.pair_rows}: at least 1")
 
@@ -65,12 +66,6 @@ def parse_threshold(text):
     return ratio.numerator, ratio.denominator
 
 
-def wilson(hits, count, z=CONFIDENCE_95):
-    """Wilson's score interval for a share of hits among count (Wilson 1927): (low, high)."""
-    share, correction = hits / count, z * z / count
-    middle = (share + correction / 2) / (1 + correction)
-    half = z / (1 + correction) * (share * (1 - share) / count + correction / (4 * count)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def score(samples, train, threshold=(1, 3)):
@@ -84,7 +79,7 @@ def score(samples, train, threshold=(1, 3)):
         part = memorized(samples[parallel.share(len(samples))], train, threshold)
         verdict, distances, index = (parallel.gather(a, len(samples)).cpu() for a in part)
     hits, count = int(verdict.sum()), len(samples)
-    low, high = wilson(hits, count)
+    low, high = search.wilson(hits, count)
     mean = distances.double().sqrt().mean(0).tolist()
     summary = dict(
         samples=count, training_images=len(train), memorized=hits, ratio=hits / count, interval_95=[low, high],
@@ -112,41 +107,47 @@ def memorize(options):
     about = dict(options=run.recorded(options),
                  source=dict(samples_sha256=data.sha256(samples), train_sha256=data.sha256(train)))
     out = Path(options.out) if options.out else folder / "memorize.json" if folder else None
-    if out and out.exists():
+    if out and out.is_file():
         there = run.read_json(out)
         different = run.differences(there, about, run.defaults(Options))
         if different:
             raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
         if not options.csv and not options.pairs:
             return there
+    data.announce(options.device, device)
     summary, verdict, distances, index = score(samples.to(device), train.to(device), parse_threshold(options.threshold))
     if parallel.rank():
         return summary
+    result = summary | about | run.provenance(device)
+    if out:
+        run.write_json(out, result)
     if options.csv:
         write_csv(options.csv, distances, index, verdict, sample_names, train_names)
     if options.pairs:
         with run.publish(options.pairs) as temporary:
             pair_sheet(samples, train, distances, index, options.pair_rows).save(temporary, format="PNG")
-    result = summary | about | run.provenance(device)
-    if out:
-        run.write_json(out, result)
     return result
 
 
 def samples_of_run(folder):
-    """The samples file of a run directory: of its last weights, if several are there.
+    """The samples file of a run directory; if several are there, the largest of its last weights.
 
+    Its name is samples.npz, samples-STEP.npz (of a snapshot) or samples-FIRST-LAST.npz (seeds, as the Makefile has it).
     Raises ValueError if there is none, or if other weights than those beside it made it.
     """
-    files = sorted(folder.glob("samples*.npz"))
-    if not files:
+    def of(file):
+        """The step of the snapshot that a samples file is of; "~", which sorts behind all, for the last weights."""
+        words = file.stem.split("-")
+        return words[1] if len(words) == 2 else "~"
+
+    found = max(folder.glob("samples*.npz"), key=lambda file: (of(file), file.stat().st_size), default=None)
+    if not found:
         raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
-    model = folder / (files[-1].stem.replace("samples-", "snapshot-").replace("samples", "model") + ".safetensors")
-    made_of = run.about(files[-1]).get("source", {}).get("weights_sha256")
-    if made_of and model.is_file():
-        if run.file_sha256(model) != made_of:
-            raise ValueError(f"{files[-1]} was not drawn from {model}; remove it and sample again")
-    return str(files[-1])
+    model = folder / ("model.safetensors" if of(found) == "~" else f"snapshot-{of(found)}.safetensors")
+    made_of = run.about(found).get("source", {}).get("weights_sha256")
+    if made_of and model.is_file() and run.file_sha256(model) != made_of:
+        raise ValueError(f"{found} was not drawn from {model}; remove it and sample again")
+    return str(found)
 
 
 def training_images(options):
@@ -163,8 +164,12 @@ def training_images(options):
 
 
 def write_csv(path, distances, index, verdict, sample_names, train_names):
-    """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255) and both images."""
-    with run.publish(path) as temporary, open(temporary, "w", newline="") as file:
+    """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255) and both images.
+
+    In UTF-8; bytes of a name that are not are written as \\udc and their hexadecimal digits.
+    """
+    with run.publish(path) as temporary, \
+            open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["sample", "memorized", "ratio", "distance", "second_distance", "nearest", "second_nearest"])
         for i, name in enumerate(sample_names):
@@ -220,7 +225,7 @@ def report(result):
 
 
 def main():
-    print(report(run.stage(memorize, Options, __doc__)))
+    run.stage(memorize, Options, __doc__, say=report)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def count(D, images):
     meta = {id(p): torch.nn.Parameter(torch.empty_like(p, device="meta")) for p in D.parameters()}
     meta |= {id(b): torch.empty_like(b, device="meta") for b in D.buffers()}
     twin = copy.deepcopy(D, meta).train()  # with those tensors for D's, none of which is copied
+    twin.precision = "fp32"  # the FLOPs are the same in each, and autocast knows no meta device
     side, channels = D.config["img_resolution"], D.config["img_channels"]
     y = torch.empty(images, channels, side, side, device="meta")
     labels = torch.zeros(images, dtype=torch.int64, device="meta") if D.config["label_dim"] else None

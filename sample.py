@@ -27,6 +27,8 @@ from run import option
 
 CHUNK = 64, 256   # images a network sees at once, at least and at most, always: see `in_chunks`
 CHUNK_VALUES = 2**17  # in the first layer of so many images: small networks, whose time is overhead, see more at once
+LABELS_OPTION = option("uniform", "labels of the samples: any label as likely, as published, or as often as in training",
+                       ("uniform", "training"))
 MAX_SEEDS = 10**7  # in one file
 GRID = 10         # images a side of the grid
 GRID_PIXELS = 64  # small images are enlarged to about this
@@ -35,9 +37,10 @@ GRID_PIXELS = 64  # small images are enlarged to about this
 @dataclass(frozen=True)
 class Options(data.Options):
     run: str = option("", "run directory (its last weights) or snapshot file", recorded=False)
-    optimum: bool = option(False, "sample the closed-form optimum of --data, or of the training set of --run")
+    optimum: bool = option(False, "sample the closed-form optimum of --data or of the training set of --run")
     seeds: str = option("0-9999", "one sample a seed: ranges and numbers, such as 0-99,200")
-    label: int | None = option(None, "give every sample this label; none draws labels as in training")
+    label: int | None = option(None, "give every sample this label; none draws them, see --sample-labels")
+    sample_labels: str = LABELS_OPTION
     heun_steps: int = option(18, "sampling steps")
     sigma_min: float = option(0.002, "lowest noise level, raised to the network's")
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
@@ -57,7 +60,9 @@ class Options(data.Options):
         if self.optimum and self.precision != "fp32":
             raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
-        given = [name for name, value in defaults.items() if getattr(self, name) != value and (name != "data" or not self.optimum)]
+        given = [name for name, value in defaults.items() if getattr(self, name) != value]
+        if self.optimum and "data" in given:  # of a run, where they lie now
+            given.remove("data")
         if self.run and given:
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
@@ -131,30 +136,40 @@ def in_chunks(D):
     return chunked
 
 
-def draw(D, seeds, label_counts=None):
+def weigh_labels(counts, how="uniform", unseen=True):
+    """What `draw` draws labels by, given the training images of each label (None if unconditional).
+
+    "uniform", as published: labels that no image has are drawn as well, unless `unseen` is False: given them there is no
+    closed-form optimum. "training": as often as in the training set.
+    """
+    if how == "training" or not counts:
+        return counts
+    return [int(unseen or count > 0) for count in counts]
+
+
+def draw(D, seeds, label_weights=None):
     """Latents float32 [B, C, H, W] and labels [B] (None for an unconditional D): each from its seed alone.
 
-    Drawn on the CPU, so that every device gets the same. Labels follow `label_counts`, the number of
-    training images of each label.
+    Drawn on the CPU, so that every device gets the same. A label is as likely as its weight.
     """
     shape = [D.config["img_channels"], D.config["img_resolution"], D.config["img_resolution"]]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.stack([torch.randn(shape, generator=g) for g in generators])
-    if not label_counts:
+    if not label_weights:
         return latents, None
-    share = torch.tensor(label_counts, dtype=torch.float64).cumsum(0)
+    share = torch.tensor(label_weights, dtype=torch.float64).cumsum(0)
     u = torch.cat([torch.rand(1, dtype=torch.float64, generator=g) for g in generators])
     return latents, torch.searchsorted(share, u * share[-1], right=True)
 
 
-def generate(D, seeds, label_counts=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
+def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
              batch=256, device="cpu"):
     """Samples of D, one a seed: uint8 [N, H, W, C] and their labels int64 [N] (None if unconditional)."""
     denoise = in_chunks(D) if isinstance(D, unet.Denoiser) else D
     sigmas = noise_levels(max(sigma_min, D.sigma_min), min(sigma_max, D.sigma_max), steps, rho, device)
     images, labels = [], []
     for i in tqdm(range(0, len(seeds), batch), desc="sample", unit="batch", disable=None):
-        latents, drawn = draw(D, seeds[i:i + batch], label_counts)
+        latents, drawn = draw(D, seeds[i:i + batch], label_weights)
         if label is not None:
             drawn = torch.full((len(latents),), label)
         x = heun(denoise, latents.to(device), sigmas, drawn.to(device) if drawn is not None else None)
@@ -173,9 +188,12 @@ def sample(options):
     if model.is_dir():
         model = model / "model.safetensors"
     if options.optimum:
-        D = data.of_run(model.parent, "" if options.data == data.Options.data else options.data) if options.run else data.load(options)
+        moved = "" if options.data == data.Options.data else options.data
+        D = data.of_run(model.parent, moved) if options.run else data.load(options)
         D.resolution  # square, or an error
         source = dict(optimum_of=D.fingerprint()["sha256"])
+        if D.label_dim:
+            source["labels_sha256"] = D.fingerprint()["labels_sha256"]
         out = model.parent / "optimum.npz"
     else:
         if not model.is_file():
@@ -184,22 +202,28 @@ def sample(options):
         out = default_out(model)
     out = Path(options.out) if options.out else out
     about = dict(options=data.recorded(options), source=source)
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} is no regular file, and what is written there is read again; choose another")
     if not out.exists():
         if options.optimum:
-            D, counts = Optimum(D.images.to(device)), None
+            counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
+            D = Optimum(D.images.to(device), D.labels.to(device) if counts else None)
         else:
             D, metadata = unet.load(model, device)
             if options.run != str(model) and (different := foreign(metadata, run.read_json(model.parent / "config.json"))):
                 raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
             D.use(options.precision)
             counts = metadata["label_counts"]
-        if options.label is not None and not 0 <= options.label < D.config["label_dim"]:
-            raise ValueError(f"--label {options.label}: the model has {D.config['label_dim']} labels, counted from 0")
+        if options.label is not None and not 0 <= options.label < len(counts or ()):
+            raise ValueError(f"--label {options.label}: there are {len(counts or ())} labels, counted from 0")
+        weights = weigh_labels(counts, options.sample_labels, unseen=not options.optimum)
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
+        evaluations = len(seeds) * (2 * options.heun_steps - 1) // parallel.size()
+        data.announce(options.device, device, None if options.optimum else D, evaluations)
         with parallel.group(device):
-            part = generate(D, seeds[parallel.share(len(seeds))], counts, options.label, options.heun_steps,
+            part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)
             images, labels = (parallel.gather(torch.from_numpy(a).to(device), len(seeds)).cpu().numpy() if a is not None else None
                               for a in part)
@@ -261,7 +285,7 @@ def grid(images):
 
 
 def main():
-    print(f"wrote {run.stage(sample, Options, __doc__)}")
+    run.stage(sample, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 
 from run import publish, sealed, unsealed
 
@@ -21,13 +21,11 @@ def digest(tensors):
 
 def write(path, tensors, about):
     """Publish named tensors and a dict about them as safetensors, with checksums of both."""
-    # copies: safetensors refuses views that share memory
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = sealed(about | dict(tensors_sha256=digest(tensors)))
     with publish(path) as temporary:
-        # one entry: safetensors writes several in random order, and equal snapshots would differ in their bytes. Bytes,
-        # because its save_file has a temporary file of its own, which a kill would leave
-        temporary.write_bytes(save(tensors, dict(about=json.dumps(about))))
+        # one entry: safetensors writes several in random order, and equal snapshots would differ in their bytes
+        save_file(tensors, temporary, dict(about=json.dumps(about)))
 
 
 def read_about(path):

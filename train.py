@@ -33,6 +33,7 @@ from run import option
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 MOST_STEPS = 10**12      # typing errors end here
+MOST_SNAPSHOTS = 10_000  # and here
 LINE_SECONDS = 20        # between progress lines where stderr is no terminal
 SIGNAL_STEPS = 10        # between the steps at which several processes ask each other for a signal to stop
 
@@ -53,6 +54,7 @@ class Options(data.Options):
     # training
     epochs: float = option(40000, "duration in passes over the training set")
     steps: int | None = option(None, "duration in steps, instead of epochs")
+    steps_min: int = option(0, "train for at least this many steps, however few images there are; as published, no such floor")
     warmup_epochs: float = option(200, "the learning rate rises linearly over this many epochs")
     warmup_steps: int | None = option(None, "or over this many steps")
     batch: int = option(512, "images a step")
@@ -65,13 +67,14 @@ class Options(data.Options):
     ema_halflife: float = option(500_000 / EMA_IMAGES_A_STEP, "half-life of the averaged weights in steps")
     ema_rampup_epochs: float = option(200, "the half-life rises linearly over this many epochs")
     ema_rampup_steps: int | None = option(None, "or over this many steps")
-    ema_rate: float | None = option(None, "a fixed EMA rate a step instead; 0 takes the last weights")
+    ema_rate: float | None = option(None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
     precision: str = option("fp32", "of the network; weights, optimizer and loss stay float32", unet.PRECISIONS)
     compile: bool = option(False, "torch.compile the network: minutes first, then faster steps")
     seed: int = option(0, "of initial weights, order of the data, noise and dropout")
     reshuffle: bool = option(False, "draw a new order of the data each epoch instead of one for all")
     # files
     snapshots: int = option(16, "snapshots over the run, evenly spaced, the last at its end")
+    snapshot_images: int = option(0, "a snapshot after each so many images instead, and at the end; published: 2500000")
     log_steps: int = option(100, "steps a line of log.jsonl", recorded=False)
     save_seconds: float = option(300, "write the resume state this often", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
@@ -83,30 +86,50 @@ class Options(data.Options):
         super().__post_init__()
         if self.epochs > MOST_STEPS or (self.steps or 0) > MOST_STEPS:
             raise ValueError(f"--epochs {self.epochs}, --steps {self.steps}: at most {MOST_STEPS:,}")
-        for name, least in dict(steps=1, warmup_epochs=0, warmup_steps=0, batch=1, batch_device=0, weight_decay=0,
-                                ema_halflife=0, ema_rampup_epochs=0, ema_rampup_steps=0, snapshots=1, log_steps=1,
+        for name, least in dict(steps=1, steps_min=0, snapshot_images=0, warmup_epochs=0, warmup_steps=0, batch=1,
+                                batch_device=0, weight_decay=0, ema_halflife=0, ema_rampup_epochs=0, ema_rampup_steps=0, snapshots=1, log_steps=1,
                                 save_seconds=0, seed=0, threads=0, learning_rate=0, epochs=0).items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be a finite number of at least {least}")
+        if self.snapshots > MOST_SNAPSHOTS:
+            raise ValueError(f"--snapshots {self.snapshots}: at most {MOST_SNAPSHOTS:,}")
         for name in ("momentum", "beta2", "ema_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be in [0, 1)")
+        if self.steps and self.steps < self.steps_min:
+            raise ValueError(f"--steps {self.steps} is less than --steps-min {self.steps_min}; leave one of them out")
+        if self.ema_rate and not self.ema_halflife:
+            raise ValueError(f"--ema-halflife 0 turns averaging off, and --ema-rate {self.ema_rate} asks for it; "
+                             "leave one of them out")
         if self.batch_device and self.batch % self.batch_device:
             raise ValueError(f"--batch-device {self.batch_device} does not divide --batch {self.batch}")
 
 
 def total_steps(options, n):
-    """Steps of a run on n images: `steps`, or enough to see each image `epochs` times."""
-    return options.steps or max(1, math.ceil(options.epochs * n / options.batch))
+    """Steps of a run on n images: `steps`, or enough to see each image `epochs` times, and at least `steps_min`."""
+    return options.steps or max(1, options.steps_min, math.ceil(options.epochs * n / options.batch))
+
+
+def snapshot_steps(options, n):
+    """The steps, ascending, after which a run on n images writes a snapshot; the last is its end."""
+    total = total_steps(options, n)
+    if options.snapshot_images:
+        count = math.ceil(total * options.batch / options.snapshot_images)
+        if count > MOST_SNAPSHOTS:
+            raise ValueError(f"--snapshot-images {options.snapshot_images} makes {count:,} snapshots of {n} images; at most "
+                             f"{MOST_SNAPSHOTS:,} are written, so give {total * options.batch // MOST_SNAPSHOTS + 1} or more")
+        return sorted({*(math.ceil(i * options.snapshot_images / options.batch) for i in range(1, count)), total})
+    return sorted({round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)} - {0})
 
 
 def schedule(options, n, step):
     """Learning-rate factor and EMA rate (weight of the old average) at a step, counted from 0.
 
     As published, the first step has rate 0, and beta = 0.5^(1 / half-life) with a half-life that rises
-    from 0 over the first 200 epochs: 0.99929 thereafter at any |D| and batch.
+    from 0 over the first 200 epochs: 0.99929 thereafter at any |D| and batch. An `ema_rate` takes the place of
+    0.99929 and rises in the same way.
     """
     epoch = step * options.batch / n
 
@@ -114,11 +137,10 @@ def schedule(options, n, step):
         done, span = (epoch, epochs) if steps is None else (step, steps)
         return min(done / span, 1.0) if span > 0 else float(step > 0)
 
-    if options.ema_rate is not None:
-        beta = options.ema_rate if step else 0.0
-    else:
-        halflife = options.ema_halflife * progress(options.ema_rampup_epochs, options.ema_rampup_steps)
-        beta = 0.5 ** (1 / halflife) if halflife > 0 else 0.0
+    halflife = options.ema_halflife * progress(options.ema_rampup_epochs, options.ema_rampup_steps)
+    beta = 0.5 ** (1 / halflife) if halflife > 0 else 0.0
+    if options.ema_rate is not None and beta:
+        beta *= options.ema_rate / 0.5 ** (1 / options.ema_halflife)
     return progress(options.warmup_epochs, options.warmup_steps), beta
 
 
@@ -166,7 +188,8 @@ def train(options, each_snapshot=None):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
     if options.plan:
         import plan  # torch's counters, which only this needs
-        print(plan.report(net, len(D), total_steps(options, len(D)), options.batch, options.batch_device, options.snapshots))
+        print(plan.report(net, len(D), total_steps(options, len(D)), options.batch, options.batch_device,
+                          len(snapshot_steps(options, len(D)))))
         return None
     net.to(device).use(options.precision)
     if each_snapshot is None:  # a search says it of all its data
@@ -200,7 +223,10 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
     step, seconds = state.load(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
     log = run.Log(out / "log.jsonl", step) if writes else None
     total = total_steps(options, n)
-    snapshot_steps = {round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)}
+    data.announce(options.device, device, net, 3 * (total - step) * options.batch // parallel.size())
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
+    snapshots_due = set(snapshot_steps(options, n))
     label_counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
 
     def write_snapshot(path):
@@ -220,7 +246,7 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
             else:
                 stop = step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
             late = time.perf_counter() - saved > options.save_seconds
-            due = step in snapshot_steps or stop
+            due = step in snapshots_due or stop
             if not (due or lost or step % options.log_steps == 0 or late and parallel.size() == 1):
                 continue  # several processes, whose clocks differ, come here at the same steps
             due = due or late
@@ -241,7 +267,7 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
             progress.update(step, loss)
             taken, tick = [], now
             snapshot = out / ("model.safetensors" if step == total else f"snapshot-{step:08d}.safetensors")
-            if step in snapshot_steps and writes:
+            if step in snapshots_due and writes:
                 write_snapshot(snapshot)
             if step == total:
                 if writes:
@@ -255,7 +281,7 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
                 saved = time.perf_counter()
             if stop:
                 raise KeyboardInterrupt(f"the state of step {step} is in {out}; the same command goes on from there")
-            if step in snapshot_steps and each_snapshot(snapshot):
+            if step in snapshots_due and each_snapshot(snapshot):
                 return snapshot
             tick = time.perf_counter()
 
@@ -340,9 +366,7 @@ def memory_mb(device):
 
 
 def main():
-    model = run.stage(train, Options, __doc__)
-    if model:
-        print(f"wrote {model}")
+    run.stage(train, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

@@ -126,14 +126,13 @@ class Block(nn.Module):
         h = self.conv0(self.norm0(x), biased=False)
         shift = F.linear(embedding, self.affine.weight, self.affine.bias + self.conv0.bias)  # [B, C], of every pixel
         h = self.norm1(h, shift, dropout=self.dropout)
-        # in place where no gradient needs what was there
-        x = self.conv1(h).add_(x if self.skip is None else self.skip(x)).mul_(SKIP_SCALE)
+        x = layers.scaled_sum(self.conv1(h), x if self.skip is None else self.skip(x), SKIP_SCALE)
         if self.attention:
             B, C, H, W = x.shape
             qkv = self.qkv(self.norm2(x, silu=False)).flatten(2).unflatten(1, (C, 3)).permute(2, 0, 3, 1)  # [3, B, HW, C]
             # one head; contiguous, as the kernels that never hold the HW x HW matrix ask for
-            h = F.scaled_dot_product_attention(*qkv.contiguous().unsqueeze(2))                            # [B, 1, HW, C]
-            x = self.proj(h.transpose(2, 3).reshape(B, C, H, W)).add_(x).mul_(SKIP_SCALE)
+            h = layers.attention(*qkv.contiguous().unsqueeze(2))                                          # [B, 1, HW, C]
+            x = layers.scaled_sum(self.proj(h.transpose(2, 3).reshape(B, C, H, W)), x, SKIP_SCALE)
         return x
 
 
@@ -202,7 +201,7 @@ class UNet(nn.Module):
             frequencies = 2 * math.pi * self.map_noise.freqs
         else:
             half = self.noise_channels // 2
-            frequencies = (1 / 10000) ** (torch.arange(half, dtype=torch.float32, device=c_noise.device) / (half - 1))
+            frequencies = (1 / 10000) ** (torch.arange(half, dtype=c_noise.dtype, device=c_noise.device) / (half - 1))
         phase = torch.outer(c_noise, frequencies)
         e = torch.cat([phase.sin(), phase.cos()], dim=1)
         if self.map_label is not None:
@@ -334,12 +333,13 @@ class Denoiser(nn.Module):
                 module.freqs.normal_(generator=generator).mul_(16)
 
     def forward(self, x, sigma, labels=None):
-        """The denoised image [B, C, H, W] in float32 of x at noise level sigma ([B] or a number).
+        """The denoised image [B, C, H, W] in float32 of x at noise level sigma ([B] or a number); in float64 after D.double().
 
         labels: int64 class numbers [B] below label_dim; None means "no label", an all-zero one-hot.
         """
-        x = x.to(torch.float32)
-        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
+        dtype = torch.promote_types(self.model.map_layer0.weight.dtype, torch.float32)
+        x = x.to(dtype)
+        sigma = torch.as_tensor(sigma, device=x.device).to(dtype).reshape(-1, 1, 1, 1)
         if self.precond == "vp":
             c_skip, c_out, c_in = 1, -sigma, 1 / (sigma**2 + 1).sqrt()
             c_noise = (VP_STEPS - 1) * vp_sigma_inverse(sigma)
@@ -352,7 +352,7 @@ class Denoiser(nn.Module):
         c_noise = c_noise.flatten()
         with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext():
             F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels)
-        return c_skip * x + c_out * F_x.to(torch.float32)
+        return c_skip * x + c_out * F_x.to(dtype)
 
     def loss(self, y, sigma, noise, labels=None):
         """Denoising loss of each image [B]: weight(sigma) * |D(y + sigma noise; sigma) - y|^2 over pixels.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -61,6 +62,19 @@ def compile_for(kernel, capability, pointers, scalars, constants, num_warps, num
     return Report(registers=int(re.search(r"REG:(\d+)", usage)[1]), spills=opcodes["LDL"] + opcodes["STL"],
                   stack_bytes=int(re.search(r"STACK:(\d+)", usage)[1]), shared_bytes=compiled.metadata.shared,
                   tensor_core=Counter(op for op in found if "MMA" in op), opcodes=opcodes)
+
+
+@triton.jit
+def product_kernel(X, Y, Z, S: tl.constexpr):
+    """Z int32 [S, S] = X Y for int8 [S, S]."""
+    i = tl.arange(0, S)
+    square = i[:, None] * S + i[None, :]
+    tl.store(Z + square, tl.dot(tl.load(X + square), tl.load(Y + square), out_dtype=tl.int32))
+
+
+def compile_product(capability):
+    """A Report on the plainest product of int8: its tensor_core is what this Triton knows of those of the target."""
+    return compile_for(product_kernel, capability, dict(X="*i8", Y="*i8", Z="*i32"), {}, dict(S=128), num_warps=4, num_stages=1)
 
 
 def compile_nearest(capability, D, ones={}):

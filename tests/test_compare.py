@@ -8,6 +8,7 @@ import compare
 import data
 import run
 import train
+from kernels import Optimum
 from kernels.optimum import optimum_reference
 
 TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=1, device="cpu")
@@ -55,13 +56,12 @@ def test_against_the_optimum(trained, tmp_path):
 
 def test_losses_are_those_of_the_definition(trained):
     images = data.of_run(trained).images
-    D = {"a": lambda x, sigma: optimum_reference(x.flatten(1), images.flatten(1), sigma.reshape(1, 1).expand(len(x), 1), 64).reshape(x.shape),
-         "b": lambda x, sigma: torch.zeros_like(x)}
+    D = {"a": lambda x, sigma, labels: optimum_reference(x.flatten(1), images.flatten(1), sigma.reshape(1, 1)).reshape(x.shape),
+         "b": lambda x, sigma, labels: torch.zeros_like(x)}
     loss, apart = compare.losses(D, images, 300, seed=1)
     y = images[torch.arange(300) % 20].double() / 127.5 - 1
     assert loss["b"] == pytest.approx([float(y.square().mean())] * len(compare.SIGMAS))
-    from kernels import Optimum
-    ours, _ = compare.losses({"a": lambda x, sigma: Optimum(images)(x, sigma), "b": D["b"]}, images, 300, seed=1)
+    ours, _ = compare.losses({"a": Optimum(images), "b": D["b"]}, images, 300, seed=1)
     assert ours["a"] == pytest.approx(loss["a"], rel=SAME_LOSS, abs=1e-12)
     fewer, _ = compare.losses(D, images, 5)
     assert fewer["b"][0] == pytest.approx(float((images[[0, 4, 8, 12, 16]].double() / 127.5 - 1).square().mean()))
@@ -70,11 +70,23 @@ def test_losses_are_those_of_the_definition(trained):
     assert np.diff(loss["a"]).min() > -1e-3 and loss["a"][0] < 1e-12
 
 
+@pytest.mark.parametrize("labels, outside", [("true", 1797 - 20), ("unique", 0)])
+def test_given_labels(tmp_path, labels, outside):
+    """The optimum of an image's own label knows it better; that of a label for each image knows it at any noise."""
+    train.train(train.Options(**TRAINING, labels=labels, out=str(tmp_path)))
+    result = run.read_json(compare.compare(options(tmp_path)))
+    optimum, images = result["closed form"], data.of_run(tmp_path).images
+    assert optimum["ratio"] == 1 and result["images_outside"] == outside and ("loss_outside" in optimum) == bool(outside)
+    without, _ = compare.losses(dict.fromkeys("ab", Optimum(images)), images, 40)
+    assert all(loss <= other + 1e-12 for loss, other in zip(optimum["loss"], without["a"]))
+    assert optimum["loss"][-1] < 0.6 * without["a"][-1]  # 2 digits of a class, or 1, and not 20
+    if labels == "unique":
+        assert max(optimum["loss"]) == 0 and optimum["pixel_exact_copies"] == 70
+
+
 def test_what_cannot_be_compared(trained, tmp_path):
-    train.train(train.Options(**TRAINING, labels="true", out=str(tmp_path / "labelled")))
-    for given, words in ((dict(run=str(tmp_path / "labelled")), "is conditional"), (dict(run=str(tmp_path)), "not a run directory")):
-        with pytest.raises(ValueError, match=words):
-            compare.compare(options(trained, **given))
+    with pytest.raises(ValueError, match="not a run directory"):
+        compare.compare(options(trained, run=str(tmp_path)))
     for given, words in ((dict(run=""), "give --run"), (dict(samples=0), "--samples 0"), (dict(pairs="a.jpg"), "must end in .png")):
         with pytest.raises(ValueError, match=words):
             options(trained, **given)

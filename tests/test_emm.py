@@ -50,7 +50,8 @@ def test_always_memorizes(tmp_path, capsys, ratios):
         assert not probe["whole"] and probe["decided"] and [t["step"] for t in probe["trajectory"]] == [2]
         assert probe["images_trained"] == 32 and probe["samples_drawn"] < 150 and probe["ratio"] == 1.0
     folder = tmp_path / "emm" / "n000040"
-    assert [p.name for p in train.snapshots(folder)] == ["snapshot-00000002.safetensors"] and (folder / "state.safetensors").exists()
+    assert [p.name for p in train.snapshots(folder)] == ["snapshot-00000002.safetensors"]
+    assert not list(folder.glob("state*")), "a size that is decided keeps no state"
     assert json.loads((folder / "config.json").read_text())["options"]["n"] == 40
     assert "EMM is at least 40" in capsys.readouterr().out
 
@@ -200,6 +201,26 @@ def test_several_devices_find_the_same(tmp_path):
     assert strip(one) == strip(two) and one["statement"] == two["statement"]
 
 
+def test_a_ratio_that_rises_is_followed_upwards(tmp_path, ratios):
+    """At a fixed number of epochs small sets may get too few steps: the ratio rises with |D|, and never falls here."""
+    ratios |= {10: 0.02, 20: 0.5, 40: 0.7}
+    result = run.read_json(emm.find(options(tmp_path / "emm", tolerance=0.5)))
+    sizes = [p["n"] for p in result["probes"]]
+    assert sizes[-1] == max(sizes) == 40 and result["emm"] is None and result["rises"]
+    assert "it rises with |D|, to 6" in result["statement"] and "--steps-min" in result["statement"]
+
+
+def test_the_target_is_met_in_whole_numbers(tmp_path):
+    probe = emm.Probe(options(tmp_path / "emm", eps=0.18, samples=500), 20)
+    assert probe.verdict(dict(hits=410, count=500)) and not probe.verdict(dict(hits=409, count=500))
+
+
+def test_the_smallest_size_is_the_one_asked_for(tmp_path, ratios):
+    ratios |= {n: 0.1 for n in range(10, 51)}
+    result = run.read_json(emm.find(options(tmp_path / "emm", n_min=25, n_max=50)))
+    assert min(p["n"] for p in result["probes"]) == 25 and "EMM is below 25" in result["statement"]
+
+
 def test_seeds(tmp_path, ratios, capsys):
     ratios |= {n: 0.2 for n in range(21, 41)}
     result = run.read_json(emm.find(options(tmp_path / "emm", tolerance=0.5, seeds=(3, 4))))
@@ -212,7 +233,12 @@ def test_seeds(tmp_path, ratios, capsys):
     with pytest.raises(ValueError, match="width: 4 there, 8 asked"):
         emm.find(options(tmp_path / "emm", seeds=(5, 6), width=8))
     assert emm.mean_interval([10.0, 12.0, 14.0])["interval"] == pytest.approx([12 - 4.9683, 12 + 4.9683], abs=1e-3)
-    assert emm.mean_interval([10.0, None])["emm"] is None and emm.mean_interval([1.0])["interval"] is None
+    assert emm.mean_interval([10.0, None])["emm"] is None
+    alone = emm.mean_interval([7.0])
+    assert alone["emm"] == 7.0 and alone["interval"] is None and "of one seed" in alone["statement"]
+    for given in (dict(seed=1), dict(subset_seed=0)):
+        with pytest.raises(ValueError, match="--seeds 3,4 sets --seed and --subset-seed of each search"):
+            options(tmp_path / "emm", seeds=(3, 4), **given)
 
 
 def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):

@@ -103,6 +103,21 @@ def test_shared_sizes_are_priced_once():
     assert experiments.price(o, words, new)[0] == experiments.price(o, words, new)[1] == 0
 
 
+def test_searches_and_data_are_priced_as_what_they_are(tmp_path, write_images, noise):
+    """A search as the sizes that it measures, and a folder as the images in it."""
+    o = Options(name="width", scale="cpu", seeds=(0,))
+    write_images(tmp_path / "grey", noise(40, 16, 16, 1))
+    search_of = "--steps 100 --batch 8 --snapshots 1 --n-min 2 --width 8 --channel-mult 1,1 --blocks 1"
+    images, flops, new = experiments.price(o, f"{search_of} --data {tmp_path}/grey")
+    sizes = sorted(n for _, n in new)
+    assert 8 in sizes and len(sizes) > 3 and max(sizes) <= 40, "around the EMM of 8 that is assumed"
+    share = [0.6 if n <= 8 else 1.0 for n in sizes]
+    assert images == round(sum(share) * 100 * 8)
+    small = experiments.price(o, f"{search_of} --data {tmp_path}/grey --resolution 8")
+    assert small[0] == images and flops == pytest.approx(4 * small[1], rel=0.1), "four times the pixels"
+    assert experiments.source_shape(experiments.parsed("--data digits:3"))[3] == 1
+
+
 def test_an_experiment_to_its_figure(tmp_path, capsys):
     o = Options(name="width", seeds=(0, 1), runs=str(tmp_path / "runs"), out=str(tmp_path / "results"),
                 words="--steps 4 --warmup-steps 1 --ema-rampup-steps 4 --snapshots 1 --samples 64 --batch 8 --channel-mult 1")

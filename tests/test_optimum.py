@@ -45,12 +45,12 @@ def hard(noise):
 @pytest.fixture
 def forms(monkeypatch):
     """The calls of the float64 form, each with the number of images its rows were left together (None: all)."""
-    calls = []
+    calls, form = [], Optimum._float64_mean
 
-    def counted(x, images, sigma, columns, kept=None):
+    def counted(self, x, sigma, kept):
         calls.append(None if kept is None else int(kept.sum()))
-        return optimum_reference(x, images, sigma, columns, kept)
-    monkeypatch.setattr(kernels.optimum, "optimum_reference", counted)
+        return form(self, x, sigma, kept)
+    monkeypatch.setattr(Optimum, "_float64_mean", counted)
     return calls
 
 
@@ -67,7 +67,7 @@ def test_posterior_mean(hard, sigma, monkeypatch):
     assert (small(x, sigma) - expected).abs().max() < CLOSE_MEAN
     monkeypatch.setattr(kernels.optimum, "int8_products_are_exact", lambda D: False)
     for block_bytes in (2**28, 200_000):
-        assert (Optimum(hard, block_bytes)(x, sigma) - expected).abs().max() < SAME_MEAN
+        assert (Optimum(hard, block_bytes=block_bytes)(x, sigma) - expected).abs().max() < SAME_MEAN
 
 
 @needs_int8
@@ -106,6 +106,41 @@ def test_a_sigma_for_each_row_and_no_row_sees_another(hard):
     assert (together - posterior_mean(hard, x, sigma)).abs().max() < CLOSE_MEAN
     alone = torch.cat([D(x[i:i + 1], sigma[i]) for i in range(60)])
     assert (together - alone).abs().max() < SAME_MEAN
+
+
+@pytest.mark.parametrize("int8", [pytest.param(True, marks=needs_int8), False])
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_given_labels(hard, sigma, int8, monkeypatch):
+    """The mean over the images of a row's label alone: of 97 images, of 100, of two that are nearly equal, of one."""
+    if not int8:
+        monkeypatch.setattr(kernels.optimum, "int8_products_are_exact", lambda D: False)
+    of_images = torch.arange(300) % 3
+    of_images[[6, 9]], of_images[150] = 3, 5  # 4 is nobody's label
+    labels = torch.tensor([0, 1, 2, 3, 5]).repeat(12)
+    x = noisy(hard[:60], sigma)
+    expected = torch.empty_like(x)
+    for label in labels.unique():
+        at = labels == label
+        part = x[at].flatten(1), hard[of_images == label].flatten(1), torch.full((12, 1), sigma).double()
+        expected[at] = optimum_reference(*part).reshape(12, 3, 8, 8)
+    for D in (Optimum(hard, of_images), Optimum(hard, of_images, block_bytes=200_000)):
+        assert (D(x, sigma, labels) - expected).abs().max() < CLOSE_MEAN
+        assert (D(x, sigma) - posterior_mean(hard, x, sigma)).abs().max() < CLOSE_MEAN
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_a_label_for_each_image_returns_that_image(hard, sigma):
+    labels = torch.arange(300).flip(0)
+    found = Optimum(hard, torch.arange(300))(noisy(hard, sigma), sigma, labels)
+    assert torch.equal(found, hard.flip(0).double() / 127.5 - 1)
+
+
+def test_labels_that_no_image_has(hard):
+    x = noisy(hard[:2], 1.0)
+    with pytest.raises(ValueError, match="label 7: no training image has it"):
+        Optimum(hard, torch.arange(300) % 3)(x, 1.0, torch.tensor([1, 7]))
+    with pytest.raises(ValueError, match="images of this optimum have none"):
+        Optimum(hard)(x, 1.0, torch.tensor([1, 1]))
 
 
 @pytest.mark.parametrize("sigma", [1e-6, 0.002, 1.0, 80.0, 1e6])

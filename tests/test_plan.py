@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -86,6 +88,15 @@ def test_the_network_stays_as_it_is():
     assert not D.training and not any(p.requires_grad or p.grad is not None for p in D.parameters())
     assert all(t.device.type == "cpu" and torch.equal(t, before[name]) for name, t in D.state_dict().items())
     assert cost.parameters == sum(p.numel() for p in D.parameters()) and cost.state_bytes == 20 * cost.parameters
+
+
+def test_a_network_in_bf16_counts_as_in_fp32():
+    D = network()
+    cost = plan.cost(D)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a CPU without bfloat16
+        D.use("bf16")
+    assert plan.cost(D) == cost and D.precision == "bf16"
 
 
 def test_largest_batch_device():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,8 +40,11 @@ def test_published_schedule(row):
 
 
 def test_schedule_in_steps_and_fixed_rates():
-    o = train.Options(warmup_steps=10, ema_rate=0.9)
-    assert [train.schedule(o, 100, k) for k in (0, 5, 10, 20)] == [(0.0, 0.0), (0.5, 0.9), (1.0, 0.9), (1.0, 0.9)]
+    o = train.Options(warmup_steps=10, ema_rate=0.9, ema_rampup_steps=10)
+    # final_ema / ema_constant * 0.5^(512 / halflife / progress) of the published code, halflife 500,000 images
+    half = 0.9 / 0.5 ** (512 / 500_000) * 0.5 ** (512 / 500_000 / 0.5)
+    for step, expected in {0: (0.0, 0.0), 5: (0.5, half), 10: (1.0, 0.9), 20: (1.0, 0.9)}.items():
+        assert train.schedule(o, 100, step) == pytest.approx(expected, rel=1e-12)
     o = train.Options(warmup_epochs=0, ema_halflife=4, ema_rampup_steps=2)
     assert train.schedule(o, 100, 0) == (0.0, 0.0) and train.schedule(o, 100, 1) == (1.0, 0.5 ** (1 / 2))
     assert train.schedule(train.Options(ema_rate=0.0), 100, 9)[1] == 0
@@ -50,6 +54,19 @@ def test_steps_grow_with_the_data():
     assert train.total_steps(train.Options(), 1000) == 78125 == -(-40000 * 1000 // 512)
     assert train.total_steps(train.Options(), 500) == 39063
     assert train.total_steps(train.Options(steps=7), 500) == 7
+    floor = train.Options(steps_min=50_000)
+    assert train.total_steps(floor, 500) == 50_000 and train.total_steps(floor, 1000) == 78125
+
+
+def test_snapshots_lie_apart_in_steps_or_in_images():
+    assert train.snapshot_steps(train.Options(steps=8, snapshots=4), 500) == [2, 4, 6, 8]
+    assert train.snapshot_steps(train.Options(steps=2, snapshots=16), 500) == [1, 2]
+    published = train.Options(snapshot_images=2_500_000)
+    assert {n: len(train.snapshot_steps(published, n)) for n in (500, 1000, 5000)} == {500: 8, 1000: 16, 5000: 80}
+    steps = train.snapshot_steps(published, 500)
+    assert steps[0] == 4883 and steps[-1] == 39063 == train.total_steps(published, 500)
+    with pytest.raises(ValueError, match="makes 20,000,256 snapshots of 500 images.* give 2001 or more"):
+        train.snapshot_steps(train.Options(snapshot_images=1), 500)
 
 
 @pytest.mark.parametrize("n, batch", [(10, 4), (5, 16), (7, 7), (1, 3)])
@@ -193,7 +210,7 @@ def test_weight_decay_is_an_l2_penalty_and_sgd_is_sgd():
 
 
 def test_ema_follows_the_rate():
-    _, before, after, _, ema, o = one_step(dict(ema_rate=0.75))
+    _, before, after, _, ema, o = one_step(dict(ema_rate=0.75, ema_rampup_steps=0))
     for name, average in ema.items():
         assert torch.allclose(average, 0.75 * before[name] + 0.25 * after[name], atol=1e-7)
 
@@ -313,3 +330,17 @@ assert not heavy, heavy
                "--batch", "4", "--steps", "2", "--device", "cpu", "--out", "run"]
     result = subprocess.run(command, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of the memory from Linux's /proc")
+def test_a_file_of_weights_is_written_without_copies(tmp_path):
+    """128 MB of weights, whose file took three more such pieces of memory once."""
+    script = f"""
+import pathlib, re, sys, torch; sys.path.insert(0, {str(ROOT)!r}); import tensors
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
+weights = {{name: torch.ones(16, 1024, 1024) for name in "ab"}}
+before = peak(); tensors.write(pathlib.Path("weights.safetensors"), weights, dict(step=1)); print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64, "megabytes"
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]

@@ -1,0 +1,27 @@
+"""Triton's interpreter, which runs kernels on a CPU: TRITON_INTERPRET=1 in the environment before triton is imported.
+
+That of Triton 3.6 counts loops with int() of an array of one number, which numpy refuses since 2.4: `mend` makes up for it.
+"""
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+@triton.jit
+def count_kernel(N, OUT):
+    for i in range(N):
+        tl.store(OUT, i + 1)
+
+
+def mend():
+    """Let the interpreter count loops, if it cannot."""
+    try:
+        count_kernel[(1,)](3, torch.zeros(1, dtype=torch.int32))
+    except interpreter.InterpreterError:
+        patch = interpreter._patch_lang_tensor
+
+        def patch_and_mend(tensor, *more):
+            patch(tensor, *more)
+            tensor.__index__ = lambda self: self.handle.data.item()
+        interpreter._patch_lang_tensor = patch_and_mend
