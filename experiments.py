@@ -120,7 +120,8 @@ def price(options, words, done=()):
 def source_shape(o):
     """Images, channels, pixels a side and classes of a command's data; what is not here counts as CIFAR-10."""
     name, _, one_class = o.data.partition(":")
-    known = dict(cifar10=(50_000, 3, 32, 10), digits=(1797, 1, 8, 10))  # not downloaded to be priced
+    known = {"digits": (1797, 1, 8, 10), "cifar10": (50_000, 3, 32, 10), "cifar100": (50_000, 3, 32, 100),
+             "mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10)}  # not downloaded to be priced
     if name not in known and Path(o.data).exists():
         images, labels, _ = read(o.data, o.resolution)
         count, channels, side, classes = len(images), images.shape[1], images.shape[-1], len(labels.unique())

@@ -164,8 +164,8 @@ def read_zip(path, resolution=0):
                 return member(archive, name, MAX_FILE_BYTES)
             for info in archive.infolist():
                 if stat.S_ISLNK(info.external_attr >> 16):
-                    raise ValueError(f"{path}: {info.filename} is a link, which is not followed in a zip; pack "
-                                     "the files themselves")
+                    raise ValueError(f"{path}: {info.filename} is a link, which is not followed in a zip; "
+                                     "pack the files themselves")
             files = [name for name in archive.namelist() if not name.endswith(("/", "\\"))]
             return _read_files(str(path), files, content, resolution)
     except (OSError, *ZIP_ERRORS) as error:

@@ -60,7 +60,9 @@ class Options(data.Options):
         if self.optimum and self.precision != "fp32":
             raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
-        given = [name for name, value in defaults.items() if getattr(self, name) != value and (name != "data" or not self.optimum)]
+        given = [name for name, value in defaults.items() if getattr(self, name) != value]
+        if self.optimum and "data" in given:  # of a run, where they lie now
+            given.remove("data")
         if self.run and given:
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
@@ -186,7 +188,8 @@ def sample(options):
     if model.is_dir():
         model = model / "model.safetensors"
     if options.optimum:
-        D = data.of_run(model.parent, "" if options.data == data.Options.data else options.data) if options.run else data.load(options)
+        moved = "" if options.data == data.Options.data else options.data
+        D = data.of_run(model.parent, moved) if options.run else data.load(options)
         D.resolution  # square, or an error
         source = dict(optimum_of=D.fingerprint()["sha256"])
         if D.label_dim:

@@ -295,8 +295,9 @@ def fuzz(count, folder, rng):
                                                 made / "flipped.zip", made / "labels.npz", made / "strange" / "dataset.json")]
     list(inputs.read(folder / "inputs"))
     readers += [(images.read, folder / "inputs" / name) for name in (
-        "formats/1.WebP", "formats/2.bmp", "formats/4.tif", "gif/0.gif", "phone/a.jpg", "turned-PNG/6.png", "opaque/2.png", "a.npy", "keras.NPZ.npz",
-        "labels-one-hot/dataset.json", "mnist/raw/train-images-idx3-ubyte.gz", "mnist/raw/t10k-images-idx3-ubyte")]
+        "formats/1.WebP", "formats/2.bmp", "formats/4.tif", "gif/0.gif", "phone/a.jpg", "turned-PNG/6.png",
+        "opaque/2.png", "fortran.npy", "keras.npz", "labels-one-hot/dataset.json",
+        "mnist/train-images-idx3-ubyte.gz", "mnist/t10k-images-idx3-ubyte")]
     readers += [(tensors.read, folder / "run" / "model.safetensors"), (run.about, folder / "run" / "model.safetensors"),
                 (run.read_log, folder / "run" / "log.jsonl"), (run.read_json, folder / "run" / "config.json")]
     values = ["", "0", "-1", "nan", "1e999", "none", "1,2", ",", "x", "\0", "9" * 30, "%s", "é", "--", "-", "1/3", "random:", "0-9", "9-", "../..", "auto"]
