@@ -13,7 +13,9 @@ where an interrupted run stopped; on a CPU, one machine and one software, to the
 import contextlib
 import hashlib
 import math
+import os
 import resource
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -191,6 +193,8 @@ def train(options, each_snapshot=None):
         print(plan.report(net, len(D), total_steps(options, len(D)), options.batch, options.batch_device,
                           len(snapshot_steps(options, len(D)))))
         return None
+    if options.compile:
+        find_compiler(device)
     net.to(device).use(options.precision)
     if each_snapshot is None:  # a search says it of all its data
         data.say_duplicates(D)
@@ -208,6 +212,17 @@ def train(options, each_snapshot=None):
                 raise ValueError(f"{out / 'model.safetensors'} is of another run ({different}); remove it to train again")
             return out / "model.safetensors"
         return take_steps(options, D, net, out, device, about, each_snapshot or (lambda path: False))
+
+
+def find_compiler(device):
+    """Raise ValueError unless this machine has the compiler that torch.compile takes for the device."""
+    if device.type == "cuda":
+        names = [os.environ.get("CC"), "gcc", "clang"]  # Triton's
+    else:
+        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    if not any(name and shutil.which(name) for name in names):
+        raise ValueError(f"--compile needs a compiler, and there is no {' or '.join(filter(None, names))}; install one, "
+                         "or leave it out")
 
 
 def take_steps(options, D, net, out, device, about, each_snapshot):

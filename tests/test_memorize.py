@@ -63,7 +63,7 @@ def two_folders(tmp_path, write_images, noise):
 
 def test_two_folders_of_png_files(tmp_path, write_images, noise):
     samples, train = two_folders(tmp_path, write_images, noise)
-    command = [sys.executable, str(ROOT / "memorize.py"), "--samples", samples, "--train", train, "--out", tmp_path / "X.json",
+    command = [sys.executable, str(ROOT / "memorize.py"), "--samples", samples, "--train", train, "--out", tmp_path / "X.json", "--device", "cpu",
                "--csv", tmp_path / "x.csv", "--pairs", tmp_path / "pairs.png"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "6 of 10 samples memorized: 60.00%" in result.stdout and "5 of 30 training images copied" in result.stdout
@@ -160,6 +160,6 @@ def test_images_that_cannot_be_compared(tmp_path, write_images, noise):
 
 
 def test_one_line_and_no_traceback(tmp_path):
-    result = subprocess.run([sys.executable, str(ROOT / "memorize.py"), "--samples", tmp_path / "x", "--train", "digits"],
+    result = subprocess.run([sys.executable, str(ROOT / "memorize.py"), "--samples", tmp_path / "x", "--train", "digits", "--device", "cpu"],
                             capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and "no data at" in result.stderr

@@ -63,7 +63,7 @@ def test_samples_and_verdicts_are_the_same(runs, tmp_path, processes):
 
 def test_one_line_for_all_processes(runs, tmp_path):
     for command in (["train.py", *TRAIN, "--out", tmp_path / "x", "--width", "5"], ["train.py", *TRAIN, "--batch", "1", "--out", tmp_path / "y"],
-                    ["sample.py", "--run", runs / "1", "--seeds", "3", "--out", tmp_path / "z.npz"], ["emm.py", "--data", "digits"]):
+                    ["sample.py", "--run", runs / "1", "--seeds", "3", "--device", "cpu", "--out", tmp_path / "z.npz"], ["emm.py", "--data", "digits"]):
         done = launch(2, *command)
         lines = [line for line in done.stderr.splitlines() if line.startswith(str(command[0]) + ":")]
         assert done.returncode and len(lines) == 1, done.stderr

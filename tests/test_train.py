@@ -295,6 +295,17 @@ def test_plan_trains_nothing(tmp_path, capsys):
     assert "parameters" in text and "GFLOP an image" in text and "H100" in text and not (tmp_path / "a").exists()
 
 
+def test_compile_without_a_compiler_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"--compile needs a compiler, and there is no \S+; install one"):
+        train.train(options(tmp_path / "run", compile=True))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="no my-cc or gcc or clang"):
+        monkeypatch.setenv("CC", "my-cc")
+        train.find_compiler(torch.device("cuda"))
+
+
 @pytest.mark.parametrize("given, plain", [
     (dict(optimizer="adam"), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.99), weight_decay=0.1)),
     (dict(optimizer="sgd"), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8, weight_decay=0.1))])
@@ -320,8 +331,8 @@ def test_no_stage_imports_what_it_does_not_use(tmp_path):
     """Seconds of start-up each: a whole train, sample and score, and an EMM search's imports, without any of them."""
     code = f"""
 import sys, emm, memorize, sample, train
-train.main(); sys.argv[1:] = ['--run', 'run', '--seeds', '0-3']
-sample.main(); sys.argv[1:] = ['--samples', 'run', '--train', 'run']
+train.main(); sys.argv[1:] = ['--run', 'run', '--seeds', '0-3', '--device', 'cpu']
+sample.main(); sys.argv[1:] = ['--samples', 'run', '--train', 'run', '--device', 'cpu']
 memorize.main()
 heavy = [name for name in {HEAVY} if name in sys.modules]
 assert not heavy, heavy
