@@ -15,7 +15,8 @@ class Replayed:
     """
 
     def __init__(self, function, wanted=True):
-        self.function, self.wanted, self.calls, self.graph = function, wanted, 0, None
+        self.function, self.wanted, self.calls = function, wanted, 0
+        self.graph = self.held = self.result = None
 
     def __call__(self, *tensors):
         self.calls += 1
@@ -28,6 +29,11 @@ class Replayed:
         self.graph.replay()
         return self.result.clone()
 
+    def forget(self):
+        """Give back the memory that the graph holds; the next call records another."""
+        self.graph = self.held = self.result = None
+        self.calls = min(self.calls, WARM_UP)
+
     def record(self, tensors):
         self.held = [tensor.clone() for tensor in tensors]
         try:
@@ -35,7 +41,8 @@ class Replayed:
             with torch.cuda.graph(graph):  # gives back the memory that the calls before have used
                 self.result = self.function(*self.held)
         except RuntimeError as error:
-            self.held = None
+            self.wanted = False
+            self.forget()
             print(f"no CUDA graph ({str(error).splitlines()[0]}): kernels are launched one by one, which takes longer "
                   "where they are small", file=sys.stderr, flush=True)
         else:

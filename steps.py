@@ -97,6 +97,11 @@ class Work:
         if self.images.is_cuda:
             torch.cuda.empty_cache()
 
+    def rest(self):
+        """Give back the memory of the steps, which a graph holds: others, such as a sampler, want the device."""
+        self.replayed.forget()
+        self.net.zero_grad(set_to_none=True)
+
     def run(self, index, rate, weight):
         """The work on images `index` [batch], with a learning rate and the weight of the new weights in their average."""
         loss = self.gradients(index)

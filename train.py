@@ -229,6 +229,7 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
             if step == total:
                 if writes:
                     state.remove(out / "state.safetensors")
+                work.rest()
                 each_snapshot(snapshot)
                 parallel.barrier()
                 return snapshot
@@ -238,8 +239,10 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
                 saved = time.perf_counter()
             if stop:
                 raise KeyboardInterrupt(f"the state of step {step} is in {out}; the same command goes on from there")
-            if step in snapshots_due and each_snapshot(snapshot):
-                return snapshot
+            if step in snapshots_due:
+                work.rest()
+                if each_snapshot(snapshot):
+                    return snapshot
             tick = time.perf_counter()
 
 
