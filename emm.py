@@ -205,18 +205,22 @@ def start_worker():
 
 @contextlib.contextmanager
 def workers(devices):
-    """Yield submit(function, *arguments), which returns a future: a process for each of several devices, or here, at once."""
+    """Yield [device, submit] of each device: submit(function, *arguments) returns a future, of a process of that device alone
+    where there are several, which has what memory the device's last job left; and of this one, at once, where there is one.
+    """
     def here(function, *arguments):
         future = Future()
         future.set_result(function(*arguments))
         return future
 
     if len(devices) < 2:
-        yield here
+        yield [(devices[0], here)]
         return
-    with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn"), start_worker) as processes:
+    with contextlib.ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        processes = [stack.enter_context(ProcessPoolExecutor(1, context, start_worker)) for _ in devices]
         try:
-            yield processes.submit
+            yield [(device, process.submit) for device, process in zip(devices, processes)]
         finally:  # an error elsewhere, or what runs is not needed any more: it saves its state
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -242,15 +246,15 @@ def find(options):
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; {fewer}take more images")
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
-    free = list(options.devices) or [options.device]
+    devices = options.devices or (options.device,)
     about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
-                 **run.provenance(data.pick_device(free[0])))
+                 **run.provenance(data.pick_device(devices[0])))
     del whole  # the source stays in memory, and need not twice
 
     def price(n):
         return train.total_steps(options, n) * options.batch
 
-    with run.claim(out, about, run.defaults(Options)), workers(free) as submit:
+    with run.claim(out, about, run.defaults(Options)), workers(devices) as free:
         probes = [Probe(options, int(path.parent.name[1:])) for path in out.glob("n*/scores.json")]
         probes.sort(key=lambda probe: probe.started)
         records = {probe.n: record for probe in probes if (record := probe.record())}
@@ -269,14 +273,14 @@ def find(options):
             else:
                 sizes = search.next_sizes(records, len(free), running=busy, **how)
             for n in sizes[:len(free)]:
-                device = free.pop(0)
-                running[submit(measure, dataclasses.replace(options, device=device, devices=()), n)] = n, device
+                device, submit = worker = free.pop(0)
+                running[submit(measure, dataclasses.replace(options, device=device, devices=()), n)] = n, worker
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                n, device = running.pop(future)
+                n, worker = running.pop(future)
                 records[n] = future.result()
-                free.append(device)
+                free.append(worker)
                 left = sum(part * price(m) for m, part in to_go(options, records, how).items())
                 print(f"{n:7d} is {words(records[n])}; "
                       + so_far(records, left / max(1, len(options.devices)), time.perf_counter() - start), flush=True)

@@ -21,12 +21,16 @@ import data
 import parallel
 import run
 import unet
+from graphs import Replayed
 from kernels import Optimum
 from pixels import picture
 from run import option
 
-CHUNK = 64, 256   # images a network sees at once, at least and at most, always: see `in_chunks`
-CHUNK_VALUES = 2**17  # in the first layer of so many images: small networks, whose time is overhead, see more at once
+# Images that a network sees at once, at least and at most, always (see `in_chunks`), and values in its first layer: small
+# networks, whose time is overhead, see more. A GPU takes as long for 4,096 small images as for 256; 2^26 values of width
+# 128 at 32x32 are 512 images and, with all that is kept of them, some 6 GB.
+CHUNK, CHUNK_VALUES = (64, 256), 2**17
+CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU = (64, 4096), 2**26
 LABELS_OPTION = option("uniform", "labels of the samples: any label as likely, as published, or as often as in training",
                        ("uniform", "training"))
 MAX_SEEDS = 10**7  # in one file
@@ -46,7 +50,7 @@ class Options(data.Options):
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
     rho: float = option(7.0, "exponent of the spacing of noise levels")
     precision: str = option("fp32", "of the network, whatever it was trained in; the sampler's state is float64", unet.PRECISIONS)
-    batch: int = option(256, "samples at once; changes no sample", recorded=False)
+    batch: int = option(256, "samples at once, on a GPU as many as fill it at least; changes no sample", recorded=False)
     out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
@@ -115,9 +119,10 @@ def heun(D, latents, sigmas, labels=None):
 
 
 def chunk(D):
-    """How many images the network of D sees at once."""
-    least, most = CHUNK
-    fit = CHUNK_VALUES // (D.config["width"] * D.config["img_resolution"]**2)
+    """How many images the network of D sees at once, by its size and the kind of its device."""
+    on_gpu = next(D.parameters()).is_cuda
+    least, most = CHUNK_ON_GPU if on_gpu else CHUNK
+    fit = (CHUNK_VALUES_ON_GPU if on_gpu else CHUNK_VALUES) // (D.config["width"] * D.config["img_resolution"]**2)
     return max(least, min(most, fit // least * least))
 
 
@@ -125,14 +130,15 @@ def in_chunks(D):
     """D, evaluated on exactly `chunk` images at a time, the last ones padded with copies.
 
     Convolution kernels change with the batch size, and with them the last bits of float32 and, now and then,
-    a pixel by one level. In chunks of one size, a sample is the same in whatever batch it is drawn.
+    a pixel by one level. In chunks of one size, a sample is the same in whatever batch it is drawn. On a GPU an
+    evaluation is replayed as a CUDA graph.
     """
-    size = chunk(D)
+    size, evaluate = chunk(D), Replayed(D, next(D.parameters()).is_cuda)
 
     def chunked(x, sigma, labels=None):
         pad = -len(x) % size
         index = torch.arange(len(x) + pad, device=x.device).clamp(max=len(x) - 1).split(size)
-        return torch.cat([D(x[i], sigma, labels[i] if labels is not None else None) for i in index])[:len(x)]
+        return torch.cat([evaluate(x[i], sigma, *([labels[i]] if labels is not None else [])) for i in index])[:len(x)]
     return chunked
 
 
@@ -165,7 +171,11 @@ def draw(D, seeds, label_weights=None):
 def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
              batch=256, device="cpu"):
     """Samples of D, one a seed: uint8 [N, H, W, C] and their labels int64 [N] (None if unconditional)."""
-    denoise = in_chunks(D) if isinstance(D, unet.Denoiser) else D
+    denoise = D
+    if isinstance(D, unet.Denoiser):
+        denoise = in_chunks(D)
+        if next(D.parameters()).is_cuda:
+            batch = max(batch, chunk(D))  # fewer would be padded
     sigmas = noise_levels(max(sigma_min, D.sigma_min), min(sigma_max, D.sigma_max), steps, rho, device)
     images, labels = [], []
     for i in tqdm(range(0, len(seeds), batch), desc="sample", unit="batch", disable=None):

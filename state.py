@@ -25,14 +25,26 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, learning_rate):
+        """One step by the gradients that are in place; the rate is a number, or a tensor on the same GPU."""
         o, gradients = self.options, [p.grad for p in self.parameters]
         if o.optimizer == "sgd":
             sgd(self.parameters, gradients, self.state["momentum_buffer"], momentum=o.momentum, dampening=0.0, nesterov=False,
-                maximize=False, weight_decay=o.weight_decay, lr=learning_rate, foreach=True)
+                maximize=False, weight_decay=o.weight_decay, lr=learning_rate,
+                **{"fused" if isinstance(learning_rate, torch.Tensor) else "foreach": True})
         else:
             adam(self.parameters, gradients, self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"],
                  amsgrad=False, beta1=o.momentum, beta2=o.beta2, eps=ADAM_EPS, weight_decay=o.weight_decay,
                  maximize=False, lr=learning_rate, fused=True)
+
+
+@torch.no_grad()
+def average(ema, parameters, weight):
+    """ema += weight (parameters - ema), in place; the weight is a number, or a tensor on the same GPU."""
+    if not isinstance(weight, torch.Tensor):
+        return torch._foreach_lerp_(ema, parameters, weight)
+    change = torch._foreach_sub(parameters, ema)
+    torch._foreach_mul_(change, weight)
+    torch._foreach_add_(ema, change)
 
 
 def save(path, net, ema, optimizer, **about):

@@ -77,7 +77,7 @@ def test_bracket_and_what_is_kept_and_reused(tmp_path, ratios, monkeypatch):
     assert len(train.snapshots(whole)) <= 2 and not (whole / "state.safetensors").exists()
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_step", lambda *a: pytest.fail("trained again"))
+        patch.setattr(train.Work, "take", lambda *a: pytest.fail("trained again"))
         patch.setattr(emm.sample, "generate", lambda *a, **k: pytest.fail("sampled again"))
         again = run.read_json(emm.find(options(out, tolerance=1.0)))
         assert {p["n"]: p for p in again["probes"]} == {p["n"]: p for p in result["probes"]}
@@ -254,7 +254,7 @@ def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write
     assert capsys.readouterr().err.count("1 of 40 training images repeat an earlier one") == 1  # for all seeds and sizes
     (tmp_path / "imgs").rename(tmp_path / "moved")
     monkeypatch.chdir("/")
-    monkeypatch.setattr(train, "train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(train.Work, "take", lambda *a: pytest.fail("trained again"))
     emm.find(options(tmp_path / "emm", **how | dict(data=f"{tmp_path}/./moved/")))
 
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,6 +81,16 @@ def test_a_sample_depends_on_its_seed_alone(arch):
     for batch in (1, 3, 64):
         images, drawn = sample.generate(D, [69, 3, 12, 40], counts, steps=4, batch=batch)
         assert np.array_equal(images, whole[[69, 3, 12, 40]]) and np.array_equal(drawn, labels[[69, 3, 12, 40]])
+
+
+def test_chunks_fill_a_gpu():
+    """By the size of the network: 4,096 small images, 512 of the paper's base run."""
+    def size(width, resolution, on_gpu):
+        D = SimpleNamespace(config=dict(width=width, img_resolution=resolution),
+                            parameters=lambda: iter([SimpleNamespace(is_cuda=on_gpu)]))
+        return sample.chunk(D)
+    assert [size(8, 8, True), size(64, 8, True), size(128, 32, True), size(320, 32, True)] == [4096, 4096, 512, 192]
+    assert [size(8, 8, False), size(16, 8, False), size(128, 32, False)] == [256, 128, 64]
 
 
 def test_labels_are_drawn_by_their_weights():
