@@ -30,6 +30,7 @@ SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, e
 @dataclass(frozen=True)
 class Options:
     run: str = option("", "run directory of a finished train.py", recorded=False)
+    data: str = option("", "where the data of the run lie now, if they have moved", recorded=False)
     samples: int = option(10000, "samples of each, seeds 0, 1, ...")
     draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
     seed: int = option(0, "of that noise")
@@ -56,14 +57,14 @@ def compare(options):
     Raises ValueError if the run is not finished, its model of another run or the JSON there of another model.
     """
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
-    D, chosen = data.of_run(folder), data.options_of_run(folder)
+    D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
     model = folder / "model.safetensors"
     if not model.is_file():
         raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
     out = Path(options.out) if options.out else folder / "compare.json"
     about = dict(options=run.recorded(options), source=dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"]))
     sheets = [Path(options.pairs).with_stem(Path(options.pairs).stem + end) for end in ("", "-closed-form")] if options.pairs else []
-    if out.exists():
+    if out.is_file():
         if different := run.differences(run.read_json(out), about, run.defaults(Options)):
             raise ValueError(f"{out} holds another comparison ({different}); choose another --out, or remove it")
         if not sheets:
@@ -81,6 +82,7 @@ def compare(options):
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
+    data.announce(options.device, device, trained, 35 * options.samples)  # 18 Heun steps
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)
         samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
@@ -133,15 +135,19 @@ def losses(denoisers, images, draws, seed=0, labels=None):
     return loss, apart
 
 
-def main():
-    """Compare, and say it in words at a noise level where the optimum still knows the image."""
-    path = run.stage(compare, Options, __doc__)
-    result = run.read_json(path)
+def in_words(path):
+    """A comparison for people, its losses at a noise level where the optimum still knows the image."""
+    result, lines = run.read_json(path), []
     for name in ("closed form", "trained"):
         r = result[name]
-        print(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; loss at sigma {SIGMAS[6]:.2g}: {r['loss'][6]:.2g} on the training images"
-              + (f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""))
-    print(f"wrote {path}")
+        outside = f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""
+        lines.append(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; loss at sigma {SIGMAS[6]:.2g}: "
+                     f"{r['loss'][6]:.2g} on the training images{outside}")
+    return "\n".join([*lines, f"wrote {path}"])
+
+
+def main():
+    run.stage(compare, Options, __doc__, say=in_words)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from images import read
-from run import option, read_json
+import run
+from images import place, read, there
+from run import option, processor, rank, read_json, size
 
+CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths of 16 and 32 on a Zen 4 (README, Speed)
+DAY = 24 * 3600   # seconds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -41,7 +44,8 @@ class Subset:
 
 @dataclass(frozen=True)
 class Options(Subset):
-    data: str = option("cifar10", "cifar10, digits, or a path: image folder, zip of images, npz; with :K at its end, class K alone")
+    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist, or a path: image folder, zip of images, "
+                                  "npz, npy or IDX file; with :K at its end, class K alone")
     mix: str = option("", "a second source, mixed in within each class")
     mix_share: float = option(0.5, "its share of each class, from 0 to 1")
     labels: str = option("none", "labels the model is given: none, true, random:C or unique")
@@ -105,6 +109,9 @@ def load(options):
     count = options.classes or int(classes.max()) + 1
     index = balanced_order(classes, options.subset_seed, origin, options.mix_share)
     index = index[classes[index] < count]
+    if options.labels == "true" and len(classes[index].unique()) < 2:
+        raise ValueError(f"--labels true: {options.data} has no classes here, or one; take --labels none, or give it "
+                         "classes, such as a folder for each")
     n = options.n or len(index)
     if n > len(index):
         raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}"
@@ -128,22 +135,49 @@ def sha256(tensor):
     return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()
 
 
-def of_run(directory):
-    """The training set of a run directory of train.py. Raises ValueError if its data have changed since."""
-    options = options_of_run(directory)
+def duplicates(images):
+    """bool [N]: whether an equal image stands earlier in uint8 images [N, ...]."""
+    rows = np.ascontiguousarray(images.flatten(1).numpy())
+    _, first = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True)
+    mask = np.ones(len(rows), bool)
+    mask[first] = False
+    return torch.from_numpy(mask)
+
+
+def say_duplicates(D):
+    """Say in a line how many images of a training set repeat an earlier one, if any do."""
+    if count := int(duplicates(D.images).sum()):
+        run.say(f"{count} of {len(D)} training images repeat an earlier one: copies of those cannot count as memorized")
+
+
+def recorded(options):
+    """What a file stores of options with data: those that decide the result, with absolute paths."""
+    return run.recorded(options) | {name: place(getattr(options, name)) for name in run.PLACES}
+
+
+def of_run(directory, moved=""):
+    """The training set of a run directory of train.py, whose data lie at `moved` now, if they do.
+
+    Raises ValueError if they are not there any more, or have changed since.
+    """
+    options = options_of_run(directory, moved)
+    for source in filter(None, (options.data, options.mix)):
+        if not there(source):
+            raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, say where to by --data")
     D = load(options)
     if D.fingerprint() != read_json(Path(directory) / "config.json")["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
     return D
 
 
-def options_of_run(directory):
-    """The `Options` of the training set of a run directory of train.py."""
+def options_of_run(directory, moved=""):
+    """The `Options` of the training set of a run directory of train.py, whose data lie at `moved` now, if they do."""
     path = Path(directory) / "config.json"
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
         raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
-    return Options(**{field.name: config["options"].get(field.name, field.default) for field in fields(Options)})
+    options = {field.name: config["options"].get(field.name, field.default) for field in fields(Options)}
+    return Options(**options | (dict(data=moved) if moved else {}))
 
 
 def label_count(labels, n, classes):
@@ -203,11 +237,13 @@ def pick_device(name, threads=0, deterministic=False):
         raise ValueError(f"--threads {threads} is negative; give 0 for all cores, or a number")
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:  # a GPU for each process of torchrun
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.type == "cuda" and device.index is None and size() > 1:  # a GPU for each process of torchrun
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not a device of these scripts")
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # for what takes the current one, such as pinned memory
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:N") from None
     if deterministic:
@@ -221,11 +257,41 @@ def pick_device(name, threads=0, deterministic=False):
 
 @lru_cache
 def set_up():
-    """Once a process: TF32 off, unless Denoiser.use asks for it, and memory of large tensors that glibc reuses instead of
-    giving it back and faulting it in again (5% of a step)."""
+    """Once a process: TF32 off, unless Denoiser.use asks for it; no attention of cuDNN's; and memory of large tensors that
+    glibc reuses instead of giving it back and faulting it in again (5% of a step)."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # torch 2.11 prefers it for bf16 on Hopper, where it may have no backward pass for 256 channels
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             mallopt = ctypes.CDLL("libc.so.6").mallopt
             mallopt(M_MMAP_THRESHOLD, 2**30), mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
+
+_announced = []
+
+
+def announce(name, device, D=None, evaluations=0):
+    """Say on stderr, once a process, which device --device auto took; of a CPU also if the work will take days.
+
+    The work is that many evaluations of the denoiser D for an image; a training step is worth three.
+    """
+    if name != "auto" or rank() or _announced:
+        return
+    _announced.append(device)
+    if device.type == "cuda":
+        print(f"device: {device} ({torch.cuda.get_device_name(device)})", file=sys.stderr)
+    else:
+        days = cpu_days(D, evaluations) if D else 0
+        slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core" if days > 1 else ""
+        print(f"device: cpu ({processor()}), as no GPU was found{slow}", file=sys.stderr)
+
+
+def cpu_days(D, evaluations):
+    """Expected days of that many evaluations of D on this CPU; 0 where they are surely less than one."""
+    rate = CPU_FLOPS * torch.get_num_threads() * DAY  # FLOPs a day
+    every_weight_at_every_pixel = 2 * sum(p.numel() for p in D.parameters()) * D.config["img_resolution"]**2
+    if evaluations * every_weight_at_every_pixel < rate:
+        return 0
+    import plan  # seconds, with torch's counters
+    return evaluations * plan.cost(D).evaluation_flops / rate

@@ -5,25 +5,24 @@
 
 A sample x is memorized if its L2 distance to the nearest training image is under 1/3 of that to the
 second nearest (paper, section 2). Distances and verdicts are exact, in whole numbers. SAMPLES and TRAIN
-are image folders, zips, npz files, cifar10, digits, or run directories (their samples; their training set).
+are sources of images as for train.py --data, or run directories (their samples; their training set).
 """
 import csv
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import data
 import parallel
 import run
+import search
 from images import picture, read
 from kernels import memorized
 from run import option
 
-CONFIDENCE_95 = 1.959964  # standard normal quantile of a two-sided 95% interval
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
 CELL = 96                 # pixels a side of an image on the pair sheet
 
@@ -32,6 +31,7 @@ CELL = 96                 # pixels a side of an image on the pair sheet
 class Options(data.Subset):
     samples: str = option("", "generated images: folder, zip, npz, or run directory", recorded=False)
     train: str = option("", "training images: cifar10, digits, folder, zip, npz, or run directory", recorded=False)
+    data: str = option("", "where the data of the run directory --train lie now, if they have moved", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances, a fraction p/q in (0, 1)")
     distinct: bool = option(False, "drop exact duplicates from the training images first")
     out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default", recorded=False)
@@ -47,6 +47,8 @@ class Options(data.Subset):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is needed: an image folder, a zip, an npz file or a run directory")
         parse_threshold(self.threshold)
+        if Path(self.pairs).suffix.lower() not in ("", ".png"):
+            raise ValueError(f"--pairs {self.pairs} is drawn as PNG; let it end in .png")
         if self.pair_rows < 1:
             raise ValueError(f"--pair-rows {self.pair_rows}: at least 1")
 
@@ -63,21 +65,6 @@ def parse_threshold(text):
     return ratio.numerator, ratio.denominator
 
 
-def wilson(hits, count, z=CONFIDENCE_95):
-    """Wilson's score interval for a share of hits among count (Wilson 1927): (low, high)."""
-    share, correction = hits / count, z * z / count
-    middle = (share + correction / 2) / (1 + correction)
-    half = z / (1 + correction) * (share * (1 - share) / count + correction / (4 * count)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def duplicates(images):
-    """bool [N]: whether an equal image stands earlier in uint8 images [N, ...]."""
-    rows = np.ascontiguousarray(images.flatten(1).numpy())
-    _, first = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True)
-    mask = np.ones(len(rows), bool)
-    mask[first] = False
-    return torch.from_numpy(mask)
 
 
 def score(samples, train, threshold=(1, 3), references=None):
@@ -91,7 +78,7 @@ def score(samples, train, threshold=(1, 3), references=None):
         part = memorized(samples[parallel.share(len(samples))], references or train, threshold)
         verdict, distances, index = (parallel.gather(a, len(samples)).cpu() for a in part)
     hits, count = int(verdict.sum()), len(samples)
-    low, high = wilson(hits, count)
+    low, high = search.wilson(hits, count)
     mean = distances.double().sqrt().mean(0).tolist()
     summary = dict(
         samples=count, training_images=len(train), memorized=hits, ratio=hits / count, interval_95=[low, high],
@@ -100,7 +87,7 @@ def score(samples, train, threshold=(1, 3), references=None):
         pixel_exact_copies=int((distances[:, 0] == 0).sum()),
         copies_of_duplicates=int((distances[:, 1] == 0).sum()),
         mean_distance=mean[0], mean_second_distance=mean[1],
-        duplicate_training_images=int(duplicates(train.cpu()).sum()))
+        duplicate_training_images=int(data.duplicates(train.cpu()).sum()))
     return summary, verdict, distances, index
 
 
@@ -114,46 +101,52 @@ def memorize(options):
     folder = Path(options.samples) if (Path(options.samples) / "config.json").is_file() else None
     samples, _, sample_names = read(samples_of_run(folder) if folder else options.samples, options.resolution)
     if options.distinct:
-        keep = ~duplicates(train)
+        keep = ~data.duplicates(train)
         train, train_names = train[keep], [name for name, kept in zip(train_names, keep.tolist()) if kept]
     about = dict(options=run.recorded(options),
                  source=dict(samples_sha256=data.sha256(samples), train_sha256=data.sha256(train)))
     out = Path(options.out) if options.out else folder / "memorize.json" if folder else None
-    if out and out.exists():
+    if out and out.is_file():
         there = run.read_json(out)
         different = run.differences(there, about, run.defaults(Options))
         if different:
             raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
         if not options.csv and not options.pairs:
             return there
+    data.announce(options.device, device)
     summary, verdict, distances, index = score(samples.to(device), train.to(device), parse_threshold(options.threshold))
     if parallel.rank():
         return summary
+    result = summary | about | run.provenance(device)
+    if out:
+        run.write_json(out, result)
     if options.csv:
         write_csv(options.csv, distances, index, verdict, sample_names, train_names)
     if options.pairs:
         with run.publish(options.pairs) as temporary:
             pair_sheet(samples, train, distances, index, options.pair_rows).save(temporary, format="PNG")
-    result = summary | about | run.provenance(device)
-    if out:
-        run.write_json(out, result)
     return result
 
 
 def samples_of_run(folder):
-    """The samples file of a run directory: of its last weights, if several are there.
+    """The samples file of a run directory; if several are there, the largest of its last weights.
 
+    Its name is samples.npz, samples-STEP.npz (of a snapshot) or samples-FIRST-LAST.npz (seeds, as the Makefile has it).
     Raises ValueError if there is none, or if other weights than those beside it made it.
     """
-    files = sorted(folder.glob("samples*.npz"))
-    if not files:
+    def of(file):
+        """The step of the snapshot that a samples file is of; "~", which sorts behind all, for the last weights."""
+        words = file.stem.split("-")
+        return words[1] if len(words) == 2 else "~"
+
+    found = max(folder.glob("samples*.npz"), key=lambda file: (of(file), file.stat().st_size), default=None)
+    if not found:
         raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
-    model = folder / (files[-1].stem.replace("samples-", "snapshot-").replace("samples", "model") + ".safetensors")
-    made_of = run.about(files[-1]).get("source", {}).get("weights_sha256")
-    if made_of and model.is_file():
-        if run.file_sha256(model) != made_of:
-            raise ValueError(f"{files[-1]} was not drawn from {model}; remove it and sample again")
-    return str(files[-1])
+    model = folder / ("model.safetensors" if of(found) == "~" else f"snapshot-{of(found)}.safetensors")
+    made_of = run.about(found).get("source", {}).get("weights_sha256")
+    if made_of and model.is_file() and run.file_sha256(model) != made_of:
+        raise ValueError(f"{found} was not drawn from {model}; remove it and sample again")
+    return str(found)
 
 
 def training_images(options):
@@ -163,15 +156,19 @@ def training_images(options):
         if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
             raise ValueError(f"--train {options.train} is a run directory, which has its own n, classes, resolution and "
                              "subset-seed; leave them out")
-        D = data.of_run(options.train)
+        D = data.of_run(options.train, options.data)
     else:
         D = data.load(data.Options(data=options.train, **subset))
     return D.images, D.names
 
 
 def write_csv(path, distances, index, verdict, sample_names, train_names):
-    """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255) and both images."""
-    with run.publish(path) as temporary, open(temporary, "w", newline="") as file:
+    """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255) and both images.
+
+    In UTF-8; bytes of a name that are not are written as \\udc and their hexadecimal digits.
+    """
+    with run.publish(path) as temporary, \
+            open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["sample", "memorized", "ratio", "distance", "second_distance", "nearest", "second_nearest"])
         for i, name in enumerate(sample_names):
@@ -227,7 +224,7 @@ def report(result):
 
 
 def main():
-    print(report(run.stage(memorize, Options, __doc__)))
+    run.stage(memorize, Options, __doc__, say=report)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,11 @@
 everything here does nothing. Only rank 0 writes; several machines need one file system.
 """
 import contextlib
-import os
 
 import torch
 import torch.distributed as dist
 
-
-def rank():
-    return int(os.environ.get("RANK", 0))
-
-
-def size():
-    return int(os.environ.get("WORLD_SIZE", 1))
+from run import rank, size
 
 
 @contextlib.contextmanager
@@ -26,10 +19,11 @@ def group(device):
     if size() == 1 or dist.is_initialized():
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)  # without it the first barrier guesses, and says so
+        else:
+            dist.init_process_group("gloo")
     except (RuntimeError, ValueError) as error:  # a port in use, a name that is not known, a variable that is missing
         raise ValueError(f"cannot join the other processes ({str(error).splitlines()[0]}); start them with torchrun "
                          "--standalone, or with another --master-port") from None

@@ -8,6 +8,7 @@ Reads result files alone. Points are numbered in the order of measuring; hollow 
 above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
 """
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,17 @@ from run import option
 PUBLISHED = Path(__file__).parent / "paper" / "digitised.csv"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by everyone
 MARKERS = "osD^vP"
+# What the published curves that resolution alone tells apart were made with. Options that are not here decide which of
+# many equal runs it is, or how it is measured
+BASE_RUN = dict(
+    data="cifar10", mix="", classes=0, labels="none", arch="ddpmpp", precond="vp", width=128, blocks=2, channel_mult=[2, 2, 2],
+    attn_resolutions=None, embedding=None, skip_connections=None, dropout=0.13, epochs=40000, steps=None, steps_min=0,
+    warmup_epochs=200, warmup_steps=None, batch=512, optimizer="adam", learning_rate=2e-4, momentum=0.9, beta2=0.999,
+    weight_decay=0.0, ema_halflife=500_000 / 512, ema_rampup_epochs=200, ema_rampup_steps=None, ema_rate=None,
+    reshuffle=False, threshold="1/3")
+RESOLUTIONS = (32, 16, 8)
 
 
-# The published curves that resolution alone tells apart: other options must be these
-BASE_RUN = dict(arch="ddpmpp", precond="vp", width=128, blocks=2, batch=512, epochs=40000.0, labels="none", classes=0,
-                learning_rate=2e-4, weight_decay=0.0, dropout=0.13, embedding=None, skip_connections=None, ema_rate=None,
-                steps=None, channel_mult=[2, 2, 2], optimizer="adam", ema_halflife=500_000 / 512, warmup_epochs=200,
-                warmup_steps=None, threshold="1/3")
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Options:
 
 def published_rows(path=PUBLISHED):
     """The lines of the digitised figures, as dicts of text."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
@@ -57,7 +62,7 @@ def published_series(options):
     """The series of the published curve that a search with these options repeats; None if it does not."""
     resolution = options.get("resolution") or 32
     same = all(options.get(key, value) == value for key, value in BASE_RUN.items())
-    return f"{resolution}x{resolution}" if same and "cifar10" in Path(options["data"]).stem and resolution in (32, 16, 8) else None
+    return f"{resolution}x{resolution}" if same and resolution in RESOLUTIONS else None
 
 
 def read(paths):
@@ -76,8 +81,15 @@ def read(paths):
 
 def plot(options):
     """Draw the searches that the options name; returns the path of the PNG of ratio against |D|."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's would not even import here
     import matplotlib  # a second to import: only where it is used
-    matplotlib.use("Agg")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # and not this machine's matplotlibrc, which may ask for LaTeX
+        return draw(options)
+
+
+def draw(options):
+    """`plot`, with matplotlib as it comes."""
     if options.experiment:
         out = Path(options.out) if options.out else Path(options.experiment).with_suffix(".png")
         result = run.read_json(options.experiment)
@@ -97,6 +109,13 @@ def plot(options):
     return out
 
 
+def subplots(columns=1, width=6.6):
+    """A figure and its axes, without pyplot, which keeps every figure and asks for a screen."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
 def save(figure, path):
     with run.publish(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
@@ -104,8 +123,8 @@ def save(figure, path):
 
 def ratios(results, names, published=False):
     """The ratio against |D|, with the intervals, order and bracket of each search."""
-    from matplotlib import pyplot as plt, ticker
-    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
+    from matplotlib import ticker
+    figure, axes = subplots()
     for series in sorted({s for r in results if (s := published_series(r["options"]))} | ({"32x32"} if published else set())):
         axes.plot(*published_curve(series=series), "--", marker=".", color="0.6",
                   label=f"published, digitised:\nCIFAR-10 {series}, DDPM++ width 128")
@@ -133,8 +152,8 @@ def ratios(results, names, published=False):
 
 def points(result):
     """The points of an experiment with their intervals over seeds, a line for each series; published ones in grey."""
-    from matplotlib import pyplot as plt, ticker
-    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
+    from matplotlib import ticker
+    figure, axes = subplots()
     found = result["points"]
     places = list(dict.fromkeys(str(p["x"]) for p in found))
     numbers = [p["x"] for p in found]
@@ -185,8 +204,7 @@ def points(result):
 
 def epochs(result):
     """The ratio of every snapshot against epochs, a line for each |D|: the mean over seeds, and the seeds as dots."""
-    from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
+    figure, axes = subplots()
     for i, p in enumerate(result["points"]):
         look = dict(marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)])
         snapshots = list(zip(*p["trajectories"]))  # [snapshots, seeds]
@@ -203,8 +221,7 @@ def epochs(result):
 
 def denoising(result):
     """The loss against sigma, and the ratios of nearest distances of the samples, of the optimum and of the trained model."""
-    from matplotlib import pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    figure, (left, right) = subplots(2, 11)
     for p, colour, marker in zip(result["points"], COLOURS, MARKERS):
         for key, where, line in (("loss", "training images", "-"), ("loss_outside", "images outside", "--")):
             for i, d in enumerate(d for d in p["denoising"] if key in d):
@@ -224,8 +241,7 @@ def denoising(result):
 
 def trajectories(results, names):
     """The ratio of every snapshot against epochs, a line for each size."""
-    from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
+    figure, axes = subplots()
     for i, (result, name) in enumerate(zip(results, names)):
         probes = sorted(result["probes"], key=lambda p: p["n"])
         for j, p in enumerate(probes):
@@ -249,7 +265,7 @@ def describe(result, results):
 
 
 def main():
-    print(f"wrote {run.stage(plot, Options, __doc__)}")
+    run.stage(plot, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

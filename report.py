@@ -250,12 +250,12 @@ def report(options):
     results, said = read(options), notes(Path(options.results) / options.scale)
     render = page if options.out.endswith(".html") else markdown
     with run.publish(options.out) as temporary:
-        temporary.write_text("\n".join(render(options, results, said)))
+        temporary.write_text("\n".join(render(options, results, said)), encoding="utf-8")
     return options.out
 
 
 def main():
-    print(f"wrote {run.stage(report, Options, __doc__)}")
+    run.stage(report, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Standard library only, so that it imports in milliseconds and runs anywhere.
 import argparse
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import glob
@@ -20,6 +21,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -31,6 +33,9 @@ import zlib
 from importlib import metadata
 from pathlib import Path
 
+if sys.version_info < (3, 11):
+    sys.exit(f"Python 3.11 or newer is needed, and this is {platform.python_version()}")
+
 # What zipfile raises for damaged, encrypted and unknown-compression archives
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
@@ -39,6 +44,9 @@ _signals = []      # that have come within `interruptible`
 UMASK = os.umask(0o022)
 os.umask(UMASK)    # the only way to read it; once, before there are threads
 ABOUT_BYTES = 2**24  # of what a samples file says of itself
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|_ALLOC_FAILED")  # says torch for GPU, CPU and NVIDIA's libraries
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # of flock on some file systems
+PLACES = ("data", "mix")  # options that say where data lie: what lies there is compared, by its fingerprint
 USAGE = 2          # exit status for options that cannot be, as argparse has it
 INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 
@@ -109,30 +117,102 @@ def _convert(kind, word):
         raise argparse.ArgumentTypeError(f"{word!r} is not a valid {name}") from None
 
 
-def stage(function, cls, description, argv=None):
-    """Parse the options, run `function(options)`, and turn what can go wrong into one line on stderr.
+def stage(function, cls, description, argv=None, say=None):
+    """Parse the options, run `function(options)`, print `say` of its result, and return it; errors in one line on stderr.
 
     Words of the command line that cannot be exit with status 2; ValueError, OSError and running out of memory (of the
     machine or of a GPU) with 1, an interrupt with 130; anything else is a defect of this program and keeps its traceback.
+    Output that cannot be written ends nothing; of stdout it is said at the end, with status 1.
     """
     name = Path(sys.argv[0]).name
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks for all
-    if not first:
-        sys.stdout = open(os.devnull, "w")
+    while os.open(os.devnull, os.O_RDWR) < 2:  # or the next file that is opened becomes stderr, if that was closed
+        pass
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with contextlib.nullcontext() if first else contextlib.redirect_stderr(sys.stdout):
-            options = parse(cls, argv, description)
-        return function(options)
-    except KeyboardInterrupt as interrupt:
-        print(f"{name}: interrupted{'; ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except (ValueError, OverflowError, OSError, MemoryError, RuntimeError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, RuntimeError) and "memory" not in text.lower():  # torch's out-of-memory errors are these
-            raise
-        sys.exit(f"{name}: {text}" if first or not isinstance(error, (ValueError, OverflowError, OSError)) else 1)
+        first = rank() == 0
+    except ValueError as error:
+        sys.exit(f"{name}: {error}")
+    out, log = Output(sys.stdout if first else open(os.devnull, "w")), Output(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(log):
+        try:
+            with contextlib.nullcontext() if first else contextlib.redirect_stderr(out):
+                options = parse(cls, argv, description)
+            result = function(options)
+            if say and result is not None:
+                print(say(result))
+        except KeyboardInterrupt as interrupt:
+            print(f"{name}: interrupted{'; ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        except (ValueError, OverflowError, OSError, MemoryError, RuntimeError) as error:
+            text = in_words(error, cls)
+            if text is None:
+                raise
+            # of the processes that torchrun starts, one speaks for all, but each may run out of memory alone
+            everyone = isinstance(error, (ValueError, OverflowError, OSError)) and "TORCHELASTIC_RUN_ID" in os.environ
+            sys.exit(f"{name}: {text}" if first or not everyone else 1)
+        except SystemExit as end:
+            if end.code:
+                raise
+            result = None  # of --help
+        finally:
+            out.flush(), log.flush()
+    if out.error:
+        sys.exit(f"{name}: the output cannot be written ({out.error.strerror})")
+    return result
+
+
+class Output:
+    """A stream whose failing ends nothing: what it cannot write is dropped, and `error` says why."""
+
+    def __init__(self, stream):
+        self.error = None if stream else OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self.stream = stream or open(os.devnull, "w")
+        with contextlib.suppress(AttributeError):  # a stream of somebody else's
+            self.stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self._dropping(self.stream.write, text)
+
+    def flush(self):
+        self._dropping(self.stream.flush)
+
+    def _dropping(self, call, *arguments):
+        try:
+            return call(*arguments)
+        except OSError as error:
+            self.error = error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # where its buffer can go
+
+
+def in_words(error, cls):
+    """What went wrong, in one line, for a stage with the options `cls`; None for a defect of this program."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)):
+        return None if isinstance(error, RuntimeError) else text
+    flag = next((flag for flag in ("batch_device", "batch") if flag in cls.__dataclass_fields__), None)
+    remedy = f"compute fewer images at once with --{flag.replace('_', '-')}" if flag else "take fewer or smaller images"
+    return f"out of memory ({'. '.join(text.split('. ')[:2])}); {remedy}"  # torch goes on about its allocator
+
+
+def size():
+    """How many processes torchrun started, 1 without it."""
+    return _number("WORLD_SIZE", 1)
+
+
+def rank():
+    """Which of them this is, from 0. Of one, a RANK left in the environment says nothing."""
+    return _number("RANK", 0) if size() > 1 else 0
+
+
+def _number(variable, default):
+    text = os.environ.get(variable) or str(default)
+    if not text.isdecimal():
+        raise ValueError(f"{variable}={text} in the environment is not a number; unset it, or start with torchrun")
+    return int(text) or default
 
 
 def recorded(options):
@@ -170,15 +250,33 @@ def processor():
     return f"{name[1] if name else platform.processor() or platform.machine()}, {cores} cores"
 
 
+@functools.lru_cache
+def say(text):
+    """Print a line on stderr: once a process, and of several under torchrun by one alone."""
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):  # nobody listens
+            print(text, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def publish(path, flush=True):
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
 
     The file is flushed to disk before it takes its name, and then its folder: a file that exists is whole. It keeps
     the mode of the file that it replaces. What killed processes left of earlier tries is swept. `flush=False` is for
-    many small files that are soon made again: whole after a kill, but perhaps not after a power cut.
+    many small files that are soon made again: whole after a kill, but perhaps not after a power cut. What is there and
+    is no regular file (a device, a pipe) is written into; of a link, the file that it names is replaced.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / f"new{path.suffix}"
+            yield temporary
+            with naming(path), open(temporary, "rb") as new, open(path, "wb") as file:
+                shutil.copyfileobj(new, file)
+        return
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     if flush:
         sweep(path.parent, f".{glob.escape(path.name)}.*.part*")
@@ -186,10 +284,11 @@ def publish(path, flush=True):
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_SH)  # held while this process lives: see `sweep`
-        yield Path(temporary)
-        if flush:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+        with naming(path):
+            yield Path(temporary)
+            if flush:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
         os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~UMASK)
         os.replace(temporary, path)
     except BaseException:
@@ -204,6 +303,17 @@ def publish(path, flush=True):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Let an OSError within that names no file, such as that of a full disk, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
 
 
 def sweep(folder, pattern):
@@ -270,8 +380,14 @@ def bounded(archive, name, limit):
     Raises ValueError beyond that. Other compressions than the usual one can unpack to any size at once.
     """
     info = archive.getinfo(name)
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > limit:
-        raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; at most {limit:,} are read, stored or deflated")
+    if info.flag_bits & 1:
+        raise ValueError(f"{archive.filename}: {name} is encrypted; pack it without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        names = zipfile.compressor_names | {93: "zstd", 95: "xz"}
+        method = names.get(info.compress_type, f"method {info.compress_type}")
+        raise ValueError(f"{archive.filename}: {name} is compressed by {method}; pack it stored or deflated")
+    if info.file_size > limit:
+        raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; at most {limit:,} are read")
     return info
 
 
@@ -289,10 +405,15 @@ def claim(directory, record, defaults={}):
         raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
     with locked(directory):
         if path.exists():
-            different = differences(read_json(path), record, defaults)
+            there = read_json(path)
+            different = differences(there, record, defaults)
             if different:
                 raise ValueError(f"{directory} was made with other options ({different}); "
                                  "choose another --out, or remove it")
+            moved = {key: value for key, value in record.get("options", {}).items()
+                     if key in PLACES and there["options"].get(key, value) != value}
+            if moved:
+                write_json(path, there | dict(options=there["options"] | moved))
         else:
             write_json(path, record)
         for pattern in (".*.part*", ".tmp??????"):  # ours, and those of safetensors' save_file
@@ -318,6 +439,11 @@ def locked(directory):
             file.seek(0)
             raise ValueError(f"{directory} is in use by another process ({file.read() or 'starting'}); wait for it, "
                              "or choose another --out") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"{directory} is on a file system without locks ({error.strerror}): let only one process use it at a time",
+                  file=sys.stderr)
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
@@ -331,7 +457,8 @@ def locked(directory):
 def differences(old, new, defaults={}):
     """What differs between two records in the parts that decide what is computed, in words; "" if nothing does.
 
-    An option that one of them lacks counts as its default: scripts gain options, and old runs stay good.
+    An option that one of them lacks counts as its default: scripts gain options, and old runs stay good. Where data lie
+    does not count, but their fingerprints do.
     """
     found = []
     for part in ("options", "data", "source"):
@@ -339,7 +466,8 @@ def differences(old, new, defaults={}):
         if part == "options":
             there, asked = ({**{key: defaults.get(key) for key in there | asked}, **side} for side in (there, asked))
         found += [f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked"
-                  for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+                  for key in sorted(there.keys() | asked.keys())
+                  if there.get(key) != asked.get(key) and not (part == "options" and key in PLACES)]
     return "; ".join(found)
 
 
@@ -358,7 +486,7 @@ class Log:
                 temporary.write_text("".join(map(_log_line, lines)))
 
     def write(self, **values):
-        with open(self.path, "a") as file:
+        with naming(self.path), open(self.path, "a") as file:
             file.write(_log_line(values))
 
 
@@ -411,6 +539,19 @@ def about(path):
     except (ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a whole file of these scripts ({error})") from None
     return unsealed(value, path)
+
+
+@contextlib.contextmanager
+def terminable():
+    """Let SIGTERM raise KeyboardInterrupt within, as SIGINT does. Outside the main thread it does nothing."""
+    previous = None
+    with contextlib.suppress(ValueError):
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager

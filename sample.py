@@ -60,7 +60,7 @@ class Options(data.Options):
         if self.optimum and self.precision != "fp32":
             raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
-        given = [name for name, value in defaults.items() if getattr(self, name) != value]
+        given = [name for name, value in defaults.items() if getattr(self, name) != value and (name != "data" or not self.optimum)]
         if self.run and given:
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
@@ -186,7 +186,7 @@ def sample(options):
     if model.is_dir():
         model = model / "model.safetensors"
     if options.optimum:
-        D = data.of_run(model.parent) if options.run else data.load(options)
+        D = data.of_run(model.parent, "" if options.data == data.Options.data else options.data) if options.run else data.load(options)
         D.resolution  # square, or an error
         source = dict(optimum_of=D.fingerprint()["sha256"])
         if D.label_dim:
@@ -198,7 +198,9 @@ def sample(options):
         source = dict(weights_sha256=run.file_sha256(model))
         out = default_out(model)
     out = Path(options.out) if options.out else out
-    about = dict(options=run.recorded(options), source=source)
+    about = dict(options=data.recorded(options), source=source)
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} is no regular file, and what is written there is read again; choose another")
     if not out.exists():
         if options.optimum:
             counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
@@ -215,6 +217,8 @@ def sample(options):
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
+        evaluations = len(seeds) * (2 * options.heun_steps - 1) // parallel.size()
+        data.announce(options.device, device, None if options.optimum else D, evaluations)
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)
@@ -278,7 +282,7 @@ def grid(images):
 
 
 def main():
-    print(f"wrote {run.stage(sample, Options, __doc__)}")
+    run.stage(sample, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,9 @@ def train(options, each_snapshot=None):
                           len(snapshot_steps(options, len(D)))))
         return None
     net.to(device).use(options.precision)
-    about = dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device))
+    if each_snapshot is None:  # a search says it of all its data
+        data.say_duplicates(D)
+    about = dict(stage="train", options=data.recorded(options), data=D.fingerprint(), **run.provenance(device))
     if options.batch < parallel.size():
         raise ValueError(f"--batch {options.batch} is smaller than the number of processes, {parallel.size()}")
     claim = run.claim(out, about, run.defaults(Options)) if parallel.rank() == 0 else contextlib.nullcontext()
@@ -221,6 +223,9 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
     step, seconds = state.load(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
     log = run.Log(out / "log.jsonl", step) if writes else None
     total = total_steps(options, n)
+    data.announce(options.device, device, net, 3 * (total - step) * options.batch // parallel.size())
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
     snapshots_due = set(snapshot_steps(options, n))
     label_counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
 
@@ -361,9 +366,7 @@ def memory_mb(device):
 
 
 def main():
-    model = run.stage(train, Options, __doc__)
-    if model:
-        print(f"wrote {model}")
+    run.stage(train, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

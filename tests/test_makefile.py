@@ -65,12 +65,12 @@ ALLOWED = {  # which modules of this project each may import: down only
     "run": set(), "parallel": set(), "plan": {"run", "unet"}, "images": {"run"}, "data": {"run", "images"}, "tensors": {"run"},
     "layers": set(), "unet": {"layers", "tensors"}, "state": {"run", "tensors", "unet"}, "kernels": {"kernels"}, "plot": {"run"},
     "train": {"run", "data", "parallel", "plan", "state", "unet", "kernels"},
-    "sample": {"run", "data", "images", "parallel", "unet", "kernels"}, "memorize": {"run", "data", "images", "parallel", "unet", "kernels"}, "sequential": set(), "search": set(),
-    "emm": {"run", "data", "parallel", "unet", "kernels", "state", "train", "sample", "memorize", "sequential", "search"},
+    "sample": {"run", "data", "images", "parallel", "unet", "kernels"}, "memorize": {"run", "data", "images", "parallel", "unet", "kernels", "search"}, "search": set(),
+    "emm": {"run", "data", "parallel", "unet", "kernels", "state", "train", "sample", "memorize", "search"},
     "compare": {"run", "data", "unet", "kernels", "sample", "memorize"}, "protocol": set(),
     "experiments": {"run", "compare", "data", "images", "emm", "plan", "plot", "protocol", "search", "train", "unet"},
     "report": {"run", "emm", "protocol"},
-    "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "sequential", "search", "emm", "plot", "state", "bench"}}
+    "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "search", "emm", "plot", "state", "bench"}}
 
 
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("bench/*.py")]), ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,9 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
+import emm
 import plot
+import run
 from conftest import ROOT
 
 
@@ -24,10 +29,35 @@ def test_published_numbers():
 
 
 def test_the_published_curve_goes_with_its_settings():
-    base = dict(data="a/cifar10.zip", arch="ddpmpp", width=128, epochs=40000.0, resolution=0)
+    base = dict(data="cifar10", arch="ddpmpp", width=128, epochs=40000.0, resolution=0)
     assert plot.published_series(base) == "32x32" and plot.published_series(base | dict(resolution=16)) == "16x16"
-    for other in (dict(width=256), dict(data="digits"), dict(epochs=6000.0), dict(labels="true"), dict(resolution=24)):
+    for other in (dict(width=256), dict(data="digits"), dict(epochs=6000.0), dict(labels="true"), dict(resolution=24),
+                  dict(data="a/cifar10.zip"), dict(data="cifar100.zip"), dict(data="cifar10:5"), dict(data="my-cifar10"),
+                  dict(mix="digits"), dict(classes=5), dict(steps_min=100), dict(beta2=0.99), dict(batch=64)):
         assert plot.published_series(base | other) is None
+
+
+def test_every_option_of_a_search_is_judged():
+    free = {"n", "resolution", "mix_share", "subset_seed", "label_seed", "sample_labels", "batch_device", "precision",
+            "compile", "seed", "snapshots", "snapshot_images"}  # which of equal runs, or how it is measured
+    there = run.recorded(emm.Options())
+    assert there.keys() - free == plot.BASE_RUN.keys()
+    assert {key: there[key] for key in plot.BASE_RUN} == plot.BASE_RUN  # the defaults are the published procedure
+
+
+def test_figures_do_not_ask_the_environment(tmp_path):
+    (tmp_path / "emm.json").write_text(json.dumps(result(8)))
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 10\n")
+    command = [sys.executable, str(ROOT / "plot.py"), "--emm", "emm.json"]
+    images = []
+    for given in ({}, dict(MPLBACKEND="module://matplotlib_inline.backend_inline"), dict(MPLBACKEND="no-such-backend")):
+        environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"} | given
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0 and done.stdout == "wrote emm.png\n", done.stderr
+        images.append((tmp_path / "emm.png").read_bytes())
+    (tmp_path / "matplotlibrc").unlink()
+    plot.plot(plot.Options(emm=(str(tmp_path / "emm.json"),)))
+    assert set(images) == {(tmp_path / "emm.png").read_bytes()}
 
 
 def test_draws_one_and_several(tmp_path):
