@@ -100,18 +100,20 @@ class Optimum:
 
     def _float64_mean(self, x, sigma, kept):
         """`_mean` by float64 products."""
-        used = torch.arange(len(self.images), device=x.device)
-        if kept is not None:
-            used = used[kept.any(0)]
-        logits = x.new_empty(len(x), len(used))
-        for index, block in zip(used.split(self.columns), logits.split(self.columns, dim=1)):
-            torch.sub(x @ self.images[index].to(torch.float64).T, self.half_norms[index], out=block)
+        used = None if kept is None else kept.any(0).nonzero()[:, 0]
+        count = len(self.images if kept is None else used)
+        parts = [slice(n, n + self.columns) for n in range(0, count, self.columns)]
+        images = parts if kept is None else [used[part] for part in parts]
+        logits = x.new_empty(len(x), count)
+        for i, part in zip(images, parts):
+            y = self.images[i].to(torch.float64)
+            torch.addmm(self.half_norms[i], x, y.T, beta=-1, out=logits[:, part])
         if kept is not None:
             logits.masked_fill_(~kept[:, used], -math.inf)
         weights = logits.div_(127.5 * sigma**2).softmax(1)  # the rest of -|x - y|^2 / 2 is the same for all y
         mean = torch.zeros_like(x)
-        for index, block in zip(used.split(self.columns), weights.split(self.columns, dim=1)):
-            mean.addmm_(block, self.images[index].to(torch.float64))
+        for i, part in zip(images, parts):
+            mean.addmm_(weights[:, part], self.images[i].to(torch.float64))
         return mean.div_(127.5).sub_(1)
 
     def _digits_mean(self, x, sigma, largest, digits, kept):
