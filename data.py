@@ -274,27 +274,14 @@ def set_up():
 _announced = []
 
 
-def announce(name, device, D=None, evaluations=0):
-    """Say on stderr, once a process, which device --device auto took; of a CPU also if the work will take days.
-
-    The work is that many evaluations of the denoiser D for an image; a training step is worth three.
-    """
+def announce(name, device, flops=0):
+    """Say on stderr, once a process, which device --device auto took; of a CPU also if the FLOPs will take days."""
     if name != "auto" or rank() or _announced:
         return
     _announced.append(device)
     if device.type == "cuda":
         print(f"device: {device} ({torch.cuda.get_device_name(device)})", file=sys.stderr)
-    else:
-        days = cpu_days(D, evaluations) if D else 0
-        slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core" if days > 1 else ""
-        print(f"device: cpu ({processor()}), as no GPU was found{slow}", file=sys.stderr)
-
-
-def cpu_days(D, evaluations):
-    """Expected days of that many evaluations of D on this CPU; 0 where they are surely less than one."""
-    rate = CPU_FLOPS * torch.get_num_threads() * DAY  # FLOPs a day
-    every_weight_at_every_pixel = 2 * sum(p.numel() for p in D.parameters()) * D.config["img_resolution"]**2
-    if evaluations * every_weight_at_every_pixel < rate:
-        return 0
-    import plan  # seconds, with torch's counters
-    return evaluations * plan.cost(D).evaluation_flops / rate
+        return
+    days = flops / (CPU_FLOPS * torch.get_num_threads() * DAY)
+    slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core" if days > 1 else ""
+    print(f"device: cpu ({processor()}), as no GPU was found{slow}", file=sys.stderr)

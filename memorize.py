@@ -19,9 +19,8 @@ import data
 import parallel
 import run
 import search
-from images import read
+from images import picture, read
 from kernels import memorized
-from pixels import picture
 from run import option
 
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64

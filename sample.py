@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import data
 import parallel
 import run
 import unet
-from graphs import Replayed
+from images import picture
 from kernels import Optimum
-from pixels import picture
+from kernels.graphs import Replayed
 from run import option
 
 # Images that a network sees at once, at least and at most, always (see `in_chunks`), and values in its first layer: small
@@ -33,6 +34,7 @@ CHUNK, CHUNK_VALUES = (64, 256), 2**17
 CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU = (64, 4096), 2**26
 LABELS_OPTION = option("uniform", "labels of the samples: any label as likely, as published, or as often as in training",
                        ("uniform", "training"))
+EVALUATIONS = 35   # of the denoiser a sample: 18 Heun steps, the last an Euler step
 MAX_SEEDS = 10**7  # in one file
 GRID = 10         # images a side of the grid
 GRID_PIXELS = 64  # small images are enlarged to about this
@@ -219,7 +221,7 @@ def sample(options):
             counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
             D = Optimum(D.images.to(device), D.labels.to(device) if counts else None)
         else:
-            D, metadata = unet.load(model, device)
+            D, metadata = checkpoint.load_model(model, device)
             if options.run != str(model) and (different := foreign(metadata, run.read_json(model.parent / "config.json"))):
                 raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
             D.use(options.precision)
@@ -230,8 +232,9 @@ def sample(options):
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
-        evaluations = len(seeds) * (2 * options.heun_steps - 1) // parallel.size()
-        data.announce(options.device, device, None if options.optimum else D, evaluations)
+        if not options.optimum:
+            evaluations = len(seeds) * (2 * options.heun_steps - 1) / parallel.size()
+            data.announce(options.device, device, evaluations * D.flops())
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)

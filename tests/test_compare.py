@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-import compare
+from paper import compare
 import data
 import run
 import train

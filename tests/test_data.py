@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import compare
+from paper import compare
 import data
 import memorize
 import run

@@ -13,18 +13,18 @@ import data
 import images
 import inputs
 import run
-import standard
+from images import standard
 from images import read
 
 
 @pytest.fixture(autouse=True)
 def folders(monkeypatch, tmp_path):
     """Standard data are looked for in tmp_path/data and tmp_path/more, and not in this machine's."""
-    images._read.cache_clear()
+    images.files._read.cache_clear()
     run.say.cache_clear()
     monkeypatch.setattr(standard, "FOLDERS", (tmp_path / "data", tmp_path / "more"))
     yield tmp_path / "data", tmp_path / "more"
-    images._read.cache_clear()
+    images.files._read.cache_clear()
 
 
 def cifar(name, noise):
@@ -63,7 +63,7 @@ def test_cifar_of_its_authors_archive(name, folders, monkeypatch, tmp_path, nois
     assert capsys.readouterr().err.count("downloading") == 1
     assert torch.equal(read(tmp_path / archive)[0], read(name)[0])  # by its path
     (folders[1] / archive).write_bytes(content[:1000])
-    images._read.cache_clear()
+    images.files._read.cache_clear()
     with pytest.raises(ValueError, match=f"{archive} is damaged"):
         read(name)
     (folders[1] / archive).unlink()
@@ -89,7 +89,7 @@ def test_idx_files_where_torchvision_puts_them(name, folder, folders, monkeypatc
             found, classes, names = read(name + half)
             assert (found[:, 0].numpy() == pixels).all() and classes.tolist() == labels.tolist()
             assert names[3] == f"{name}{half}/00003"
-        images._read.cache_clear()
+        images.files._read.cache_clear()
     check()  # downloaded
     assert {path.name for path in (folders[1] / folder).iterdir()} == set(packed)
     inputs.put(folders[0] / folder, files)

@@ -1,6 +1,6 @@
 """Set a trained model beside the closed-form optimum of its training set: copies, nearest distances, loss at each noise level.
 
-    python compare.py --run runs/n64 --samples 1000        runs/n64/compare.json; seconds for digits on two CPU cores
+    python -m paper.compare --run runs/n64 --samples 1000        runs/n64/compare.json; seconds for digits on two CPU cores
 
 The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over the training
 images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is E |D - D*|^2 / dim. Over images
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import data
 import memorize
 import run
@@ -74,14 +75,14 @@ def compare(options):
     if D.label_dim:
         known = torch.isin(outside_labels, D.labels)
         outside, outside_labels = outside[known], outside_labels[known]
-    trained, metadata = unet.load(model, device)
+    trained, metadata = checkpoint.load_model(model, device)
     if different := sample.foreign(metadata, run.read_json(folder / "config.json")):
         raise ValueError(f"{model} is not of the run in {folder} ({different}); restore it, or train again")
     optimum = Optimum(D.images.to(device), D.labels.to(device) if D.label_dim else None)
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
-    data.announce(options.device, device, trained, 35 * options.samples)  # 18 Heun steps
+    data.announce(options.device, device, sample.EVALUATIONS * options.samples * trained.flops())
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)
