@@ -68,15 +68,15 @@ def parse_threshold(text):
 
 
 
-def score(samples, train, threshold=(1, 3)):
-    """Compare samples with training images, both uint8 [*, C, H, W] on one device.
+def score(samples, train, threshold=(1, 3), references=None):
+    """Compare samples with training images, both uint8 [*, C, H, W] on one device, or with `references` prepared of them.
 
     Returns a summary for JSON, and verdicts bool [Q], distances int64 [Q, 2] and indices int64 [Q, 2].
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).
     """
     with parallel.group(samples.device):
-        part = memorized(samples[parallel.share(len(samples))], train, threshold)
+        part = memorized(samples[parallel.share(len(samples))], references or train, threshold)
         verdict, distances, index = (parallel.gather(a, len(samples)).cpu() for a in part)
     hits, count = int(verdict.sum()), len(samples)
     low, high = search.wilson(hits, count)

@@ -369,9 +369,9 @@ def pairs(count, seed):
     for x, y in image_sets(count, seed):
         distances, index = nearest.nearest_two_reference(x, y)
         if os.environ.get("TRITON_INTERPRET") == "1":
-            from kernels.nearest_triton import nearest_two_cuda
+            from kernels.nearest_triton import nearest_two_cuda, prepared
             tile = dict(BQ=64, BN=128, BK=64, num_warps=4, num_stages=2)
-            found = nearest_two_cuda(x, y, tile=tile, splits=2)
+            found = nearest_two_cuda(x, prepared(y, tile), splits=2)
         else:
             found = nearest.memorized(x, y)
         wrong = (found[0] != nearest.is_memorized(distances)) | (found[1] != distances).any(1) | (found[2] != index).any(1)

@@ -1,8 +1,4 @@
-import io
-import os
 import shutil
-import warnings
-import zipfile
 
 import numpy as np
 import pytest
