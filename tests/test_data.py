@@ -173,7 +173,7 @@ def test_a_run_is_tied_to_its_data_and_not_to_where_they_lie(tmp_path, write_ima
     monkeypatch.chdir(tmp_path / "b")
     assert len(data.of_run(out)) == 6 and trained("../a/imgs") == model
     os.rename(tmp_path / "a", tmp_path / "c")
-    with pytest.raises(ValueError, match="a/imgs, which .*run was trained on, is not there; .* now by --data"):
+    with pytest.raises(ValueError, match="a/imgs, which .*run was trained on, is not there.* by --data"):
         data.of_run(out)
     assert torch.equal(data.of_run(out, "../c/imgs").images, data.load(data.Options(data="../c/imgs")).images)
     assert trained("../c/imgs") == model and recorded() == str(tmp_path / "c" / "imgs") and len(data.of_run(out)) == 6
