@@ -29,8 +29,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 class Subset:
     n: int = option(0, "size of the training set |D|; 0 takes all there is")
     classes: int = option(0, "keep the first this many classes; 0 keeps all")
-    resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); 0 keeps "
-                                "the size")
+    resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); "
+                                "0 keeps the size")
     subset_seed: int | None = option(None, "draw the subset by this seed; none takes the first of each class")
 
     def __post_init__(self):
@@ -45,8 +45,8 @@ class Subset:
 
 @dataclass(frozen=True)
 class Options(Subset):
-    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist (with -test, their test half), or a "
-                       "path: image folder, zip of images, npz, npy or IDX file; with :K at its end, class K alone")
+    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist (-test: their test half), or "
+                       "a path: image folder, zip of images, npz, npy or IDX file; with :K, class K alone")
     mix: str = option("", "a second source, mixed in within each class")
     mix_share: float = option(0.5, "its share of each class, from 0 to 1")
     labels: str = option("none", "labels the model is given: none, true, random:C or unique")
@@ -140,7 +140,7 @@ def duplicates(images):
     """bool [N]: whether an equal image stands earlier in uint8 images [N, ...]."""
     seen, repeats = set(), []
     for image in images.flatten(1).numpy():
-        digest = hashlib.sha256(np.ascontiguousarray(image)).digest()  # sorting whole images takes ten times as long
+        digest = hashlib.sha256(np.ascontiguousarray(image)).digest()  # sorting takes ten times as long
         repeats.append(digest in seen)
         seen.add(digest)
     return torch.tensor(repeats)
@@ -149,7 +149,8 @@ def duplicates(images):
 def say_duplicates(D):
     """Say in a line how many images of a training set repeat an earlier one, if any do."""
     if count := int(duplicates(D.images).sum()):
-        run.say(f"{count} of {len(D)} training images repeat an earlier one: copies of those cannot count as memorized")
+        run.say(f"{count} of {len(D)} training images repeat an earlier one: copies of those cannot count as "
+                "memorized")
 
 
 def recorded(options):
@@ -165,8 +166,8 @@ def of_run(directory, moved=""):
     options = options_of_run(directory, moved)
     for source in filter(None, (options.data, options.mix)):
         if not there(source):
-            raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, say where "
-                             "it is now by --data")
+            raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, "
+                             "say where it is now by --data")
     D = load(options)
     if D.fingerprint() != read_json(Path(directory) / "config.json")["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
@@ -174,7 +175,7 @@ def of_run(directory, moved=""):
 
 
 def options_of_run(directory, moved=""):
-    """The `Options` of the training set of a run directory of train.py, whose data lie at `moved` if that is given."""
+    """The `Options` of the training set of a run directory of train.py; `moved`, if given, is where data lie."""
     path = Path(directory) / "config.json"
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
