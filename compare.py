@@ -19,7 +19,7 @@ import memorize
 import run
 import sample
 import unet
-from kernels import Optimum
+from kernels import Optimum, References
 from run import option
 
 BATCH = 256                       # images a pass
@@ -30,6 +30,7 @@ SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, e
 @dataclass(frozen=True)
 class Options:
     run: str = option("", "run directory of a finished train.py", recorded=False)
+    data: str = option("", "where the data of the run lie now, if they have moved", recorded=False)
     samples: int = option(10000, "samples of each, seeds 0, 1, ...")
     draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
     seed: int = option(0, "of that noise")
@@ -56,7 +57,7 @@ def compare(options):
     Raises ValueError if the run is not finished, its model of another run or the JSON there of another model.
     """
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
-    D, chosen = data.of_run(folder), data.options_of_run(folder)
+    D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
     model = folder / "model.safetensors"
     if not model.is_file():
         raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
@@ -81,10 +82,11 @@ def compare(options):
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
     data.announce(options.device, device, trained, 35 * options.samples)  # 18 Heun steps
+    references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)
         samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
-        summary, _, distances, index = memorize.score(samples.to(device), D.images.to(device), memorize.parse_threshold(options.threshold))
+        summary, _, distances, index = memorize.score(samples.to(device), D.images, threshold, references)
         result[name] |= summary | dict(distance_ratio_quantiles=quantiles(distances))
         if sheet:
             with run.publish(sheet) as temporary:

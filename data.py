@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from images import read
+import run
+from images import place, read, there
 from run import option, processor, rank, read_json, size
 
 CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths of 16 and 32 on a Zen 4 (README, Speed)
@@ -28,7 +29,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 class Subset:
     n: int = option(0, "size of the training set |D|; 0 takes all there is")
     classes: int = option(0, "keep the first this many classes; 0 keeps all")
-    resolution: int = option(0, "resize to this many pixels a side (Lanczos); 0 keeps the size")
+    resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); 0 keeps the size")
     subset_seed: int | None = option(None, "draw the subset by this seed; none takes the first of each class")
 
     def __post_init__(self):
@@ -43,7 +44,8 @@ class Subset:
 
 @dataclass(frozen=True)
 class Options(Subset):
-    data: str = option("cifar10", "cifar10, digits, or a path: image folder, zip of images, npz; with :K at its end, class K alone")
+    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist (with -test, their test half), or a "
+                       "path: image folder, zip of images, npz, npy or IDX file; with :K at its end, class K alone")
     mix: str = option("", "a second source, mixed in within each class")
     mix_share: float = option(0.5, "its share of each class, from 0 to 1")
     labels: str = option("none", "labels the model is given: none, true, random:C or unique")
@@ -107,6 +109,9 @@ def load(options):
     count = options.classes or int(classes.max()) + 1
     index = balanced_order(classes, options.subset_seed, origin, options.mix_share)
     index = index[classes[index] < count]
+    if options.labels == "true" and len(classes[index].unique()) < 2:
+        raise ValueError(f"--labels true: {options.data} has no classes here, or one; take --labels none, or give it "
+                         "classes, such as a folder for each")
     n = options.n or len(index)
     if n > len(index):
         raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}"
@@ -130,22 +135,49 @@ def sha256(tensor):
     return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()
 
 
-def of_run(directory):
-    """The training set of a run directory of train.py. Raises ValueError if its data have changed since."""
-    options = options_of_run(directory)
+def duplicates(images):
+    """bool [N]: whether an equal image stands earlier in uint8 images [N, ...]."""
+    rows = np.ascontiguousarray(images.flatten(1).numpy())
+    _, first = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True)
+    mask = np.ones(len(rows), bool)
+    mask[first] = False
+    return torch.from_numpy(mask)
+
+
+def say_duplicates(D):
+    """Say in a line how many images of a training set repeat an earlier one, if any do."""
+    if count := int(duplicates(D.images).sum()):
+        run.say(f"{count} of {len(D)} training images repeat an earlier one: copies of those cannot count as memorized")
+
+
+def recorded(options):
+    """What a file stores of options with data: those that decide the result, with absolute paths."""
+    return run.recorded(options) | {name: place(getattr(options, name)) for name in run.PLACES}
+
+
+def of_run(directory, moved=""):
+    """The training set of a run directory of train.py, whose data lie at `moved` now, if they do.
+
+    Raises ValueError if they are not there any more, or have changed since.
+    """
+    options = options_of_run(directory, moved)
+    for source in filter(None, (options.data, options.mix)):
+        if not there(source):
+            raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, say where to by --data")
     D = load(options)
     if D.fingerprint() != read_json(Path(directory) / "config.json")["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
     return D
 
 
-def options_of_run(directory):
-    """The `Options` of the training set of a run directory of train.py."""
+def options_of_run(directory, moved=""):
+    """The `Options` of the training set of a run directory of train.py, whose data lie at `moved` now, if they do."""
     path = Path(directory) / "config.json"
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
         raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
-    return Options(**{field.name: config["options"].get(field.name, field.default) for field in fields(Options)})
+    options = {field.name: config["options"].get(field.name, field.default) for field in fields(Options)}
+    return Options(**options | (dict(data=moved) if moved else {}))
 
 
 def label_count(labels, n, classes):

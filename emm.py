@@ -4,17 +4,15 @@
     python emm.py --data digits --width 8 ... --n-min 20 --samples 500 --out runs/emm   minutes on two CPU cores
 
 Each probed size is a run directory OUT/n000040 of train.py with scores.json: how many samples of each snapshot are
-memorized. A snapshot is sampled until a sequential test (sequential.py) says whether its ratio is above or below
-1 - eps; a size is above as soon as one snapshot is, and its training stops there. The next size is the one that
-opens the search of least expected cost (search.py). OUT/emm.json has the result and the whole history. Another eps
-or tolerance reuses it all; a killed search goes on at the step where it was. Paper, section 2 (definition of EMM).
+memorized. A snapshot is sampled until a sequential test says whether its ratio is above or below 1 - eps; a size is
+above as soon as one snapshot is, and its training stops there. Sizes double from 2 n-min until one is below; from
+there ratios say where EMM lies (search.py). OUT/emm.json has the result and the whole history. Another eps or
+tolerance reuses it all; a killed search goes on at the step where it was. Paper, section 2 (definition of EMM).
 """
 import contextlib
 import dataclasses
-import functools
 import multiprocessing
 import signal
-import statistics
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -29,14 +27,12 @@ import parallel
 import run
 import sample
 import search
-import sequential
 import state
 import train
 import unet
-from kernels import memorized
+from kernels import References, memorized
 from run import option
-
-CONFIDENCE = 0.95  # of the reported intervals
+from search import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,6 @@ class Options(train.Options):
     tolerance: float = option(0.1, "stop when the bracket's ends differ by no more than this share", recorded=False)
     samples: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False)
     alpha: float = option(0.01, "chance of a wrong verdict on a size, at most, while fewer samples decide it", recorded=False)
-    order: str = option("cost", "next size: of least expected cost, or by doubling and halving", ("cost", "bisect"), recorded=False)
     full: bool = option(False, "train every size to its end and draw all samples, as the paper does", recorded=False)
     sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
     seeds: tuple[int, ...] = option((), "search once for each of these seeds, of training set and training", recorded=False)
@@ -94,7 +89,7 @@ class Probe:
         self.sampling_seconds, self.started = there["sampling_seconds"], there["started"]
 
     def about(self):
-        return dict(options=run.recorded(self.training))
+        return dict(options=data.recorded(self.training))
 
     def verdict(self, score):
         """True if this snapshot is above 1 - eps, False if below, None if more samples have to tell."""
@@ -124,7 +119,7 @@ class Probe:
                                      for s in self.scores.values()):
             raise ValueError(f"{self.out} has snapshots that a shorter search removed; give --full another --out")
         with run.locked(self.out):
-            references = data.load(self.training).images.to(data.pick_device(self.options.device))
+            references = References(data.load(self.training).images.to(data.pick_device(self.options.device)))
             train.train(self.training, lambda snapshot: self.score(snapshot, references) and not self.options.full)
             state.remove(self.out / "state.safetensors")  # a decided size needs no more steps; the file is large
 
@@ -137,7 +132,7 @@ class Probe:
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
             D = D or unet.load(snapshot, device)[0].use(o.precision)
-            more = o.samples if o.full else sequential.chunk(score["count"], sample.chunk(D))
+            more = o.samples if o.full else search.chunk(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.samples))
             images, _ = sample.generate(D, seeds, sample.weigh_labels(about["label_counts"], o.sample_labels), device=device)
             x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # [B, C, H, W]
@@ -157,7 +152,7 @@ class Probe:
         return verdict
 
     def show(self, score, verdict):
-        low, high = sequential.interval(score["hits"], score["count"], 1 - CONFIDENCE)
+        low, high = search.interval(score["hits"], score["count"], 1 - CONFIDENCE)
         print(f"{self.n:7d} {score['epoch']:9.0f} {share(score):8.2%} {low:7.2%}-{high:7.2%} {score['count']:8d}  "
               f"{'above' if verdict else 'below'}", flush=True)
 
@@ -168,7 +163,7 @@ class Probe:
             return None
         scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
         best = max(scores, key=share)
-        interval = sequential.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / len(self.snapshot_steps))
+        interval = search.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / len(self.snapshot_steps))
         log = [line for line in run.read_log(self.out / "log.jsonl") if "images" in line]
         if not log:
             raise ValueError(f"{self.out / 'log.jsonl'} has lost its lines; remove {self.out} to measure |D| = {self.n} again")
@@ -179,7 +174,7 @@ class Probe:
             images_trained=scores[-1]["step"] * self.options.batch, samples_drawn=sum(s["count"] for s in scores),
             training_seconds=log[-1]["seconds"], sampling_seconds=round(self.sampling_seconds, 3),
             trajectory=[dict(step=s["step"], epoch=s["epoch"], hits=s["hits"], count=s["count"], ratio=share(s),
-                             interval=sequential.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores])
+                             interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores])
 
     def tested(self, score):
         """The verdict of the sequential test alone, None while it is open.
@@ -187,13 +182,7 @@ class Probe:
         One above, of all snapshots, makes a size above: they share the chance to err that way.
         """
         o = self.options
-        return sequential.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / len(self.snapshot_steps), o.alpha)
-
-    def done(self):
-        """The share of its training that is done, and that a state file goes on from."""
-        if not (self.out / "state.safetensors").exists():
-            return 0.0
-        return max(self.scores, default=0) / self.snapshot_steps[-1]
+        return search.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / len(self.snapshot_steps), o.alpha)
 
 
 def share(score):
@@ -244,6 +233,7 @@ def find(options):
         return find_each(options)
     out, start = Path(options.out), time.perf_counter()
     whole = source(options)
+    data.say_duplicates(whole)
     classes = len(whole.labels.unique())
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
@@ -253,8 +243,9 @@ def find(options):
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
     free = list(options.devices) or [options.device]
-    about = dict(stage="emm", options=run.recorded(options), data=whole.fingerprint(),
+    about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
                  **run.provenance(data.pick_device(free[0])))
+    del whole  # the source stays in memory, and need not twice
 
     def price(n):
         return train.total_steps(options, n) * options.batch
@@ -263,10 +254,7 @@ def find(options):
         probes = [Probe(options, int(path.parent.name[1:])) for path in out.glob("n*/scores.json")]
         probes.sort(key=lambda probe: probe.started)
         records = {probe.n: record for probe in probes if (record := probe.record())}
-        plan = functools.partial(
-            search.next_sizes, n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
-            multiple=multiple, order=options.order, started={probe.n: probe.done() for probe in probes},
-            price=price)
+        how = dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance, multiple=multiple)
         running = {}
         print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  ratio against {1 - options.eps:g}")
         for record in records.values():
@@ -274,11 +262,12 @@ def find(options):
                   f"{record['interval'][0]:7.2%}-{record['interval'][1]:7.2%} {'':>8}  {words(record)}, measured before")
         while True:
             busy = [n for n, _ in running.values()]
-            sizes, expected = plan(records, len(free), running=busy)
             if options.sizes:
                 sizes = [n for n in options.sizes if n not in records and n not in busy]
-            elif not expected:
+            elif search.next_size(records, **how) is None:
                 break  # what still runs cannot change the bracket
+            else:
+                sizes = search.next_sizes(records, len(free), running=busy, **how)
             for n in sizes[:len(free)]:
                 device = free.pop(0)
                 running[submit(measure, dataclasses.replace(options, device=device, devices=()), n)] = n, device
@@ -288,7 +277,7 @@ def find(options):
                 n, device = running.pop(future)
                 records[n] = future.result()
                 free.append(device)
-                left = sum(price(m) for m in options.sizes if m not in records) if options.sizes else plan(records, 1)[1]
+                left = sum(part * price(m) for m, part in to_go(options, records, how).items())
                 print(f"{n:7d} is {words(records[n])}; "
                       + so_far(records, left / max(1, len(options.devices)), time.perf_counter() - start), flush=True)
         found = search.estimate(records, options.eps, None if options.sizes else options.tolerance, multiple)
@@ -297,10 +286,18 @@ def find(options):
             found["statement"] += f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, and the estimate counts"
         print(found["statement"])
         run.write_json(out / "emm.json", found | dict(
-            {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "samples", "order", "full")},
+            {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "samples", "full")},
             confidence=CONFIDENCE, undecided=undecided, images_trained=sum(r["images_trained"] for r in records.values()),
             samples_drawn=sum(r["samples_drawn"] for r in records.values()), probes=sorted(records.values(), key=lambda r: r["started"]), **about))
     return out / "emm.json"
+
+
+def to_go(options, records, how):
+    """{size: share of its training} that is left to measure if EMM is where the ratios say; empty if unknown."""
+    if options.sizes:
+        return {n: 1.0 for n in options.sizes if n not in records}
+    emm = search.crossing_of_line(records, options.eps)
+    return search.ahead(records, emm, **how) if emm else {}
 
 
 def words(record):
@@ -319,9 +316,8 @@ def so_far(records, expected, elapsed):
 def find_each(options):
     """`find` for each of --seeds, which also draw the training sets; OUT/emm.json is their mean and its interval."""
     out = Path(options.out)
-    whole = source(options)
-    about = dict(stage="emm", options=run.recorded(options) | dict(seed="each of --seeds", subset_seed="each of --seeds"),
-                 data=whole.fingerprint(), **run.provenance())
+    about = dict(stage="emm", options=data.recorded(options) | dict(seed="each of --seeds", subset_seed="each of --seeds"),
+                 data=source(options).fingerprint(), **run.provenance())
     with run.claim(out, about, run.defaults(Options)):
         paths = [find(dataclasses.replace(options, seeds=(), seed=seed, subset_seed=seed, out=str(out / f"seed{seed}")))
                  for seed in options.seeds]
@@ -342,9 +338,7 @@ def mean_interval(values):
         return dict(emm=None, interval=None, statement=f"no mean: EMM of the seeds is {', '.join(map(str, values))}")
     if len(values) == 1:
         return dict(emm=values[0], interval=None, statement=f"EMM is {values[0]:.0f}, of one seed: no interval over seeds")
-    from scipy import stats
-    mean = sum(values) / len(values)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    mean, half = search.student(values)
     return dict(emm=mean, interval=[mean - half, mean + half],
                 statement=f"EMM is {mean:.0f} on average over {len(values)} seeds (training set, initial weights, noise), "
                           f"95% interval {mean - half:.0f} to {mean + half:.0f}")

@@ -104,7 +104,9 @@ def price(options, words, done=()):
     """
     o = parsed(words)
     count, channels, side, classes = source_shape(o)
-    share = dict.fromkeys(o.sizes, 1.0) or searched(o, ASSUMED_EMM[options.scale], count, classes)
+    share = dict.fromkeys(o.sizes, 1.0) or search.ahead(
+        {}, ASSUMED_EMM[options.scale], n_min=o.n_min, n_max=count, eps=o.eps, tolerance=o.tolerance,
+        multiple=classes if classes <= o.n_min else 1)
     share = {n: part for n, part in share.items() if (o.out, n) not in done}
     trained = len(options.seeds) * sum(part * train.total_steps(o, n) * o.batch for n, part in share.items())
     drawn = len(options.seeds) * sum(part * len(train.snapshot_steps(o, n)) for n, part in share.items())
@@ -128,15 +130,6 @@ def source_shape(o):
     if o.classes:
         count, classes = count * o.classes // classes, o.classes
     return o.n_max or count, channels, side, classes
-
-
-def searched(o, assumed, n_max, classes):
-    """{size: share of its training} that a search measures if EMM is `assumed`."""
-    measured = {}
-    while (n := search.next_size(measured, o.n_min, n_max, o.eps, o.tolerance, classes if classes <= o.n_min else 1,
-                                 o.order)[0]) is not None:
-        measured[n] = dict(above=n <= assumed, whole=False)
-    return {n: search.ABOVE_SHARE if m["above"] else 1.0 for n, m in measured.items()}
 
 
 @lru_cache(maxsize=None)

@@ -1,285 +1,296 @@
-"""Images of a source, with their classes: cifar10, digits, an image folder, a zip of images, an npz file.
+"""Images of a source, with their classes: a standard data set, a folder or zip of image files, one array.
 
-Files may be a stranger's: no code is read from them, nothing is unpacked to disk, and what they may take of memory is
-bounded before it is taken. Every error is a ValueError that names the file.
+Files may be a stranger's: no code is read from them, nothing is unpacked to disk, and what they may take of
+memory is bounded before it is taken. Nothing is dropped or changed in silence: what is passed over or cropped
+is said in one line on stderr (docs/inputs.md). Every error is a ValueError that names the file.
 """
-import hashlib
-import http.client
-import io
 import json
-import math
-import shutil
+import os
 import stat
-import struct
-import tarfile
-import urllib.request
-import warnings
 import zipfile
-import zlib
-from importlib.util import find_spec
+from collections import Counter, deque
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from run import ZIP_ERRORS, bounded, member, publish
+from pixels import MAX_BYTES, MAX_LABEL, check_labels, decode, picture, read_npy, read_npz, resize, to_array
+from run import ZIP_ERRORS, member, say
+from standard import ARCHIVES, STANDARD, find_idx, read_cifar, read_idx_pair, read_standard
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-CIFAR10 = Path("data") / "cifar-10-binary.tar.gz"  # the form of the authors that holds no pickles
-CIFAR10_URL = f"https://www.cs.toronto.edu/~kriz/{CIFAR10.name}"
-CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"   # as its authors give it
-CIFAR10_BATCH = 10_000 * (1 + 3 * 32 * 32)         # bytes: a label and an image, 10,000 times
-
-# Bounds on what a file can ask for; each leaves room for every data set of the field
-MAX_FILE_BYTES = 2**26    # of one image file, or dataset.json: 64 MiB
-MAX_PIXELS = 2**24        # of one image: 4,096 x 4,096
-MAX_BYTES = 2**34         # of all images of a source: 16 GiB
-MAX_LABEL = 2**20         # largest class number
+SUFFIXES = ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"
+# Folders of thumbnails and trash that file managers, NAS boxes and archivers make, beside hidden ones
+NOT_OURS = ("__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information",
+            "lost+found")
+HALVES = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+MAX_FILE_BYTES = 2**26  # of one image file, or dataset.json: 64 MiB, room for every data set of the field
 
 
 def read(source, resolution=0):
     """All of a source: images uint8 [N, C, H, W], classes int64 [N] (zeros where there are none), names.
 
-    SOURCE:K is class K alone, as class 0. Raises ValueError, naming the file, for what cannot be read.
+    SOURCE:K is class K alone, as class 0. Decoded once a process: the tensors are not to be changed. Raises
+    ValueError, naming the file, for what cannot be read.
     """
-    whole, colon, number = str(source).rpartition(":")
-    if colon and number.isdecimal() and not Path(source).exists():
+    source = str(source)
+    whole, colon, number = source.rpartition(":")
+    if colon and number.isdecimal() and not os.path.exists(source):
         images, classes, names = read(whole, resolution)
         kept = (classes == int(number)).nonzero()[:, 0] if int(number) <= MAX_LABEL else ()
         if not len(kept):
-            raise ValueError(f"{whole} has no class {number}; its classes are numbered 0 to {int(classes.max())}")
+            last = int(classes.max())
+            raise ValueError(f"{whole} has no class {number}; its classes are numbered 0 to {last}")
         return images[kept], torch.zeros_like(kept), [names[i] for i in kept.tolist()]
-    if source == "cifar10":
-        images, classes, names = read_cifar10()
-    elif source == "digits":
-        images, classes, names = read_digits()
-    elif Path(source).is_dir():
-        return read_folder(Path(source), resolution)
-    elif not Path(source).exists():
-        raise ValueError(f"no data at {source!r}; give cifar10, digits, an image folder, a zip or an npz file")
-    elif str(source).endswith(".zip"):
-        return read_zip(source, resolution)
-    elif str(source).endswith(".npz"):
-        images, classes, names = read_npz(source)
+    if not there(source):
+        raise ValueError(f"no data at {source!r}; give digits, cifar10 or another standard data set, an "
+                         "image folder, a zip or an npz file")
+    if source in STANDARD and os.path.exists(source):
+        say(f"{source} is the standard data set, and not what is called so here; give ./{source} for that")
+    return _read(source, resolution, _files(source))
+
+
+def there(source):
+    """Whether a source can be found: a standard data set, or a path, perhaps with :K."""
+    whole, _, number = source.rpartition(":")
+    return source in STANDARD or os.path.exists(source) or number.isdecimal() and there(whole)
+
+
+def place(source):
+    """A source as it can be found from any folder: paths are absolute."""
+    standard = source in STANDARD or source.rpartition(":")[0] in STANDARD and not os.path.exists(source)
+    return source if standard or not source else os.path.abspath(source)
+
+
+def _files(source):
+    """What tells a source from others, and from itself before a change: its files, their sizes and times."""
+    if source in STANDARD:
+        return None
+    found = _walk(source) if os.path.isdir(source) else [(source, os.stat(source))]
+    return tuple((name, about.st_size, about.st_mtime_ns) for name, about in found)
+
+
+@lru_cache(maxsize=2)  # a source, and what is mixed into it
+def _read(source, resolution, files):
+    """`read` of a source that is there; `files` is what `_files` says of it."""
+    path = Path(source)
+    if found := _array(source):
+        images, classes = found
+        if classes is None:
+            classes = np.zeros(len(images), np.int64)
+        classes = check_labels(classes, len(images), source)
+        names = [f"{path.name}/{i:0{4 if source == 'digits' else 5}d}" for i in range(len(images))]
+        if resolution and images.shape[2:] != (resolution, resolution):
+            _fits(source, len(images) * images.shape[1] * resolution**2)
+            if images.shape[2] != images.shape[3]:
+                say(f"{source}: {len(images)} images; {_cropped(len(images))}")
+            images = np.stack([to_array(resize(picture(image), resolution)) for image in images])
+    elif path.is_dir():
+        images, classes, names = read_folder(path, [name for name, *_ in files], resolution)
+    elif path.suffix.lower() == ".zip":
+        images, classes, names = read_zip(path, resolution)
     else:
-        raise ValueError(f"{source} is not an image folder, a zip or an npz file")
-    if resolution and images.shape[-2:] != (resolution, resolution):
-        _fits(source, len(images) * images.shape[1] * resolution**2)
-        images = np.stack([_to_array(_resize(picture(image), resolution)) for image in images])
-    return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(classes), names
+        raise ValueError(f"{source} is not an image folder, a zip, an npz, npy or IDX file")
+    return torch.from_numpy(np.require(images, requirements="CW")), torch.from_numpy(classes), names
 
 
-def read_cifar10():
-    """The 50,000 training images of CIFAR-10, downloaded into data/ and checksummed if not there yet."""
-    if not CIFAR10.exists():
-        download(CIFAR10_URL, CIFAR10, CIFAR10_MD5)
-    try:
-        with tarfile.open(CIFAR10) as archive:
-            parts = [archive.extractfile(f"cifar-10-batches-bin/data_batch_{i}.bin").read(CIFAR10_BATCH) for i in range(1, 6)]
-        rows = np.frombuffer(b"".join(parts), np.uint8).reshape(50_000, -1)
-    except (tarfile.TarError, OSError, EOFError, KeyError, AttributeError, ValueError, zlib.error) as error:
-        raise ValueError(f"{CIFAR10} is damaged ({error}); remove it, and it is downloaded again") from None
-    return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64), [f"cifar10/{i:05d}" for i in range(len(rows))]
+def _array(source):
+    """Images uint8 [N, C, H, W] and classes (None without) of a source that is an array; None for others."""
+    path = Path(source)
+    if source in STANDARD:
+        return read_standard(source)
+    if idx := find_idx(path):
+        return read_idx_pair(idx)
+    if path.is_dir():
+        return None
+    if path.name in ARCHIVES:
+        return read_cifar(ARCHIVES[path.name], path)
+    read = {".npz": read_npz, ".npy": read_npy}.get(path.suffix.lower())
+    return read(path) if read else None
 
 
-def download(url, path, md5):
-    """Publish what `url` gives at `path`, if its MD5 is right."""
-    print(f"downloading {url}", flush=True)
-    try:
-        with publish(path) as temporary:
-            with urllib.request.urlopen(url, timeout=60) as source, open(temporary, "wb") as file:
-                shutil.copyfileobj(source, file)
-            with open(temporary, "rb") as file:
-                if hashlib.file_digest(file, "md5").hexdigest() != md5:
-                    raise OSError("its checksum is wrong")
-    except (OSError, http.client.HTTPException) as error:
-        raise ValueError(f"{path} is not there and {url} cannot be downloaded ({error}). Put the file there by hand, or use "
-                         "--data with digits, an image folder, a zip or an npz file") from None
+def _walk(folder):
+    """The files below a folder, as (name with "/", os.stat_result).
 
-
-def read_digits():
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey in 17 levels, scaled to 0..255. Needs no network."""
-    # found, not imported: scikit-learn takes seconds to start, and this is one file of it
-    package = find_spec("sklearn")
-    if package is None:
-        raise ValueError("--data digits needs scikit-learn, which brings them; pip install scikit-learn")
-    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # [N, 65]
-    images = np.round(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    return images, table[:, 64].astype(np.int64), [f"digits/{i:04d}" for i in range(len(images))]
-
-
-def read_npz(path):
-    """An npz of images: arr_0 uint8 [N, H, W, C] (ADM, and sample.py), or images and labels.
-
-    `images` may be [N, H, W, C], [N, C, H, W] or grey [N, H, W]; labels are `labels` or ADM's arr_1.
+    Links to folders are followed, and each folder is read once, under a name of its own if it has one here.
+    Hidden folders, those of file managers, and links to what is read already are not entered; they end in
+    "/". Raises ValueError for a link that leads nowhere.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            there = [key for key in ("arr_0", "images", "arr_1", "labels") if f"{key}.npy" in archive.namelist()]
-            pixels, labels = [key for key in there if key in ("arr_0", "images")], [key for key in there if key in ("arr_1", "labels")]
-            arrays = {key: _npz_array(archive, key) for key in pixels[:1] + labels[-1:]}
-    except (ValueError, OSError, EOFError, TypeError, SyntaxError, KeyError, *ZIP_ERRORS) as error:
-        raise ValueError(f"{path} is not a readable npz file ({error})") from None
-    images = arrays.get("arr_0", arrays.get("images"))
-    if images is None:
-        raise ValueError(f"{path} has neither arr_0 nor images")
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
-        raise ValueError(f"{path} holds {images.dtype} {list(images.shape)}; images must be uint8 [N, H, W, C]")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.shape[3] in (1, 3):
-        images = images.transpose(0, 3, 1, 2)
-    elif "arr_0" in arrays or images.shape[1] not in (1, 3):
-        raise ValueError(f"{path} holds images of shape {list(images.shape)}; they need 1 or 3 channels")
-    classes = arrays.get("labels", arrays.get("arr_1"))
-    if classes is None:
-        classes = np.zeros(len(images), np.int64)
-    if classes.ndim == 2 and classes.shape[1] > 1 and classes.dtype.kind in "iufb":
-        classes = classes.argmax(1)  # one-hot
-    return images, _check_labels(classes.reshape(-1), len(images), path), \
-        [f"{Path(path).name}/{i:05d}" for i in range(len(images))]
+    found, seen, folders, links = [], set(), deque([""]), deque()
+    while folders or links:
+        inside = (folders or links).popleft()
+        path = os.path.join(folder, inside)
+        about = os.stat(path)
+        if (about.st_dev, about.st_ino) in seen:
+            found.append((inside, about))
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        with os.scandir(path) as entries:
+            entries = sorted(entries, key=lambda entry: entry.name)
+        for entry in entries:
+            name, hidden = inside + entry.name, entry.name.startswith(".")
+            if entry.is_symlink() and not hidden and not os.path.exists(entry.path):
+                raise ValueError(f"{entry.path} is a link that leads nowhere; remove it, or bring back what "
+                                 "it leads to")
+            if entry.is_dir() and not _not_ours(entry.name):
+                (links if entry.is_symlink() else folders).append(f"{name}/")
+            elif entry.is_dir():
+                found.append((f"{name}/", entry.stat()))
+            elif entry.is_file():  # no device or pipe
+                found.append((name, entry.stat()))
+    return found
 
 
-def _npz_array(archive, key):
-    """One array of an open npz file; its header is held against its size before memory is taken."""
-    info = bounded(archive, f"{key}.npy", MAX_BYTES)
-    with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-        if header is None:
-            raise ValueError(f"{key} has the npy version {version}")
-        shape, _, dtype = header(file)
-        if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
-            raise ValueError(f"{key} says it is {dtype} {list(shape)}, which its {info.file_size:,} bytes are not")
-    with archive.open(info) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+def _not_ours(part):
+    """What the name of a file or folder that is not the data's own is called, "" for the data's own."""
+    return "hidden" if part.startswith(".") else part if part in NOT_OURS else ""
 
 
-def read_folder(folder, resolution=0):
-    """PNG and JPEG images of a folder; the class is the first subfolder, or stands in dataset.json (EDM)."""
-    files = (p for p in folder.rglob("*") if p.is_file())
-    names = _image_names(p.relative_to(folder).as_posix() for p in files)
-
+def read_folder(folder, files, resolution=0):
+    """Images of `files` below a folder; a class is a folder there, or a label in dataset.json (EDM)."""
     def content(name):
         size = (folder / name).stat().st_size
         if size > MAX_FILE_BYTES:
-            raise ValueError(f"{folder}/{name} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read of one file")
+            raise ValueError(f"{folder}/{name} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
         return (folder / name).read_bytes()
-    table = _table(folder, content("dataset.json")) if (folder / "dataset.json").is_file() else None
-    return _read_files(str(folder), names, table, content, resolution)
+    return _read_files(str(folder), files, content, resolution)
 
 
 def read_zip(path, resolution=0):
-    """PNG and JPEG images of a zip file, read in memory; classes as in `read_folder`."""
+    """Images of a zip file, read in memory; classes as in `read_folder`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            links = {info.filename for info in archive.infolist() if stat.S_ISLNK(info.external_attr >> 16)}
-            names = _image_names(set(archive.namelist()) - links)
-
             def content(name):
                 return member(archive, name, MAX_FILE_BYTES)
-            table = _table(path, content("dataset.json")) if "dataset.json" in archive.namelist() else None
-            return _read_files(str(path), names, table, content, resolution)
+            for info in archive.infolist():
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    raise ValueError(f"{path}: {info.filename} is a link, which is not followed in a zip; pack "
+                                     "the files themselves")
+            files = [name for name in archive.namelist() if not name.endswith(("/", "\\"))]
+            return _read_files(str(path), files, content, resolution)
     except (OSError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a readable zip file ({error})") from None
 
 
-def _table(source, content):
-    """The value in a dataset.json."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"dataset.json of {source} is not valid JSON ({error})") from None
+def _read_files(source, listed, content, resolution):
+    """Images uint8 [N, C, H, W], classes int64 [N] and names of files; `content(file)` gives its bytes."""
+    files = {_plain(file): file for file in listed}
+    names, passed = _image_names(files)
+    passed["of a name that another has"] = len(listed) - len(files)
+    kinds = sorted((-count, kind) for kind, count in passed.items() if count)
+    notes = ["passed over " + ", ".join(f"{-count} {kind}" for count, kind in kinds)] * bool(kinds)
+    if not names:
+        raise ValueError(f"{source} holds no images ({' '.join(SUFFIXES)}){'; '.join(['', *notes])}")
+    classes = _classes(source, names, files, content, notes)
+    pictures = _pictures(source, names, lambda name: content(files[name]), resolution, notes)
+    if notes:
+        say(f"{source}: {len(names)} images; {'; '.join(notes)}")
+    return np.stack([to_array(p) for p in pictures]), check_labels(classes, len(names), source), names
 
 
-def _fits(source, size):
-    if size > MAX_BYTES:
-        raise ValueError(f"{source} has {size:,} bytes of pixels; at most {MAX_BYTES:,} are read: lower --resolution, or "
-                         "give fewer images")
+def _plain(name):
+    """A file's name as zip files should have it: "/" between its parts, and none of them "."."""
+    parts = name.replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", ".")) + "/" * name.endswith("/")
 
 
 def _image_names(names):
-    """The PNG and JPEG files among names, sorted; without hidden ones, such as macOS's and half-written files."""
-    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES)
-                  and not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
+    """The images among names, sorted, and how many of each kind the others are (a Counter).
 
-
-def _read_files(source, names, table, content, resolution):
-    """Images, classes and names of files in a folder or zip; `content(name)` gives a file's bytes."""
-    if not names:
-        raise ValueError(f"{source} holds no PNG or JPEG images")
-    _fits(source, len(names) * 3 * resolution**2)
-    pictures, total = [], 0
+    What comes with every folder and can be no image of the data, such as .DS_Store, is not counted.
+    """
+    images, passed = [], Counter()
     for name in names:
-        picture = _decode(content(name), f"{source}/{name}")
+        *folders, last = name.rstrip("/").split("/")
+        suffix = os.path.splitext(last)[1].lower()
+        if foreign := next(filter(None, map(_not_ours, [*folders, last])), ""):
+            passed[foreign] += suffix in SUFFIXES or name.endswith("/")
+        elif name.endswith("/"):
+            passed["links to folders that are read already"] += 1
+        elif suffix in SUFFIXES:
+            images.append(name)
+        elif last not in ("dataset.json", "Thumbs.db", "desktop.ini"):
+            passed[suffix if suffix[1:].isalnum() else "of no known kind"] += 1
+    return sorted(images), passed
+
+
+def _classes(source, names, files, content, notes):
+    """Class [N] of each image: what dataset.json says, or the place of its folder, below those around all."""
+    around = os.path.commonprefix([name.split("/")[:-1] for name in names])
+    tables = [parts for name in files if (parts := name.split("/"))[-1] == "dataset.json"]
+    tables = ["/".join(parts) for parts in tables if not any(map(_not_ours, parts))]
+    if len(tables) > 1 or tables and tables[0].split("/")[:-1] != around[:tables[0].count("/")]:
+        raise ValueError(f"{source}: {tables[-1]} has not the labels of all images; keep one, at the top")
+    if tables:
+        inside = tables[0].removesuffix("dataset.json")
+        return _labelled(source, [n.removeprefix(inside) for n in names], content(files[tables[0]]), notes)
+    folders = [(name.split("/")[len(around):-1] or [""])[0] for name in names]
+    found = sorted(set(folders), key=_number_first)
+    if len(found) > 1 and {folder.lower() for folder in found} <= HALVES:
+        raise ValueError(f"{source} holds {' and '.join(found)}, which are no classes; give one of these")
+    if len(found) > 1 and "" in found:
+        notes.append(f"{folders.count('')} in no folder of a class, which make one of their own")
+    order = {folder: c for c, folder in enumerate(found)}
+    return np.array([order[folder] for folder in folders])
+
+
+def _number_first(name):
+    """A key that sorts names that are numbers as numbers, and before others."""
+    number = name.lstrip("0") if name.isascii() and name.isdigit() else None
+    return number is None, len(number or ""), number or "", name
+
+
+def _labelled(source, names, table, notes):
+    """Labels [N] of dataset.json, or [N, K] where they are vectors, zeros where it has none."""
+    try:
+        table = json.loads(table)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"dataset.json of {source} is not valid JSON ({error})") from None
+    if isinstance(table, dict) and "labels" not in table:
+        raise ValueError(f'dataset.json of {source} has no "labels"; give it [[NAME, CLASS], ...] or null')
+    labels = table["labels"] if isinstance(table, dict) else table
+    if not labels:
+        return np.zeros(len(names), np.int64)
+    try:
+        labels = {_plain(str(name)): label for name, label in dict(labels).items()}
+        classes = np.array([labels[name] for name in names])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"dataset.json of {source} has no label for {error}; name every image with one, or "
+                         "remove it") from None
+    if len(labels) > len(names):
+        notes.append(f"{len(labels) - len(names)} that dataset.json names are not there")
+    return classes
+
+
+def _pictures(source, names, content, resolution, notes):
+    """The images as PIL pictures of one size, all grey or all RGB."""
+    _fits(source, len(names) * 3 * resolution**2)
+    pictures, total, oblong = [], 0, 0
+    for name in names:
+        picture = decode(content(name), f"{source}/{name}")
+        oblong += picture.width != picture.height
         if resolution and picture.mode == "RGB":  # grey ones wait for what the others are
-            picture = _resize(picture, resolution)
+            picture = resize(picture, resolution)
         total += picture.width * picture.height * 3  # grey ones among colour ones become colour
         _fits(source, total)
         pictures.append(picture)
     if any(p.mode == "RGB" for p in pictures):  # a few grey files among colour ones
         pictures = [p.convert("RGB") for p in pictures]
     if resolution:
-        pictures = [_resize(p, resolution) for p in pictures]
+        pictures = [resize(p, resolution) for p in pictures]
+        notes += [_cropped(oblong)] * (oblong > 0)
     for name, picture in zip(names, pictures):
         if picture.size != pictures[0].size:
-            raise ValueError(f"{source}/{name} is {picture.width}x{picture.height}, {names[0]} is {pictures[0].width}x"
-                             f"{pictures[0].height}; give --resolution to resize all to one size")
-    images = np.stack([_to_array(p) for p in pictures])
-    labels = table.get("labels") if isinstance(table, dict) else table
-    if labels:
-        try:
-            wanted = dict(labels)
-            classes = np.array([wanted[name] for name in names])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"dataset.json of {source} has no label for {error}; name every image with one, or remove it") from None
-    else:
-        folders = [name.split("/")[0] if "/" in name else "" for name in names]
-        classes = np.unique(folders, return_inverse=True)[1]
-    return torch.from_numpy(images), torch.from_numpy(_check_labels(classes, len(names), source)), names
+            raise ValueError(f"{source}/{name} is {picture.width}x{picture.height}, {names[0]} is "
+                             f"{pictures[0].width}x{pictures[0].height}; give --resolution for one size")
+    return pictures
 
 
-def _decode(content, name):
-    """A PNG or JPEG file's bytes as a grey (L) or RGB picture."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))  # reads the header
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width}x{picture.height}: at most {MAX_PIXELS:,} pixels are read")
-        if getattr(picture, "is_animated", False):
-            raise ValueError(f"an animation of {picture.n_frames} frames; split it into images")
-        picture.load()
-    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, struct.error, zlib.error,
-            Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name} cannot be read as PNG or JPEG ({error})") from None
-    if picture.mode in ("1", "P") and "transparency" not in picture.info:
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    if picture.mode not in ("L", "RGB"):
-        raise ValueError(f"{name} has mode {picture.mode}; convert it to 8-bit grey or RGB without alpha")
-    return picture
+def _fits(source, size):
+    if size > MAX_BYTES:
+        raise ValueError(f"{source} has {size:,} bytes of pixels; at most {MAX_BYTES:,} are read: lower "
+                         "--resolution, or give fewer images")
 
 
-def _resize(picture, resolution):
-    # Lanczos on the 8-bit picture, as published (dataset_tool's --resolution)
-    return picture if picture.size == (resolution, resolution) else \
-        picture.resize((resolution, resolution), Image.Resampling.LANCZOS)
-
-
-def picture(array):
-    """A uint8 array [C, H, W] of 1 or 3 channels as a PIL picture."""
-    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-
-
-def _to_array(picture):
-    array = np.asarray(picture)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)  # [C, H, W]
-
-
-def _check_labels(classes, count, source):
-    if classes.shape != (count,) or not np.issubdtype(classes.dtype, np.integer) \
-            or classes.min() < 0 or classes.max() > MAX_LABEL:
-        raise ValueError(f"{source}: labels must be {count} whole numbers from 0 to {MAX_LABEL:,}, "
-                         f"not {classes.dtype} {list(classes.shape)}")
-    return classes.astype(np.int64)
+def _cropped(count):
+    return f"{count} are not square, and cropped to their centre for --resolution"

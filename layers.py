@@ -1,4 +1,4 @@
-"""Convolution, and group norm with silu and dropout, in the form that is fastest on a CPU; on a GPU they are torch's own.
+"""Convolution, group norm with silu and dropout, and attention, in the forms that are fastest on a CPU and on a GPU.
 
     y = conv2d(x, weight, bias)                                          # padded to the same size
     y = norm(x, weight, bias, groups, eps, shift, silu=True, dropout=p)
@@ -7,8 +7,12 @@ On a CPU convolutions are two thirds of a training step, and oneDNN's are a thir
 side by side (torch.channels_last): it need not reorder all else there and back. torch's group norm is slower there, and
 so it is written out here, in passes over [B, HW, C]. What each gave: README, "Speed".
 
-The fast forms are for float32 in channels_last; under autocast, torch.compile, torch.func and on other devices each
-function is the plain one that stands beside it, and so is the gradient of a gradient.
+On a GPU the channels lie side by side too, as tensor cores read them. torch's group norm there gives back the other
+layout, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128, batch 512, TF32, an H200), beside passes of
+their own for silu and dropout; kernels/norm_triton.py does all that in one.
+
+The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on other devices
+each function is the plain one that stands beside it, and so is the gradient of a gradient.
 """
 from functools import lru_cache
 
@@ -33,6 +37,23 @@ def fast(x):
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not plain_only()
 
 
+@lru_cache(maxsize=None)
+def triton_norm(device):
+    """The norm of kernels/norm_triton.py, or None where it does not serve."""
+    if device.type != "cuda":
+        return None
+    try:
+        from kernels import norm_triton
+    except ImportError:  # no Triton
+        return None
+    return norm_triton.norm if norm_triton.serves(device) else None
+
+
+def fused(x):
+    """The same for x, None under a transform: whether x is for the GPU's forms."""
+    return triton_norm(x.device) if x.dtype in (torch.float32, torch.bfloat16) and not plain_only() else None
+
+
 def plain_backward(g):
     """Whether the backward pass of a fast form, with gradient g, is differentiated again or mapped over many g."""
     return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(g)
@@ -48,7 +69,7 @@ def gradients(plain, inputs, g):
 
 def laid_out(x):
     """x in the layout that the fast forms read."""
-    return x.contiguous(memory_format=torch.channels_last) if fast(x) else x
+    return x.contiguous(memory_format=torch.channels_last) if fast(x) or fused(x) else x
 
 
 def pixels(x):
@@ -64,7 +85,7 @@ def image(x, shape):
 def conv2d(x, weight, bias=None):
     """x [B, C, H, W] with weight [K, C, k, k], k odd, padded to the same size: [B, K, H, W]."""
     k, (H, W) = weight.shape[-1], x.shape[2:]
-    if fast(x) and k == 1:
+    if k == 1 and (fast(x) or fused(x)):  # on a GPU, cuBLAS adds the bias as it writes
         return image(F.linear(pixels(x), weight.flatten(1), bias), x.shape)
     if fast(x) and H * W <= FEW_PIXELS:
         return image(F.linear(pixels(x).flatten(1), matrix(weight, H, W), bias if bias is None else bias.repeat(H * W)), x.shape)
@@ -91,6 +112,8 @@ def taps(H, W, k):
 
 def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     """Group norm of x [B, C, H, W] + shift [B, C], then silu, then dropout."""
+    if kernel := fused(x):
+        return kernel(x, weight, bias, groups, eps, shift, silu, dropout)
     B, C, H, W = x.shape
     mask = dropout_mask(x.numel(), dropout).view(B, H * W, C) if dropout and x.device.type == "cpu" and not plain_only() else None
     if fast(x) and (mask is not None or torch.is_grad_enabled()):
@@ -163,8 +186,14 @@ class GroupNorm(torch.autograd.Function):
         return image(gx, shape), weight_g.sum(0), sum_g.sum(0), shift, None, None, None, None
 
 
-def scaled_sum(h, x, scale):
-    """(h + x) scale, in h itself, which nobody else reads, where no transform may need it."""
+def scaled_sum(conv, h, x, skip, scale):
+    """(conv(h) + skip(x)) scale, of convolutions as unet.Conv2d; skip may be None."""
+    if fused(h):  # what would be a pass over memory goes into the weights, and biases where a product adds them
+        if skip is None:
+            return torch.add(conv.convolve(h, scale * conv.bias, scale), x, alpha=scale)
+        return conv.convolve(h, None, scale) + skip.convolve(x, scale * (conv.bias + skip.bias), scale)
+    h, x = conv(h), x if skip is None else skip(x)
+    # in place where no gradient and no transform needs what was there
     return (h + x) * scale if transformed() else h.add_(x).mul_(scale)
 
 

@@ -5,33 +5,34 @@
 
 A sample x is memorized if its L2 distance to the nearest training image is under 1/3 of that to the
 second nearest (paper, section 2). Distances and verdicts are exact, in whole numbers. SAMPLES and TRAIN
-are image folders, zips, npz files, cifar10, digits, or run directories (their samples; their training set).
+are sources of images as for train.py --data, or run directories (their samples; their training set).
 """
 import csv
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import data
 import parallel
 import run
-from images import picture, read
+import search
+from images import read
 from kernels import memorized
+from pixels import picture
 from run import option
 
-CONFIDENCE_95 = 1.959964  # standard normal quantile of a two-sided 95% interval
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
 CELL = 96                 # pixels a side of an image on the pair sheet
 
 
 @dataclass(frozen=True)
 class Options(data.Subset):
-    samples: str = option("", "generated images: folder, zip, npz, or run directory", recorded=False)
-    train: str = option("", "training images: cifar10, digits, folder, zip, npz, or run directory", recorded=False)
+    samples: str = option("", "generated images: folder, zip, npz or npy file, or run directory", recorded=False)
+    train: str = option("", "training images: a source as for train.py --data, or run directory", recorded=False)
+    data: str = option("", "where the data of the run directory --train lie now, if they have moved", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances, a fraction p/q in (0, 1)")
     distinct: bool = option(False, "drop exact duplicates from the training images first")
     out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default", recorded=False)
@@ -65,35 +66,20 @@ def parse_threshold(text):
     return ratio.numerator, ratio.denominator
 
 
-def wilson(hits, count, z=CONFIDENCE_95):
-    """Wilson's score interval for a share of hits among count (Wilson 1927): (low, high)."""
-    share, correction = hits / count, z * z / count
-    middle = (share + correction / 2) / (1 + correction)
-    half = z / (1 + correction) * (share * (1 - share) / count + correction / (4 * count)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def duplicates(images):
-    """bool [N]: whether an equal image stands earlier in uint8 images [N, ...]."""
-    rows = np.ascontiguousarray(images.flatten(1).numpy())
-    _, first = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True)
-    mask = np.ones(len(rows), bool)
-    mask[first] = False
-    return torch.from_numpy(mask)
-
-
-def score(samples, train, threshold=(1, 3)):
-    """Compare samples with training images, both uint8 [*, C, H, W] on one device.
+def score(samples, train, threshold=(1, 3), references=None):
+    """Compare samples with training images, both uint8 [*, C, H, W] on one device, or with `references` prepared of them.
 
     Returns a summary for JSON, and verdicts bool [Q], distances int64 [Q, 2] and indices int64 [Q, 2].
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).
     """
     with parallel.group(samples.device):
-        part = memorized(samples[parallel.share(len(samples))], train, threshold)
+        part = memorized(samples[parallel.share(len(samples))], references or train, threshold)
         verdict, distances, index = (parallel.gather(a, len(samples)).cpu() for a in part)
     hits, count = int(verdict.sum()), len(samples)
-    low, high = wilson(hits, count)
+    low, high = search.wilson(hits, count)
     mean = distances.double().sqrt().mean(0).tolist()
     summary = dict(
         samples=count, training_images=len(train), memorized=hits, ratio=hits / count, interval_95=[low, high],
@@ -102,7 +88,7 @@ def score(samples, train, threshold=(1, 3)):
         pixel_exact_copies=int((distances[:, 0] == 0).sum()),
         copies_of_duplicates=int((distances[:, 1] == 0).sum()),
         mean_distance=mean[0], mean_second_distance=mean[1],
-        duplicate_training_images=int(duplicates(train.cpu()).sum()))
+        duplicate_training_images=int(data.duplicates(train.cpu()).sum()))
     return summary, verdict, distances, index
 
 
@@ -116,7 +102,7 @@ def memorize(options):
     folder = Path(options.samples) if (Path(options.samples) / "config.json").is_file() else None
     samples, _, sample_names = read(samples_of_run(folder) if folder else options.samples, options.resolution)
     if options.distinct:
-        keep = ~duplicates(train)
+        keep = ~data.duplicates(train)
         train, train_names = train[keep], [name for name, kept in zip(train_names, keep.tolist()) if kept]
     about = dict(options=run.recorded(options),
                  source=dict(samples_sha256=data.sha256(samples), train_sha256=data.sha256(train)))
@@ -171,7 +157,7 @@ def training_images(options):
         if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
             raise ValueError(f"--train {options.train} is a run directory, which has its own n, classes, resolution and "
                              "subset-seed; leave them out")
-        D = data.of_run(options.train)
+        D = data.of_run(options.train, options.data)
     else:
         D = data.load(data.Options(data=options.train, **subset))
     return D.images, D.names

@@ -46,6 +46,7 @@ os.umask(UMASK)    # the only way to read it; once, before there are threads
 ABOUT_BYTES = 2**24  # of what a samples file says of itself
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|_ALLOC_FAILED")  # says torch for GPU, CPU and NVIDIA's libraries
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # of flock on some file systems
+PLACES = ("data", "mix")  # options that say where data lie: what lies there is compared, by its fingerprint
 USAGE = 2          # exit status for options that cannot be, as argparse has it
 INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 
@@ -249,6 +250,14 @@ def processor():
     return f"{name[1] if name else platform.processor() or platform.machine()}, {cores} cores"
 
 
+@functools.lru_cache
+def say(text):
+    """Print a line on stderr: once a process, and of several under torchrun by one alone."""
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):  # nobody listens
+            print(text, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def publish(path, flush=True):
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
@@ -371,8 +380,14 @@ def bounded(archive, name, limit):
     Raises ValueError beyond that. Other compressions than the usual one can unpack to any size at once.
     """
     info = archive.getinfo(name)
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > limit:
-        raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; at most {limit:,} are read, stored or deflated")
+    if info.flag_bits & 1:
+        raise ValueError(f"{archive.filename}: {name} is encrypted; pack it without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        names = zipfile.compressor_names | {93: "zstd", 95: "xz"}
+        method = names.get(info.compress_type, f"method {info.compress_type}")
+        raise ValueError(f"{archive.filename}: {name} is compressed by {method}; pack it stored or deflated")
+    if info.file_size > limit:
+        raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; at most {limit:,} are read")
     return info
 
 
@@ -390,10 +405,15 @@ def claim(directory, record, defaults={}):
         raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
     with locked(directory):
         if path.exists():
-            different = differences(read_json(path), record, defaults)
+            there = read_json(path)
+            different = differences(there, record, defaults)
             if different:
                 raise ValueError(f"{directory} was made with other options ({different}); "
                                  "choose another --out, or remove it")
+            moved = {key: value for key, value in record.get("options", {}).items()
+                     if key in PLACES and there["options"].get(key, value) != value}
+            if moved:
+                write_json(path, there | dict(options=there["options"] | moved))
         else:
             write_json(path, record)
         for pattern in (".*.part*", ".tmp??????"):  # ours, and those of safetensors' save_file
@@ -437,7 +457,8 @@ def locked(directory):
 def differences(old, new, defaults={}):
     """What differs between two records in the parts that decide what is computed, in words; "" if nothing does.
 
-    An option that one of them lacks counts as its default: scripts gain options, and old runs stay good.
+    An option that one of them lacks counts as its default: scripts gain options, and old runs stay good. Where data lie
+    does not count, but their fingerprints do.
     """
     found = []
     for part in ("options", "data", "source"):
@@ -445,7 +466,8 @@ def differences(old, new, defaults={}):
         if part == "options":
             there, asked = ({**{key: defaults.get(key) for key in there | asked}, **side} for side in (there, asked))
         found += [f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked"
-                  for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+                  for key in sorted(there.keys() | asked.keys())
+                  if there.get(key) != asked.get(key) and not (part == "options" and key in PLACES)]
     return "; ".join(found)
 
 

@@ -21,8 +21,8 @@ import data
 import parallel
 import run
 import unet
-from images import picture
 from kernels import Optimum
+from pixels import picture
 from run import option
 
 CHUNK = 64, 256   # images a network sees at once, at least and at most, always: see `in_chunks`
@@ -60,7 +60,7 @@ class Options(data.Options):
         if self.optimum and self.precision != "fp32":
             raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
-        given = [name for name, value in defaults.items() if getattr(self, name) != value]
+        given = [name for name, value in defaults.items() if getattr(self, name) != value and (name != "data" or not self.optimum)]
         if self.run and given:
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
@@ -186,7 +186,7 @@ def sample(options):
     if model.is_dir():
         model = model / "model.safetensors"
     if options.optimum:
-        D = data.of_run(model.parent) if options.run else data.load(options)
+        D = data.of_run(model.parent, "" if options.data == data.Options.data else options.data) if options.run else data.load(options)
         D.resolution  # square, or an error
         source = dict(optimum_of=D.fingerprint()["sha256"])
         if D.label_dim:
@@ -198,7 +198,7 @@ def sample(options):
         source = dict(weights_sha256=run.file_sha256(model))
         out = default_out(model)
     out = Path(options.out) if options.out else out
-    about = dict(options=run.recorded(options), source=source)
+    about = dict(options=data.recorded(options), source=source)
     if out.exists() and not out.is_file():
         raise ValueError(f"--out {out} is no regular file, and what is written there is read again; choose another")
     if not out.exists():

@@ -196,7 +196,9 @@ def train(options, each_snapshot=None):
     if options.compile:
         find_compiler(device)
     net.to(device).use(options.precision)
-    about = dict(stage="train", options=run.recorded(options), data=D.fingerprint(), **run.provenance(device))
+    if each_snapshot is None:  # a search says it of all its data
+        data.say_duplicates(D)
+    about = dict(stage="train", options=data.recorded(options), data=D.fingerprint(), **run.provenance(device))
     if options.batch < parallel.size():
         raise ValueError(f"--batch {options.batch} is smaller than the number of processes, {parallel.size()}")
     claim = run.claim(out, about, run.defaults(Options)) if parallel.rank() == 0 else contextlib.nullcontext()

@@ -68,14 +68,19 @@ class Conv2d(nn.Module):
             f = torch.tensor(taps, dtype=torch.float32)
             self.register_buffer("filter", torch.outer(f, f)[None, None] / f.sum()**2, persistent=False)
 
-    def forward(self, x, biased=True):
+    def forward(self, x):
+        return self.convolve(x, self.bias)
+
+    def convolve(self, x, bias, scale=None):
+        """The same with another bias, or None, and the weights times a scale."""
+        weight = self.weight if scale is None else self.weight * scale
         if self.filter_last:
-            x = F.conv2d(x, self.weight, padding=self.padding + self.filter_padding)
+            x = F.conv2d(x, weight, padding=self.padding + self.filter_padding)
             x = F.conv2d(x, self.filter.expand(x.shape[1], -1, -1, -1), stride=2, groups=x.shape[1])
-            return x + self.bias[:, None, None]
+            return x + bias[:, None, None]
         if self.resample == "up" and self.plain_filter:
             if self.padding == 0:  # of single pixels: the same on a quarter of them
-                return F.interpolate(layers.conv2d(x, self.weight, self.bias), scale_factor=2.0, mode="nearest")
+                return F.interpolate(layers.conv2d(x, weight, bias), scale_factor=2.0, mode="nearest")
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         elif self.resample == "up":
             x = F.conv_transpose2d(x, 4 * self.filter.expand(x.shape[1], -1, -1, -1), stride=2,
@@ -85,7 +90,7 @@ class Conv2d(nn.Module):
         elif self.resample == "down":
             x = F.conv2d(x, self.filter.expand(x.shape[1], -1, -1, -1), stride=2,
                          padding=self.filter_padding, groups=x.shape[1])
-        return layers.conv2d(x, self.weight, self.bias if biased else None)
+        return layers.conv2d(x, weight, bias)
 
 
 class GroupNorm(nn.Module):
@@ -123,16 +128,16 @@ class Block(nn.Module):
             self.proj = Conv2d(cout, cout, 1, gain=SMALL_GAIN)
 
     def forward(self, x, embedding):
-        h = self.conv0(self.norm0(x), biased=False)
+        h = self.conv0.convolve(self.norm0(x), None)
         shift = F.linear(embedding, self.affine.weight, self.affine.bias + self.conv0.bias)  # [B, C], of every pixel
         h = self.norm1(h, shift, dropout=self.dropout)
-        x = layers.scaled_sum(self.conv1(h), x if self.skip is None else self.skip(x), SKIP_SCALE)
+        x = layers.scaled_sum(self.conv1, h, x, self.skip, SKIP_SCALE)
         if self.attention:
             B, C, H, W = x.shape
             qkv = self.qkv(self.norm2(x, silu=False)).flatten(2).unflatten(1, (C, 3)).permute(2, 0, 3, 1)  # [3, B, HW, C]
             # one head; contiguous, as the kernels that never hold the HW x HW matrix ask for
             h = layers.attention(*qkv.contiguous().unsqueeze(2))                                          # [B, 1, HW, C]
-            x = layers.scaled_sum(self.proj(h.transpose(2, 3).reshape(B, C, H, W)), x, SKIP_SCALE)
+            x = layers.scaled_sum(self.proj, h.transpose(2, 3).reshape(B, C, H, W), x, None, SKIP_SCALE)
         return x
 
 
@@ -314,8 +319,10 @@ class Denoiser(nn.Module):
             raise ValueError("--precision tf32 is a format of CUDA devices; on a CPU choose fp32 or bf16")
         elif precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
             warnings.warn("this CPU has no bfloat16 instructions: --precision bf16 is many times slower than fp32 here", stacklevel=2)
-        # tensor cores read channels_last; for CPUs see layers.py
-        self.layout = torch.channels_last if device.type == "cuda" and precision != "fp32" else torch.contiguous_format
+        # tensor cores read channels_last, and so does the norm for GPUs (float32 convolutions take as long either way);
+        # for CPUs see layers.py
+        last = device.type == "cuda" and (precision != "fp32" or layers.triton_norm(device) is not None)
+        self.layout = torch.channels_last if last else torch.contiguous_format
         self.precision = precision
         return self.to(memory_format=self.layout)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import emm  # noqa: E402
-import search  # noqa: E402
 from bench import machine  # noqa: E402
+from bench.simulate_search import steps  # noqa: E402
 from run import option, provenance, read_json, stage  # noqa: E402
 
 RECIPE = dict(data="digits", channel_mult=(2, 2), blocks=1, batch=32, learning_rate=4e-3, steps=1200, warmup_steps=50, dropout=0.0,
@@ -32,7 +32,7 @@ class Options:
 
 
 def bench(options):
-    grid = search.candidates({}, options.n_min, options.n_max, options.tolerance)
+    grid = steps(options.n_min, options.n_max, options.tolerance)
     rows = []
     print(f"sizes of the grid: {', '.join(map(str, grid))}", file=sys.stderr)
     for width in options.widths:

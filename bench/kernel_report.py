@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench import norm_report  # noqa: E402
 from kernels.aot import SHARED_BYTES, WARP_THREADS, compile_nearest  # noqa: E402
 from kernels.nearest_triton import tiles  # noqa: E402
 from run import option, stage  # noqa: E402
@@ -51,6 +52,7 @@ def roofline(D):
 def report(options):
     machine_code(options.D)
     roofline(options.D)
+    norm_report.table()
 
 
 def main():

@@ -1,4 +1,4 @@
-"""What early verdicts, sequential sampling and the order of sizes save in finding EMM: a simulation.
+"""What early verdicts, sequential sampling and the choice of sizes save in finding EMM: a simulation.
 
     python bench/simulate_search.py     half a minute on one core
 
@@ -9,8 +9,9 @@ A curve gives the ratio at the end of training on n images; at 16 snapshots on t
              figure), each trained to its end, 10,000 samples of every snapshot
     bisect   doubling and halving to a bracket of 10%, each size trained and sampled the same way
     early    doubling and halving; training and sampling end when the sequential test decides
-    cost     the same, and the next size is the one of least expected cost: what emm.py does
+    emm.py   the same, and inside the bracket the next size is where a line through the ratios says that EMM lies
 """
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import search  # noqa: E402
-import sequential  # noqa: E402
 from plot import published_curve  # noqa: E402
 from run import option, stage  # noqa: E402
 
 SNAPSHOTS, SAMPLES, EPS, TOLERANCE, ALPHA = 16, 10_000, 0.1, 0.1, 0.01
 N_MIN, N_MAX, CLASSES = 500, 50_000, 10
 MOST_BY_HAND = 10  # sizes of a grid that is run whole
-WAYS = ("grid", "bisect", "early", "cost")
+WAYS = ("grid", "bisect", "early", "emm.py")
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,25 @@ def measure(ratio, n, generator, early):
     for s in range(1, SNAPSHOTS + 1):
         p, hits, count, verdict = ratio(n) * (1 - np.exp(-4 * s / SNAPSHOTS)) / (1 - np.exp(-4)), 0, 0, None
         while count < SAMPLES and verdict is None:
-            more = min(sequential.chunk(count) if early else SAMPLES, SAMPLES - count)
+            more = min(search.chunk(count) if early else SAMPLES, SAMPLES - count)
             hits, count = hits + generator.binomial(more, p), count + more
-            verdict = sequential.verdict(hits, count, 1 - EPS, ALPHA / SNAPSHOTS, ALPHA) if early else None
+            verdict = search.verdict(hits, count, 1 - EPS, ALPHA / SNAPSHOTS, ALPHA) if early else None
         drawn += count
         scores.append((hits, count))
         if verdict:
             break
     hits, count = max(scores, key=lambda score: score[0] / score[1])
     record = dict(above=verdict or hits >= (1 - EPS) * count, whole=s == SNAPSHOTS, ratio=hits / count,
-                  interval=sequential.interval_of_best(scores, 0.05 / SNAPSHOTS))
+                  interval=search.interval_of_best(scores, 0.05 / SNAPSHOTS))
     return record, n * s / SNAPSHOTS, drawn
+
+
+def steps(first, last, tolerance, multiple=1):
+    """Sizes from first to last in steps of the tolerance: a grid, as one would choose it by hand."""
+    sizes = [first]
+    while (n := max(math.floor(sizes[-1] * (1 + tolerance) / multiple), sizes[-1] // multiple + 1) * multiple) < last:
+        sizes.append(n)
+    return [*sizes, last]
 
 
 def find(ratio, way, grid, generator):
@@ -85,10 +93,10 @@ def find(ratio, way, grid, generator):
             enough = len(grid) > MOST_BY_HAND and sum(not m["above"] for m in measured.values()) == 2
             n = left[0] if left and not enough else None
         else:
-            n, _ = search.next_size(measured, N_MIN, N_MAX, EPS, TOLERANCE, CLASSES, "cost" if way == "cost" else "bisect")
+            n = search.next_size(measured, N_MIN, N_MAX, EPS, TOLERANCE, CLASSES, interpolate=way == "emm.py")
         if n is None:
             return search.estimate(measured, EPS, TOLERANCE, CLASSES), trained, drawn, len(measured)
-        measured[n], images, samples = measure(ratio, n, generator, early=way in ("early", "cost"))
+        measured[n], images, samples = measure(ratio, n, generator, early=way in ("early", "emm.py"))
         trained, drawn = trained + images, drawn + samples
 
 
@@ -109,7 +117,7 @@ def table(title, curves, seed):
 
 def bench(options):
     generator = np.random.default_rng(options.seed)
-    fine = search.candidates({}, N_MIN, N_MAX, TOLERANCE, CLASSES)
+    fine = steps(N_MIN, N_MAX, TOLERANCE, CLASSES)
     random = []
     for _ in range(options.curves):
         truth, slope = np.exp(generator.uniform(np.log(N_MIN), np.log(20_000))), generator.uniform(1.5, 5)

@@ -14,7 +14,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.nearest_triton import GROUP, group_bits, merge_kernel, merge_pixels, nearest_two_kernel, tiles
+from kernels.nearest_triton import (COLUMNS, GROUP, INT32_TERMS, MAX_INT32_PIXELS, ROWS, group_bits, merge_kernel,
+                                    merge_pixels, nearest_two_kernel, prepare_kernel, tiles)
+from kernels.norm_triton import backward_kernel, forward_kernel, tiling
 
 WARP_THREADS = 32
 SHARED_BYTES = {80: 163 * 2**10, 86: 99 * 2**10, 89: 99 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10,
@@ -40,16 +42,16 @@ class Report:
         return sum(n for op, n in self.opcodes.items() if op not in MOVES and "MMA" not in op)
 
 
-def compile_for(kernel, capability, pointers, scalars, constants, num_warps, num_stages):
+def compile_for(kernel, capability, pointers, scalars, constants, num_warps, num_stages, multiples=()):
     """A Report on `kernel` for a compute capability such as 90.
 
     pointers: {argument: element type, such as "*i8"}, 16-byte aligned; scalars: {argument: "i32"};
-    constants: {argument: value}.
+    constants: {argument: value}; multiples: scalars that Triton finds to be multiples of 16.
     """
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else (pointers | scalars)[name] for name in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs={(names.index(n),): v for n, v in constants.items()},
-                       attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers})
+                       attrs={(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *multiples)})
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, WARP_THREADS),
                               options=dict(num_warps=num_warps, num_stages=num_stages))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -77,25 +79,52 @@ def compile_product(capability):
     return compile_for(product_kernel, capability, dict(X="*i8", Y="*i8", Z="*i32"), {}, dict(S=128), num_warps=4, num_stages=1)
 
 
-def compile_nearest(capability, D, ones={}):
-    """A Report on nearest_two_kernel for images of D values; `ones` are arguments that are 1, which Triton compiles in."""
-    tile = tiles(capability)
-    D = triton.cdiv(D, tile["BK"]) * tile["BK"]
-    pointers = dict(X="*i8", Y="*i8", KEYS="*i32", SCORES="*i32", CODES="*i32")
+def compile_prepare(capability, D):
+    """A Report on prepare_kernel, which makes the int8 pixels and keys of references, for images of D values."""
+    tile, padded, score = _shape(capability, D)
+    constants = dict(PIXELS=D, D=padded, G=group_bits(padded, tile["BN"]), BN=tile["BN"], ROWS=ROWS, COLUMNS=COLUMNS)
+    pointers = dict(IMAGES="*i8", OUT="*i8", KEYS=score)
+    return compile_for(prepare_kernel, capability, pointers, dict(N="i32"), constants, num_warps=4, num_stages=3)
+
+
+def compile_nearest(capability, D):
+    """A Report on nearest_two_kernel for images of D values."""
+    tile, D, score = _shape(capability, D)
+    pointers = dict(X="*i8", Y="*i8", KEYS=score, SCORES=score, CODES="*i32")
     scalars = dict.fromkeys(("Q", "N", "tiles_a_split", "splits"), "i32")
-    constants = dict(D=D, G=group_bits(D, tile["BN"]), GROUP=GROUP, **{name: tile[name] for name in ("BQ", "BN", "BK")}, **ones)
-    return compile_for(nearest_two_kernel, capability, pointers, scalars, constants, tile["num_warps"], tile["num_stages"])
+    constants = dict(D=D, G=group_bits(D, tile["BN"]), GROUP=GROUP, TERMS=INT32_TERMS,
+                     **{name: tile[name] for name in ("BQ", "BN", "BK")})
+    return compile_for(nearest_two_kernel, capability, pointers, scalars, constants, tile["num_warps"],
+                       tile["num_stages"])
 
 
-def compile_merge(capability, D, ones={}):
-    """A Report on merge_kernel for images of D values; `ones` as for `compile_nearest`."""
-    tile = tiles(capability)
-    D = triton.cdiv(D, tile["BK"]) * tile["BK"]
-    pointers = dict(X="*i8", Y="*i8", SCORES="*i32", CODES="*i32", DISTANCES="*i64", INDEX="*i64", VERDICT="*i8")
+def compile_merge(capability, D):
+    """A Report on merge_kernel for images of D values."""
+    tile, D, score = _shape(capability, D)
+    pointers = dict(X="*i8", Y="*i8", SCORES=score, CODES="*i32", DISTANCES="*i64", INDEX="*i64", VERDICT="*i8")
     scalars = dict.fromkeys(("Q", "N", "splits", "p2", "q2"), "i32")
     W = tile["BN"] >> group_bits(D, tile["BN"])
-    constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]), **ones)
+    constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]))
     return compile_for(merge_kernel, capability, pointers, scalars, constants, num_warps=4, num_stages=3)
+
+
+def compile_norm(capability, HW, C, element, back=False):
+    """A Report on norm_triton's kernel forward or back, with all its parts: HW pixels, C channels of "fp32" or "bf16"."""
+    tile = tiling(HW, C, min(32, C // 4), 4 if element == "fp32" else 2)
+    pointers = dict(X=element, SHIFT=element, WEIGHT="fp32", BIAS="fp32", SEED="i64", MEAN="fp32", SCALE="fp32")
+    pointers |= dict(G=element, DX=element, SUMS="fp32") if back else dict(Y=element)
+    scalars = dict.fromkeys(("HW", "C", "B", "shift_row", "dropped"), "i32") | dict.fromkeys(("eps", "factor"), "fp32")
+    multiples = [name for name, value in (("HW", HW), ("C", C), ("shift_row", C)) if value % 16 == 0]
+    warps = tile.pop("num_warps")
+    return compile_for(backward_kernel if back else forward_kernel, capability, {name: f"*{e}" for name, e in pointers.items()},
+                       scalars, dict(SILU=True, **tile), warps, num_stages=3, multiples=multiples)
+
+
+def _shape(capability, D):
+    """The tile for images of D values, D padded to it, and the type of scores."""
+    tile = tiles(capability, D)
+    padded = triton.cdiv(D, tile["BK"]) * tile["BK"]
+    return tile, padded, "*i32" if padded <= MAX_INT32_PIXELS else "*i64"
 
 
 def _run(tool, *arguments):

@@ -177,21 +177,29 @@ def files(folder):
                    + chunk(b"IEND", b"") for side in (60_000, 11_000))  # an error of Pillow's, and a warning
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)) + \
         chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(BOMB))) + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
-    gif = io.BytesIO()
-    Image.fromarray(grey).save(gif, "GIF")
     for name, content, say in (
-            ("deep16", png(np.zeros((8, 8), np.uint16)), "mode I;16"), ("alpha", png(np.zeros((8, 8, 4), np.uint8)), "mode RGBA"),
-            ("grey-alpha", png(np.zeros((8, 8, 2), np.uint8), "LA"), "mode LA"), ("moving", moving.getvalue(), "animation of 3 frames"),
-            ("see-through", see_through.getvalue(), "mode P"), ("torn", good[:40], "0.png"), ("empty", b"", "0.png"), ("text", b"hello", "0.png"),
-            ("huge", huge, "cannot be read"), ("wide", large, "cannot be read"), ("text-bomb", bomb, "0.png"), ("gif", gif.getvalue(), "0.png")):
+            ("deep16", png(np.zeros((8, 8), np.uint16)), "16 bits a channel"), ("alpha", png(np.zeros((8, 8, 4), np.uint8)), "transparent"),
+            ("grey-alpha", png(np.zeros((8, 8, 2), np.uint8), "LA"), "transparent"), ("moving", moving.getvalue(), "an animation"),
+            ("see-through", see_through.getvalue(), "transparent"), ("torn", good[:40], "0.png"), ("empty", b"", "0.png"), ("text", b"hello", "0.png"),
+            ("huge", huge, "cannot be read"), ("wide", large, "cannot be read"), ("text-bomb", bomb, "0.png")):
         put(f"{name}/0.png", content)
         yield name, say
+    pages = io.BytesIO()
+    frames[0].save(pages, "TIFF", save_all=True, append_images=frames[1:])
+    endless = bytearray(pages.getvalue())  # of pages whose last one is followed by the first
+    first = int.from_bytes(endless[4:8], "little")
+    last = first
+    while (there := last + 2 + 12 * int.from_bytes(endless[last:last + 2], "little")) and any(endless[there:there + 4]):
+        last = int.from_bytes(endless[there:there + 4], "little")
+    endless[there:there + 4] = struct.pack("<I", first)
+    put("endless/0.tif", bytes(endless))
+    yield "endless", "several pages"
     put("cmyk/0.jpg", cmyk.getvalue())
     yield "cmyk", "mode CMYK"
     put("sizes/0.png", good), put("sizes/1.png", png(grey))
     yield "sizes", "--resolution"
     (folder / "nothing").mkdir(exist_ok=True)
-    yield "nothing", "no PNG or JPEG"
+    yield "nothing", "holds no images"
     for name, table, say in (("unlabelled", dict(labels=[["0.png", 1]]), "1.png"), ("strange", dict(labels=[["0.png", "cat"], ["1.png", "dog"]]), "whole numbers"),
                              ("negative", dict(labels=[["0.png", -1], ["1.png", 0]]), "whole numbers"), ("large", dict(labels=[["0.png", 10**9], ["1.png", 0]]), "whole numbers"),
                              ("fraction", dict(labels=[["0.png", 0.5], ["1.png", 0]]), "whole numbers"), ("list", dict(labels=7), "label")):
@@ -206,7 +214,7 @@ def files(folder):
     put("torn.zip", b"PK\x03\x04 not a zip")
     yield "torn.zip", "not a readable zip"
     pack("none.zip", readme__txt="hello")
-    yield "none.zip", "no PNG or JPEG"
+    yield "none.zip", "holds no images"
     pack("bomb.zip", zipfile.ZIP_DEFLATED, a__png=bytes(BOMB))
     yield "bomb.zip", "bytes"
     pack("json-bomb.zip", zipfile.ZIP_DEFLATED, a__png=good, dataset__json=b" " * BOMB)
@@ -225,7 +233,7 @@ def files(folder):
         link = zipfile.ZipInfo("a.png")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    yield "link.zip", "no PNG or JPEG"
+    yield "link.zip", "a.png is a link"
     data = bytearray((folder / "colour32" / "0.png").read_bytes())
     pack("flipped.zip", a__png=bytes(data))
     whole = bytearray((folder / "flipped.zip").read_bytes())
@@ -235,19 +243,19 @@ def files(folder):
 
     shape = (4, 8, 8, 1)
     for name, arrays, say in (("float", dict(arr_0=np.zeros(shape)), "float64"), ("signed", dict(arr_0=np.full(shape, -1)), "int64"), ("flat", dict(arr_0=np.zeros(9, np.uint8)), "[9]"),
-                              ("other", dict(x=np.zeros(3)), "neither arr_0 nor images"), ("channels", dict(arr_0=np.zeros((4, 8, 8, 5), np.uint8)), "1 or 3 channels"), ("none", dict(arr_0=np.zeros((0, 8, 8, 1), np.uint8)), "[0, 8, 8, 1]"),
+                              ("other", dict(x=np.zeros(3)), "no array that may be images"), ("channels", dict(arr_0=np.zeros((4, 8, 8, 5), np.uint8)), "1 or 3 channels"), ("none", dict(arr_0=np.zeros((0, 8, 8, 1), np.uint8)), "[0, 8, 8, 1]"),
                               ("labels", dict(arr_0=np.zeros(shape, np.uint8), labels=np.zeros(3, np.int64)), "labels"), ("records", dict(arr_0=np.zeros(shape, np.uint8), labels=np.zeros((4, 2), "i4,i4")), "labels"), ("minus", dict(arr_0=np.zeros(shape, np.uint8), labels=np.full(4, -1)), "labels"),
                               ("oblong", dict(arr_0=np.zeros((4, 8, 6, 1), np.uint8)), "6x8")):
         np.savez(folder / f"{name}.npz", **arrays)
         yield f"{name}.npz", say
     np.savez(folder / "pickled.npz", arr_0=np.array([dict(a=1)], dtype=object))
-    yield "pickled.npz", "not a readable npz"
+    yield "pickled.npz", "pickled objects are not read"
     pack("claims.npz", arr_0__npy=npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000, 1000, 3)}") + bytes(9))
-    yield "claims.npz", "not a readable npz"
+    yield "claims.npz", "bytes are not"
     pack("long-header.npz", arr_0__npy=b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(9))
-    yield "long-header.npz", "not a readable npz"
+    yield "long-header.npz", "not a readable array"
     pack("code-header.npz", arr_0__npy=npy_header("__import__('os').abort()"))
-    yield "code-header.npz", "not a readable npz"
+    yield "code-header.npz", "not a readable array"
     put("torn.npz", b"PK")
     yield "torn.npz", "not a readable npz"
     put("images.tar", b"x")

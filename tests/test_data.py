@@ -1,21 +1,20 @@
-import hashlib
-import io
 import json
-import shutil
-import tarfile
-import zipfile
+import os
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import compare
 import data
-import images as sources
+import memorize
 import plan
 import run
+import sample
+import train
 import unet
 from images import read
 
@@ -92,156 +91,15 @@ def test_resolution_is_lanczos_of_8_bit_images(tmp_path, write_images, noise):
     assert data.load(options(n=20, resolution=16)).images.shape == (20, 1, 16, 16)
 
 
-def test_folder_flat_and_with_classes(tmp_path, write_images, noise):
-    images = noise(4, 8, 8, 3)
-    flat = write_images(tmp_path / "flat", images)
-    found, classes, names = read(str(flat))
-    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images)
-    assert classes.tolist() == [0] * 4 and names[2] == "0002.png"
-    write_images(tmp_path / "classes" / "cat", images[:1])
-    write_images(tmp_path / "classes" / "ant", images[1:])
-    Image.fromarray(images[0]).save(tmp_path / "classes" / "cat" / "photo.JPEG")
-    _, classes, names = read(str(tmp_path / "classes"))
-    assert classes.tolist() == [0, 0, 0, 1, 1] and names[-1] == "cat/photo.JPEG"
-
-
-def test_grey_palette_and_bilevel_files(tmp_path, noise):
-    grey = noise(8, 8)
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    Image.fromarray(grey > 127).save(tmp_path / "b.png")
-    images, _, _ = read(str(tmp_path))
-    assert images.shape == (2, 1, 8, 8) and np.array_equal(images[0, 0], grey)
-    Image.fromarray(noise(8, 8, 3)).quantize(16).save(tmp_path / "c.png")
-    images, _, _ = read(str(tmp_path))
-    assert images.shape == (3, 3, 8, 8) and np.array_equal(images[0, 2], grey)  # grey among colour: all RGB
-
-
-def write_zip(path, images, labels=None):
-    with zipfile.ZipFile(path, "w") as archive:
-        for i, image in enumerate(images):
-            file = io.BytesIO()
-            Image.fromarray(image).save(file, "PNG")
-            archive.writestr(f"00000/img{i:08d}.png", file.getvalue())
-        if labels is not None:
-            archive.writestr("dataset.json", json.dumps({"labels": labels}))
-    return str(path)
-
-
-def test_zip_of_edm(tmp_path, noise):
-    images = noise(3, 8, 8, 3)
-    labels = [[f"00000/img{i:08d}.png", c] for i, c in enumerate((2, 0, 1))]
-    found, classes, _ = read(write_zip(tmp_path / "a.zip", images, labels))
-    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == [2, 0, 1]
-    assert read(write_zip(tmp_path / "b.zip", images))[1].tolist() == [0, 0, 0]
-    with pytest.raises(ValueError, match="no label for '00000/img00000002.png'"):
-        read(write_zip(tmp_path / "c.zip", images, labels[:2]))
-
-
-@pytest.mark.parametrize("key, axes", [("arr_0", (0, 1, 2, 3)), ("images", (0, 1, 2, 3)), ("images", (0, 3, 1, 2))])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_npz(tmp_path, noise, key, axes, channels):
-    images = noise(5, 8, 8, channels)
-    np.savez(tmp_path / "a.npz", **{key: images.transpose(axes)}, labels=np.arange(5))
-    found, classes, _ = read(str(tmp_path / "a.npz"))
-    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images) and classes.tolist() == list(range(5))
-
-
-@pytest.mark.parametrize("arrays, words", [
-    (dict(arr_0=np.zeros((2, 8, 8, 3))), "uint8"), (dict(x=np.zeros(3)), "neither arr_0 nor images"),
-    (dict(arr_0=np.zeros((2, 8, 8, 4), np.uint8)), "1 or 3 channels"), (dict(arr_0=np.zeros((0, 8, 8, 3), np.uint8)), "uint8"),
-    (dict(arr_0=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0.5, 1])), "whole numbers"),
-    (dict(arr_0=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([-1, 1])), "whole numbers"),
-    (dict(arr_0=np.array([None])), "not a readable npz")])
-def test_bad_npz(tmp_path, arrays, words):
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(ValueError, match=words):
-        read(str(tmp_path / "a.npz"))
-
-
-def test_bad_files(tmp_path, write_images, noise):
-    with pytest.raises(ValueError, match="no data at"):
-        read(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="no PNG or JPEG"):
-        read(str(tmp_path))
-    folder = write_images(tmp_path / "mixed", noise(2, 8, 8, 3))
-    Image.fromarray(noise(16, 16, 3)).save(folder / "z.png")
-    with pytest.raises(ValueError, match=r"mixed/z.png is 16x16, 0000.png is 8x8; give --resolution"):
-        read(str(folder))
-    assert read(str(folder), 8)[0].shape == (3, 3, 8, 8)
-    (folder / "z.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match="z.png cannot be read"):
-        read(str(folder))
-    Image.fromarray(noise(8, 8, 4), "RGBA").save(folder / "z.png")
-    with pytest.raises(ValueError, match="z.png has mode RGBA"):
-        read(str(folder))
-    for name in ("a.zip", "a.npz", "a.txt"):
-        (tmp_path / name).write_bytes(b"torn")
-        with pytest.raises(ValueError, match=name):
-            read(str(tmp_path / name))
-    np.save(tmp_path / "b.npy", np.zeros(3))
-    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
-    with pytest.raises(ValueError, match="b.npz is not a readable npz"):
-        read(str(tmp_path / "b.npz"))
-
-
-def test_damaged_archives(tmp_path, noise):
-    np.savez_compressed(tmp_path / "a.npz", arr_0=noise(9, 8, 8, 3))
-    write_zip(tmp_path / "a.zip", noise(2, 8, 8, 3))
-    for name in ("a.npz", "a.zip"):
-        content = bytearray((tmp_path / name).read_bytes())
-        content[100:120] = bytes(20)
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=name):
-            read(str(tmp_path / name))
-    for labels in ([], {}):
-        assert read(write_zip(tmp_path / "b.zip", noise(2, 8, 8, 3), labels))[1].tolist() == [0, 0]
-    with pytest.raises(ValueError, match="dataset.json"):
-        read(write_zip(tmp_path / "b.zip", noise(2, 8, 8, 3), "x"))
-
-
-def test_hidden_files_are_no_images(tmp_path, write_images, noise):
-    folder = write_images(tmp_path / "a", noise(2, 8, 8, 3))
-    (folder / "._0000.png").write_bytes(b"macOS")
-    (folder / ".0001.png.x.part.png").write_bytes(b"")
-    assert len(read(str(folder))[0]) == 2
-
-
 @pytest.mark.parametrize("given, words", [
     (dict(n=1798), "1798 is more than the 1797"), (dict(n=-1), "--n -1"), (dict(classes=11), "has 10"),
+    (dict(data="digits:3", labels="true"), "digits:3 has no classes here, or one; take --labels none"),
+    (dict(classes=1, labels="true"), "--labels true: digits has no classes"),
     (dict(labels="random"), "unknown"), (dict(labels="random:0"), "unknown"), (dict(labels="all"), "unknown"),
     (dict(subset_seed=-1), "subset-seed")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
         data.load(options(**given))
-
-
-def test_cifar10_of_its_authors_archive(monkeypatch, tmp_path, noise):
-    pixels, path = noise(50_000, 3, 4, seed=1), tmp_path / "cifar.tar.gz"
-    rows = np.zeros((50_000, 3073), np.uint8)
-    rows[:, 0], rows[:, 1:13] = np.arange(50_000) % 10, pixels.reshape(50_000, 12)
-    made = tmp_path / "made.tar.gz"
-    with tarfile.open(made, "w:gz", compresslevel=1) as archive:
-        for i in range(5):
-            part = rows[10_000 * i:10_000 * (i + 1)].tobytes()
-            info = tarfile.TarInfo(f"cifar-10-batches-bin/data_batch_{i + 1}.bin")
-            info.size = len(part)
-            archive.addfile(info, io.BytesIO(part))
-    monkeypatch.setattr(sources, "CIFAR10", path)
-    monkeypatch.setattr(sources, "CIFAR10_URL", made.as_uri())
-    with pytest.raises(ValueError, match="cannot be downloaded .its checksum is wrong.* use --data with digits"):
-        data.load(options(data="cifar10"))
-    assert not path.exists()
-    monkeypatch.setattr(sources, "CIFAR10_MD5", hashlib.md5(made.read_bytes()).hexdigest())
-    D = data.load(options(data="cifar10", labels="true"))
-    assert D.images.shape == (50_000, 3, 32, 32) and D.labels[:10].tolist() == list(range(10)) and path.exists()
-    assert (D.images[7].flatten()[:12].numpy() == pixels[7].flatten()).all()
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cifar.tar.gz is damaged"):
-        data.load(options(data="cifar10"))
-    monkeypatch.setattr(sources, "CIFAR10", tmp_path / "none")
-    monkeypatch.setattr(sources, "CIFAR10_URL", "file:///nowhere")
-    with pytest.raises(ValueError, match="cannot be downloaded .* use --data with digits"):
-        data.load(options(data="cifar10"))
 
 
 def test_fingerprint_sees_pixels_and_labels():
@@ -255,37 +113,6 @@ def test_real_cifar(cifar10k):
     D = data.load(options(data=cifar10k, n=500, labels="true"))
     assert D.images.shape == (500, 3, 32, 32) and torch.bincount(D.labels).tolist() == [50] * 10
     assert D.names[0] == "airplane/0000.jpg" and D.names[10] == "airplane/0001.jpg"
-
-
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(["a.png", "a.jpg", "a.zip", "a.npz", "dataset.json"]), head=st.sampled_from(
-    [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"PK\x03\x04", b"{"]), body=st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(name, head, body, tmp_path, noise):
-    folder = tmp_path / "any"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    if name == "dataset.json":
-        Image.fromarray(noise(8, 8)).save(folder / "a.png")
-    (folder / name).write_bytes(head + body)
-    try:
-        found = read(str(folder / name if name.endswith(("zip", "npz")) else folder))
-    except ValueError as error:
-        assert str(folder) in str(error) or name == "dataset.json"
-    else:
-        assert found[0].dtype == torch.uint8
-
-
-def test_one_class_of_a_source(noise, tmp_path):
-    images, classes, names = read("digits:3")
-    whole, all_classes, _ = read("digits")
-    assert torch.equal(images, whole[all_classes == 3]) and not classes.any() and len(names) == len(images)
-    np.savez(tmp_path / "a.npz", arr_0=noise(4, 8, 8, 1))
-    (tmp_path / "a.npz").rename(tmp_path / "b:1")  # a path that exists is a path
-    with pytest.raises(ValueError, match="b:1 is not an image folder"):
-        read(str(tmp_path / "b:1"))
-    for wrong, words in (("digits:10", "no class 10; its classes are numbered 0 to 9"), ("digits:" + "9" * 30, "no class 999"), ("digits:x", "no data at")):
-        with pytest.raises(ValueError, match=words):
-            read(wrong)
 
 
 @settings(max_examples=50, deadline=None)
@@ -306,9 +133,9 @@ def test_any_prefix_of_a_mixture_has_its_share(members, share, seed):
 
 
 def test_a_mixture_of_two_sources(noise, tmp_path):
-    D = data.load(options(data="digits:0", mix="digits:8", mix_share=0.2, n=100, labels="true"))
+    D = data.load(options(data="digits:0", mix="digits:8", mix_share=0.2, n=100))
     zeros, eights = (set(read(f"digits:{k}")[2]) for k in (0, 8))
-    assert D.label_dim == 1 and sum(name in eights for name in D.names) == 20 and sum(name in zeros for name in D.names) == 80
+    assert sum(name in eights for name in D.names) == 20 and sum(name in zeros for name in D.names) == 80
     smaller = data.load(options(data="digits:0", mix="digits:8", mix_share=0.2, n=37))
     assert smaller.names == D.names[:37]
     for share, only in ((0.0, zeros), (1.0, eights)):
@@ -355,3 +182,90 @@ def test_device_auto_says_how_many_days_a_cpu_takes(monkeypatch, capsys):
 def test_the_attention_of_cudnn_is_off():
     data.pick_device("cpu")
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+TINY = dict(width=4, blocks=1, channel_mult=(1, 1), batch=4, steps=1, device="cpu")
+
+
+def test_a_run_is_tied_to_its_data_and_not_to_where_they_lie(tmp_path, write_images, noise, monkeypatch):
+    images = noise(6, 8, 8, 1)
+    write_images(tmp_path / "a" / "imgs", images)
+    (tmp_path / "b").mkdir()
+    out = tmp_path / "run"
+
+    def trained(path, **more):
+        return train.train(train.Options(data=path, out=str(out), **TINY | more))
+
+    def recorded():
+        return run.read_json(out / "config.json")["options"]["data"]
+    monkeypatch.chdir(tmp_path / "a")
+    model = trained("imgs")
+    assert recorded() == str(tmp_path / "a" / "imgs")
+    model.unlink()
+    for path in ("imgs/", "./imgs", "../a/imgs", str(tmp_path / "a" / "imgs")):
+        assert trained(path) == model  # made once, and returned after that
+    monkeypatch.chdir(tmp_path / "b")
+    assert len(data.of_run(out)) == 6 and trained("../a/imgs") == model
+    os.rename(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(ValueError, match="a/imgs, which .*run was trained on, is not there; if it has moved, say where to by --data"):
+        data.of_run(out)
+    assert torch.equal(data.of_run(out, "../c/imgs").images, data.load(data.Options(data="../c/imgs")).images)
+    assert trained("../c/imgs") == model and recorded() == str(tmp_path / "c" / "imgs") and len(data.of_run(out)) == 6
+    with pytest.raises(ValueError, match="made with other options .n: 0 there, 3 asked"):
+        trained("../c/imgs", n=3)
+    Image.fromarray(noise(8, 8, seed=5)).save(tmp_path / "c" / "imgs" / "0000.png")
+    with pytest.raises(ValueError, match="sha256"):
+        trained("../c/imgs")
+    with pytest.raises(ValueError, match="is no longer what .*run was trained on"):
+        data.of_run(out)
+
+
+def test_runs_made_before_paths_were_absolute(tmp_path, write_images, noise, monkeypatch):
+    write_images(tmp_path / "imgs", noise(6, 8, 8, 1))
+    monkeypatch.chdir(tmp_path)
+    train.train(train.Options(data="imgs", out="run", **TINY))
+    config = {key: value for key, value in run.read_json("run/config.json").items() if key != "checksum"}
+    config["options"]["data"] = "imgs/"
+    del config["options"]["mix"]  # older than that option
+    run.write_json("run/config.json", config)
+    assert len(data.of_run("run")) == 6
+    train.train(train.Options(data="./imgs", out="run", **TINY))
+    assert run.read_json("run/config.json")["options"]["data"] == str(tmp_path / "imgs")
+
+
+def test_duplicates_of_a_training_set_are_named(tmp_path, write_images, noise, capsys):
+    images = noise(6, 8, 8, 1)
+    images[4:] = images[0]
+    D = data.load(options(data=str(write_images(tmp_path / "a", images))))
+    assert data.duplicates(D.images).tolist() == [False] * 4 + [True] * 2
+    run.say.cache_clear()
+    train.train(train.Options(data=str(tmp_path / "a"), out=str(tmp_path / "run"), **TINY))
+    assert "2 of 6 training images repeat an earlier one: copies of those cannot count as memorized\n" in capsys.readouterr().err
+    run.say.cache_clear()
+    train.train(train.Options(data=str(tmp_path / "a"), n=4, out=str(tmp_path / "other"), **TINY))
+    assert "repeat" not in capsys.readouterr().err
+
+
+def test_a_run_is_scored_from_any_folder_and_after_its_data_moved(tmp_path, write_images, noise, monkeypatch):
+    write_images(tmp_path / "imgs", noise(6, 8, 8, 1))
+    monkeypatch.chdir(tmp_path)
+    train.train(train.Options(data="imgs", out="run", **TINY))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    where, few = dict(run="../run", device="cpu"), dict(optimum=True, seeds="0-3", out="optimum.npz")
+
+    def score(moved):
+        sample.sample(sample.Options(**where, **few, **dict(data=moved) if moved else {}))
+        memorize.memorize(memorize.Options(samples="optimum.npz", train="../run", data=moved, device="cpu"))
+        compare.compare(compare.Options(**where, data=moved, samples=4, draws=6))
+        return run.read_json("../run/compare.json")["source"]
+    found = score("")
+    (tmp_path / "imgs").rename(tmp_path / "moved")
+    for stage in (lambda: sample.sample(sample.Options(**where, **few)), lambda: compare.compare(compare.Options(**where))):
+        with pytest.raises(ValueError, match="imgs, which ../run was trained on, is not there; .* say where to by --data"):
+            stage()
+    assert score("../moved") == found  # the same files, of which none is refused
+    with pytest.raises(ValueError, match="has its own data; leave out n"):
+        sample.Options(**where, **few, data="../moved", n=3)
+    with pytest.raises(ValueError, match="has its own data; leave out data"):
+        sample.Options(**where, data="../moved")

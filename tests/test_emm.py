@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import emm
+import images
 import run
 import train
 from conftest import ROOT
@@ -265,6 +266,23 @@ def test_seeds(tmp_path, ratios, capsys):
     for given in (dict(seed=1), dict(subset_seed=0)):
         with pytest.raises(ValueError, match="--seeds 3,4 sets --seed and --subset-seed of each search"):
             options(tmp_path / "emm", seeds=(3, 4), **given)
+
+
+def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):
+    pixels, decode, names = noise(40, 8, 8, 1), images.decode, []
+    pixels[1] = pixels[0]
+    write_images(tmp_path / "imgs", pixels)
+    monkeypatch.setattr(images, "decode", lambda content, name: names.append(name) or decode(content, name))
+    monkeypatch.chdir(tmp_path)
+    run.say.cache_clear()
+    how = dict(data="imgs", sizes=(10, 20, 30), seeds=(0, 1))
+    emm.find(options(tmp_path / "emm", **how))
+    assert len(names) == 40
+    assert capsys.readouterr().err.count("1 of 40 training images repeat an earlier one") == 1  # for all seeds and sizes
+    (tmp_path / "imgs").rename(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(train, "train_step", lambda *a: pytest.fail("trained again"))
+    emm.find(options(tmp_path / "emm", **how | dict(data=f"{tmp_path}/./moved/")))
 
 
 @pytest.mark.parametrize("given, words", [

@@ -1,5 +1,4 @@
 """What `make` would run: names of directories, files as targets, and imports that point down only."""
-import ast
 import subprocess
 import sys
 
@@ -85,32 +84,6 @@ def test_the_demo_of_sizes_that_all_memorize(tmp_path):
     assert done.returncode == 0 and "of 500 samples memorized" in done.stdout, done.stderr
     assert (tmp_path / "demo" / "pairs.png").exists() and not list(tmp_path.glob("demo/*/model.safetensors"))
     assert (tmp_path / "demo" / "n000008" / "samples-00000002.npz").exists()
-
-
-ALLOWED = {  # which modules of this project each may import: down only
-    "run": set(), "parallel": {"run"}, "plan": {"run", "unet"}, "images": {"run"}, "data": {"run", "images", "plan"}, "tensors": {"run"},
-    "layers": set(), "unet": {"layers", "tensors"}, "state": {"run", "tensors", "unet"}, "kernels": {"kernels"}, "plot": {"run"},
-    "train": {"run", "data", "parallel", "plan", "state", "unet", "kernels"},
-    "sample": {"run", "data", "images", "parallel", "unet", "kernels"}, "memorize": {"run", "data", "images", "parallel", "unet", "kernels"}, "sequential": set(), "search": set(),
-    "emm": {"run", "data", "parallel", "unet", "kernels", "state", "train", "sample", "memorize", "sequential", "search"},
-    "compare": {"run", "data", "unet", "kernels", "sample", "memorize"}, "protocol": set(),
-    "experiments": {"run", "compare", "data", "images", "emm", "plan", "plot", "protocol", "search", "train", "unet"},
-    "report": {"run", "emm", "protocol"},
-    "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "sequential", "search", "emm", "plot", "state", "bench"}}
-
-
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("bench/*.py")]), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_down(path):
-    name = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    imported = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module.split(".")[0])
-    assert imported & set(ALLOWED) <= ALLOWED[name]
-    if name == "run":
-        assert imported <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("stage", ["train", "sample", "memorize", "emm", "plot"])

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -16,6 +15,7 @@ from images import read
 import kernels.nearest
 import memorize
 import run
+import search
 import sample
 from conftest import ROOT
 
@@ -50,7 +50,7 @@ def test_bad_thresholds(text):
 @pytest.mark.parametrize("hits, count", [(0, 10), (10, 10), (3, 7), (9000, 10000)])
 def test_wilson_agrees_with_scipy(hits, count):
     expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
-    assert memorize.wilson(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert search.wilson(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def two_folders(tmp_path, write_images, noise):
@@ -71,7 +71,7 @@ def test_two_folders_of_png_files(tmp_path, write_images, noise):
     found = json.loads((tmp_path / "X.json").read_text())
     assert (found["samples"], found["memorized"], found["ratio"], found["copied_training_images"]) == (10, 6, 0.6, 5)
     assert found["pixel_exact_copies"] == 1 and found["duplicate_training_images"] == 0 and found["training_images"] == 30
-    assert found["interval_95"] == pytest.approx(memorize.wilson(6, 10))
+    assert found["interval_95"] == pytest.approx(search.wilson(6, 10))
     with open(tmp_path / "x.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["memorized"] for row in rows] == ["1"] * 6 + ["0"] * 4

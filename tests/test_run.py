@@ -266,9 +266,9 @@ def test_a_member_of_a_zip_is_never_more_than_it_says(tmp_path):
         archive.writestr("b", b"b", zipfile.ZIP_BZIP2)
     with zipfile.ZipFile(path) as archive:
         assert run.member(archive, "a", 1000) == bytes(1000)
-        for name, limit in (("a", 999), ("b", 999)):
-            with pytest.raises(ValueError, match=f"{name} has .* bytes; at most 999 are read, stored or deflated"):
-                run.member(archive, name, limit)
+        for name, words in (("a", "a has 1,000 bytes; at most 999 are read"), ("b", "b is compressed by bzip2; pack it stored or deflated")):
+            with pytest.raises(ValueError, match=words):
+                run.member(archive, name, 999)
 
 
 def test_checksums_name_what_was_changed(tmp_path):

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from scipy import stats
+
 import search
-from sequential import interval
+from search import interval, log_mixture, verdict
+
+SIMULATIONS = 2000
 
 
 def falling(half, slope=4.0):
@@ -22,18 +26,20 @@ def record(ratio, eps=0.1, whole=None, count=None):
 def run(ratio, *arguments, known=None, **options):
     """Search to the end with a measure that is called once a size: the records and the sizes in order."""
     measured, order = dict(known or {}), []
-    while True:
-        n, cost = search.next_size(measured, *arguments, **options)
-        if n is None:
-            return measured, order
-        assert n not in measured and cost > 0, "nothing is measured twice"
+    while (n := search.next_size(measured, *arguments, **options)) is not None:
+        assert n not in measured, "nothing is measured twice"
         order.append(n)
         measured[n] = record(ratio(n), options.get("eps", 0.1))
+    return measured, order
 
 
-def test_bisect_doubles_then_halves():
-    measured, order = run(falling(1850), 500, 50000, multiple=10, order="bisect")
-    assert order[:4] == [500, 1000, 2000, 1410]
+def test_it_doubles_then_halves_or_follows_the_ratios():
+    measured, order = run(falling(1850), 500, 50000, multiple=10, interpolate=False)
+    assert order[:3] == [1000, 2000, 1410]
+    followed, sizes = run(falling(1850), 500, 50000, multiple=10)
+    assert sizes[:2] == order[:2] and len(sizes) < len(order)
+    first = 2000 * math.exp((search.logit(falling(1850)(2000)) - search.logit(0.9)) / search.SLOPE) / 1.1**0.5
+    assert first < 1100 == sizes[2], "EMM lies low in the bracket, as the ratios say: its lower end's neighbour"
     low, high = search.bracket(measured)
     assert low <= 1850 / 9 ** 0.25 <= high <= 1.1 * low
 
@@ -41,10 +47,10 @@ def test_bisect_doubles_then_halves():
 @settings(max_examples=150, deadline=None)
 @given(half=st.floats(5, 1e5), slope=st.floats(0.5, 8), n_min=st.integers(2, 3000), n_max=st.integers(3000, 50000),
        eps=st.floats(0.02, 0.5), tolerance=st.floats(0.03, 1), multiple=st.sampled_from([1, 2, 10, 100]),
-       order=st.sampled_from(["cost", "bisect"]))
-def test_any_falling_curve_is_bracketed(half, slope, n_min, n_max, eps, tolerance, multiple, order):
+       interpolate=st.booleans())
+def test_any_falling_curve_is_bracketed(half, slope, n_min, n_max, eps, tolerance, multiple, interpolate):
     ratio, n_max = falling(half, slope), max(n_min, n_max)
-    measured, sizes = run(ratio, n_min, n_max, eps=eps, tolerance=tolerance, multiple=multiple, order=order)
+    measured, sizes = run(ratio, n_min, n_max, eps=eps, tolerance=tolerance, multiple=multiple, interpolate=interpolate)
     assert sizes and all(n % multiple == 0 or n in (n_min, n_max) for n in sizes) and len(sizes) < 60
     assert n_min <= min(sizes) and max(sizes) <= n_max
     found = search.estimate(measured, eps, tolerance, multiple)
@@ -59,12 +65,12 @@ def test_any_falling_curve_is_bracketed(half, slope, n_min, n_max, eps, toleranc
 
 
 def test_both_ends_of_the_range_end_with_a_statement():
-    for order in ("cost", "bisect"):
-        never, sizes = run(lambda n: 0.2, 500, 5000, order=order)
+    for interpolate in (True, False):
+        never, sizes = run(lambda n: 0.2, 500, 5000, interpolate=interpolate)
         found = search.estimate(never)
         assert sizes[-1] == 500 and found["emm"] is None and found["bracket"] == [None, 500]
         assert "EMM is below 500: the ratio there is 20.0%" in found["statement"] and found["interval"] == [None, None]
-        always, sizes = run(lambda n: 1.0, 500, 5000, order=order)
+        always, sizes = run(lambda n: 1.0, 500, 5000, interpolate=interpolate)
         found = search.estimate(always)
         assert sizes[-1] == 5000 and found["bracket"] == [5000, None] and "at least 5000" in found["statement"]
         assert found["interval"][1] is None
@@ -75,25 +81,24 @@ def test_a_curve_that_rises_is_reported_and_the_largest_size_counts():
     found = search.estimate(measured, tolerance=0.2)
     assert found["bracket"] == [170, 200] and not found["monotone"] and found["rises"] == [[140, 170]]
     assert "not monotone: it rises from 140 to 170, and the largest size above 90% counts" in found["statement"]
-    assert search.next_size(measured, 100, 1000, tolerance=0.2) == (None, 0.0)
+    assert search.next_size(measured, 100, 1000, tolerance=0.2) is None
     noise = {100: record(0.80, count=300), 200: record(0.82, count=300)}  # within their intervals: not a rise
     assert search.estimate(noise)["monotone"]
 
 
 def test_a_ratio_that_rises_from_below_is_followed_upwards():
     """Photographs of 8x8 pixels at a fixed number of epochs: 50 images 40%, 60 67%, 90 84%; EMM lies further up."""
-    for order in ("cost", "bisect"):
+    for interpolate in (True, False):
         known = {n: record(r, count=1000) for n, r in {50: 0.40, 60: 0.67, 90: 0.84}.items()}
         for top in (180, 360):
-            n, cost = search.next_size(known, 20, 2000, order=order)
-            assert n == top and cost == n
-            assert search.next_sizes(known, 1, n_min=20, n_max=2000, order=order)[0] == [top]
-            known[n] = record(0.84 + n / 9000, count=1000)
+            assert search.next_size(known, 20, 2000, interpolate=interpolate) == top
+            assert search.next_sizes(known, 1, n_min=20, n_max=2000, interpolate=interpolate) == [top]
+            known[top] = record(0.84 + top / 9000, count=1000)
         assert "no ratio reaches 90%, and it rises with |D|, to 88.0% at 360" in search.estimate(known)["statement"]
         reached = known | {720: record(0.95, count=1000), 1440: record(0.5, count=1000)}
-        assert 720 < search.next_size(reached, 20, 2000, order=order)[0] < 1440  # an ordinary search again
+        assert 720 < search.next_size(reached, 20, 2000, interpolate=interpolate) < 1440  # an ordinary search again
     fell = {50: record(0.4, count=1000), 100: record(0.8, count=1000), 200: record(0.3, count=1000)}
-    assert search.next_size(fell, 20, 2000) == (None, 0.0)
+    assert search.next_size(fell, 20, 2000) is None
     assert "--steps-min" in search.estimate(fell)["statement"]
 
 
@@ -102,70 +107,47 @@ def test_the_target_is_a_whole_fraction():
 
 
 def test_a_killed_search_goes_on_the_same():
-    for order in ("cost", "bisect"):
-        expected, sizes = run(falling(1850), 500, 50000, multiple=10, order=order)
+    for interpolate in (True, False):
+        expected, sizes = run(falling(1850), 500, 50000, multiple=10, interpolate=interpolate)
         known = {}
         for n in sizes:  # killed after each
-            assert search.next_size(known, 500, 50000, multiple=10, order=order)[0] == n
+            assert search.next_size(known, 500, 50000, multiple=10, interpolate=interpolate) == n
             known[n] = expected[n]
-        assert run(falling(1850), 500, 50000, multiple=10, order=order, known=known) == (expected, [])
+        assert run(falling(1850), 500, 50000, multiple=10, interpolate=interpolate, known=known) == (expected, [])
 
 
-def test_known_and_started_sizes_are_used():
+def test_known_sizes_are_used():
     ratio = falling(1850)
     known = {n: record(ratio(n)) for n in (1000, 1200)}
     measured, order = run(ratio, 500, 50000, multiple=10, known=known)
-    assert all(1000 <= n <= 1200 for n in order)
-    n, _ = search.next_size({}, 500, 50000, multiple=10)
-    near = n + 10
-    for done in (0.9, 1.0):
-        n, cost = search.next_size({}, 500, 50000, multiple=10, started={near: done})
-        assert n == near and cost > 0
-    between = {500: record(0.99), 600: record(0.5)}
-    assert search.next_size(between, 500, 50000, started={550: 1.0})[1] > 0
+    assert order and all(1000 <= n <= 1200 for n in order)
 
 
-def test_cost_looks_low_first_and_saves():
-    """Above 1 - eps is cheap and large sizes are dear, so the first size is below the middle."""
-    n, cost = search.next_size({}, 500, 50000)
-    assert n < math.sqrt(500 * 50000) / 2 and cost > n
-    mass = np.full(4, 0.25)
-    root, cost = search.cheapest_first([10, 20, 40], [10, 20, 40], mass, 5, 80, 0.1)
-    share = search.ABOVE_SHARE
-    by_hand = min(  # 20 first, then 10 or 40; 10 first, then 20, 40; 10, then 40, 20; ...
-        20 * (.5 + share * .5) + 10 * (.25 + share * .25) + 40 * (.25 + share * .25),
-        10 * (.25 + share * .75) + 20 * (.25 + share * .5) + 40 * (.25 + share * .25),
-        10 * (.25 + share * .75) + 40 * (.5 + share * .25) + 20 * (.25 + share * .25))
-    assert cost == pytest.approx(by_hand) and root in (10, 20)
+def test_lines_that_miss_end_in_halving():
+    """A cliff from 100% to 5%, where every line through the ratios is wrong."""
+    for emm in (520, 777, 990, 1900, 3333, 49_000):
+        _, sizes = run(lambda n, emm=emm: 1.0 if n <= emm else 0.05, 500, 50_000, tolerance=0.02)
+        assert len(sizes) <= math.ceil(math.log2(emm / 500)) + 2 + search.PATIENCE + math.log2(math.log(2) / math.log(1.02))
+
+
+def test_what_lies_ahead_is_what_the_search_then_measures():
+    shares = search.ahead({}, 1000, n_min=500, n_max=50_000)
+    measured, order = run(lambda n: 1.0 if n <= 1000 else 0.0, 500, 50_000, interpolate=False)
+    assert list(shares) == order and all(share == (0.6 if n <= 1000 else 1.0) for n, share in shares.items())
+    assert search.ahead(measured, 1000, n_min=500, n_max=50_000) == {}
+    assert search.crossing_of_line({500: record(0.95)}) is None
 
 
 def test_several_at_once_prepare_for_either_outcome():
     measured = {500: record(0.99), 4000: record(0.3)}
     options = dict(n_min=500, n_max=50000)
-    sizes, cost = search.next_sizes(measured, 3, **options)
-    assert len(set(sizes)) == 3 and sizes[0] == search.next_size(measured, **options)[0] and cost > 0
-    above = search.next_size(measured | {sizes[0]: dict(above=True, whole=False)}, **options)[0]
-    below = search.next_size(measured | {sizes[0]: dict(above=False, whole=False)}, **options)[0]
+    sizes = search.next_sizes(measured, 3, **options)
+    assert len(set(sizes)) == 3 and sizes[0] == search.next_size(measured, **options)
+    above = search.next_size(measured | {sizes[0]: dict(above=True, whole=False)}, **options)
+    below = search.next_size(measured | {sizes[0]: dict(above=False, whole=False)}, **options)
     assert sizes[1:] == [above, below]
-    more, _ = search.next_sizes(measured, 1, running=sizes[:1], **options)
-    assert more == [above]
-    assert search.next_sizes({500: record(0.99), 540: record(0.5)}, 2, **options) == ([], 0.0)
-
-
-def test_belief_follows_the_ratios():
-    sizes = [500, 700, 1000, 1400, 2000, 2800, 4000]
-    flat = search.belief({}, sizes)
-    assert flat.sum() == pytest.approx(1) and np.allclose(flat[1:-1], flat[1], rtol=0.1)
-    far = search.belief({4000: record(0.05, whole=True)}, sizes)
-    near = search.belief({4000: record(0.8, whole=True)}, sizes)
-    assert (far * np.arange(8)).sum() < (near * np.arange(8)).sum()  # 80% at 4,000: EMM is near it
-    assert search.belief({1000: record(0.95)}, sizes)[:2].sum() < flat[:2].sum() / 5
-
-
-def test_belief_of_what_contradicts_itself():
-    measured = {n: record(0.0) for n in range(500, 4000, 150)} | {4000: record(0.95)}
-    n, cost = search.next_size(measured, 500, 50000)
-    assert n > 4000 and math.isfinite(cost)
+    assert search.next_sizes(measured, 1, running=sizes[:1], **options) == [above]
+    assert search.next_sizes({500: record(0.99), 540: record(0.5)}, 2, **options) == []
 
 
 def test_interval_carries_the_samples():
@@ -183,3 +165,67 @@ def test_a_tolerance_that_class_balance_forbids_is_said():
     measured, _ = run(falling(60), 10, 1000, tolerance=0.05, multiple=10)
     found = search.estimate(measured, tolerance=0.05, multiple=10)
     assert "no size in between is a multiple of 10, so the tolerance of 5% is not reached" in found["statement"]
+
+
+# ---- when samples are enough
+
+@settings(max_examples=100, deadline=None)
+@given(hits=st.integers(0, 300), misses=st.integers(0, 300), p=st.floats(0.01, 0.99))
+def test_mixture_is_the_average_likelihood_ratio(hits, misses, p):
+    count = hits + misses
+    log_likelihood = hits * math.log(p) + misses * math.log1p(-p)
+    assert log_mixture(hits, count, p) == pytest.approx(-math.log(count + 1) - math.log(math.comb(count, hits)) - log_likelihood, abs=1e-8)
+
+
+def test_mixture_at_the_ends():
+    assert log_mixture(0, 10, 0.0) == log_mixture(10, 10, 1.0) == pytest.approx(-math.log(11))
+    assert log_mixture(1, 10, 0.0) == log_mixture(9, 10, 1.0) == math.inf
+
+
+@settings(max_examples=100, deadline=None)
+@given(hits=st.integers(0, 2000), misses=st.integers(0, 2000), alpha=st.floats(0.001, 0.3))
+def test_interval_holds_what_is_not_excluded(hits, misses, alpha):
+    count = hits + misses
+    low, high = interval(hits, count, alpha)
+    assert 0 <= low <= (hits / count if count else 0.5) <= high <= 1
+    for p in np.linspace(0, 1, 41):
+        if abs(p - low) > 1e-9 and abs(p - high) > 1e-9:
+            assert (low < p < high) == (log_mixture(hits, count, p) < -math.log(alpha)) or p in (low, high)
+
+
+def test_interval_is_wider_than_one_for_a_fixed_count_and_shrinks():
+    low, high = interval(900, 1000)
+    exact = stats.binomtest(900, 1000).proportion_ci(0.95)
+    assert low < exact.low and exact.high < high and high - low < 2 * (exact.high - exact.low)
+    wide = interval(90, 100)
+    assert wide[0] < low and high < wide[1] and interval(0, 0) == (0.0, 1.0)
+
+
+def test_verdict_agrees_with_the_interval():
+    for hits in range(0, 201):
+        low, high = interval(hits, 200, 0.01)
+        assert verdict(hits, 200, 0.9, 0.01, 0.01) == (True if low >= 0.9 else False if high <= 0.9 else None)
+    assert verdict(0, 0, 0.9) is None and verdict(64, 64, 0.9, 1e-9) is None and verdict(0, 64, 0.9)is False
+
+
+@pytest.mark.parametrize("p", [0.5, 0.85, 0.89, 0.9, 0.91, 0.95, 1.0])
+def test_errors_stay_under_alpha_however_often_one_looks(p):
+    """Looks after every one of 3,000 samples, the most greedy way to stop; at p itself both verdicts are errors."""
+    alpha, target, n = 0.05, 0.9, 3000
+    generator = np.random.default_rng(0)
+    hits = (generator.random((SIMULATIONS, n)) < p).cumsum(1)
+    count = np.arange(1, n + 1)
+    log_beta = np.vectorize(math.lgamma)
+    table = log_beta(np.arange(1, n + 3))  # lgamma(1), lgamma(2), ...
+    log_m = table[hits] + table[count - hits] - table[count + 1] - hits * math.log(target) - (count - hits) * math.log1p(-target)
+    assert log_m[3, 500] == pytest.approx(log_mixture(int(hits[3, 500]), 501, target))
+    decided = log_m >= -math.log(alpha)
+    first = decided.argmax(1)
+    above = decided.any(1) & (hits[np.arange(SIMULATIONS), first] > target * count[first])
+    below = decided.any(1) & ~above
+    if p <= target:
+        assert above.mean() <= alpha
+    if p >= target:
+        assert below.mean() <= alpha
+    if p in (0.5, 1.0):
+        assert (above if p > target else below).all()  # and it does decide

@@ -324,7 +324,7 @@ def test_optimizers_are_torchs(tmp_path, given, plain):
         assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)  # roundings of the plain loop and the fused kernel
 
 
-HEAVY = ("matplotlib", "scipy", "sklearn", "torchvision", "triton", "torch._dynamo")
+HEAVY = ("matplotlib", "sklearn", "torchvision", "triton", "torch._dynamo")
 
 
 def test_no_stage_imports_what_it_does_not_use(tmp_path):

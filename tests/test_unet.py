@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
+import layers
 import unet
 from conftest import ROOT, SHARED
 from unet import Denoiser
@@ -389,3 +390,23 @@ def test_float64_agrees_with_the_published_networks(path):
     assert denoised.dtype == torch.float64
     # float32 phases of Fourier features with VP, whose c_noise reaches 999, lie 0.03 apart: there the files are rounded
     assert relative(denoised, a["denoised"]) < (2e-3 if path.stem == "ddpmpp-vp-fourier" else RELATIVE)
+
+
+def norm_of_a_gpu(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
+    """A stand-in for kernels/norm_triton.py: the plain form, in channels_last."""
+    y = F.dropout(layers.plain_norm(x, weight, bias, shift, None, groups, eps, silu), dropout)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_forms_of_a_gpu_agree_with_the_published_networks(path, monkeypatch):
+    config, a, D, labels = golden(path)
+    gradients = []
+    for norm in (None, norm_of_a_gpu):
+        monkeypatch.setattr(layers, "triton_norm", lambda device: norm)
+        D.zero_grad()
+        denoised = D(a["x"], a["sigma"], labels)
+        assert close(denoised.detach(), a["denoised"])
+        denoised.square().sum().backward()
+        gradients.append([p.grad.clone() for p in D.parameters()])
+    assert all(close(gpu, plain) for plain, gpu in zip(*gradients))

@@ -1,0 +1,28 @@
+"""The Triton norm on paper: machine code for GPUs that are not here, and the memory that a step's norms move."""
+from kernels.aot import SHARED_BYTES, WARP_THREADS, compile_norm
+from kernels.norm_triton import tiling
+
+BATCH, BANDWIDTH = 512, 4.17e12    # bytes a second, copied by an H200 (3.0e12 on an H100)
+REGISTERS, WARPS = 2**16, 64       # of a multiprocessor
+SHAPES = (1024, 256), (256, 256)   # pixels and channels of DDPM++ of width 128 at 32x32 and 16x16
+
+
+def table():
+    """Print registers, spills and warps by compute capability, and the time of one norm of each shape."""
+    print(f"\nnorm_triton with shift, silu and dropout; the floor is {BATCH} images at {BANDWIDTH / 1e12:.2f} TB/s\n")
+    print("sm    pixels  channels  type  pass     registers  spills  warps/SM  passes over x (floor)  GB   floor, ms")
+    for capability in SHARED_BYTES:
+        for HW, C in SHAPES:
+            for element, bytes in (("fp32", 4), ("bf16", 2)):
+                for back in (False, True):
+                    row(capability, HW, C, element, bytes, back)
+
+
+def row(capability, HW, C, element, bytes, back):
+    report, tile = compile_norm(capability, HW, C, element, back), tiling(HW, C, min(32, C // 4), bytes)
+    warps = min(WARPS, REGISTERS // (report.registers * WARP_THREADS * tile["num_warps"]) * tile["num_warps"])
+    floor = 3 if back else 2           # read x (and the gradient of y), write what is asked
+    passes = floor if tile["WHOLE"] else f"{floor} + {floor - 1} of L2"
+    total = floor * BATCH * HW * C * bytes
+    print(f"{capability:<5} {HW:>6} {C:>9}  {element}  {'back' if back else 'forward':<8} {report.registers:>9} {report.spills:>7} "
+          f"{warps:>9}  {passes!s:>13} {f'({floor})':<7} {total / 1e9:>6.2f} {1e3 * total / BANDWIDTH:>9.2f}", flush=True)
