@@ -11,9 +11,11 @@ from sklearn.datasets import load_digits
 from paper import compare
 import data
 import memorize
+import plan
 import run
 import sample
 import train
+import unet
 from images import read
 
 
@@ -148,6 +150,38 @@ def test_a_mixture_of_two_sources(noise, tmp_path):
     for given, words in ((dict(mix="digits"), "have other classes"), (dict(mix="digits:8", n=400), "349 images of digits:0 with a share of 0.5 of digits:8")):
         with pytest.raises(ValueError, match=words):
             data.load(options(data="digits:0", **given))
+
+
+def test_device_auto_says_once_what_it_took(monkeypatch, capsys):
+    monkeypatch.setattr(data, "_announced", [])
+    cpu = torch.device("cpu")
+    data.announce("cpu", cpu)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        data.announce("auto", cpu)
+    assert capsys.readouterr().err == f"device: cpu ({run.processor()}), as no GPU was found\n"
+    monkeypatch.setattr(data, "_announced", [])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    data.announce("auto", torch.device("cuda"))
+    assert capsys.readouterr().err == "device: cuda (H100)\n"
+
+
+def test_device_auto_says_how_many_days_a_cpu_takes(monkeypatch, capsys):
+    D = unet.Denoiser("ddpmpp", "vp", 8, 1, width=8)
+    a_day = round(data.CPU_FLOPS * 2 * 24 * 3600 / plan.cost(D).evaluation_flops)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    for evaluations, says in ((a_day * 12, "; this takes about 12 days at an assumed 40 GFLOP/s a core\n"),
+                              (round(a_day * 0.99), " was found\n"), (10, " was found\n")):
+        monkeypatch.setattr(data, "_announced", [])
+        data.announce("auto", torch.device("cpu"), D, evaluations)
+        assert capsys.readouterr().err.endswith(says)
+    torch.set_num_threads(threads)
+
+
+def test_the_attention_of_cudnn_is_off():
+    data.pick_device("cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 TINY = dict(width=4, blocks=1, channel_mult=(1, 1), batch=4, steps=1, device="cpu")

@@ -87,6 +87,14 @@ def test_one_process_does_nothing_of_it():
     assert parallel.wrap(None, None) is None and parallel.barrier() is None
 
 
+def test_a_process_that_torchrun_did_not_start_says_itself_what_is_wrong(tmp_path):
+    left = dict(RANK="1", WORLD_SIZE="2")  # in the environment, by something else
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MASTER")} | left
+    done = subprocess.run([sys.executable, ROOT / "train.py", *TRAIN, "--out", tmp_path / "run"], env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot join the other processes" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_port_in_use_is_named_in_a_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
