@@ -28,9 +28,22 @@ SCALE     ?= cpu
 PLAN      ?=
 PYTHON    ?= .venv/bin/python
 
+# what would go wrong later is said now
+VARIABLES = DATA N RES CLASSES LABELS ARCH WIDTH BLOCKS BATCH EPOCHS SEED SEEDS DEVICES SAMPLES N_MIN N_MAX EPS TOLERANCE \
+            RUNS RESULTS FLAGS PEER SCALE PLAN PYTHON DEMO
+WORDS     = SEEDS DEVICES FLAGS PYTHON DEMO
+given    := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v))),$(v))))
+unknown  := $(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(given))
+$(if $(unknown),$(error $(unknown): no such variable; `make help` lists what there is))
+$(foreach v,$(filter-out $(WORDS),$(VARIABLES)),$(if $(word 2,$($(v))),$(error $(v)=$($(v)): give a value without spaces)))
+wrong := $(shell case '$(SAMPLES)' in (''|0*|*[!0-9]*) echo 1;; (????????*) [ $(SAMPLES) -le 10000000 ] || echo 1;; esac)
+$(if $(wrong),$(error SAMPLES=$(SAMPLES): give a whole number from 1 to 10000000))
+
 # names hold every variable that changes the result; default ones of data and model are left out
 empty :=
 space := $(empty) $(empty)
+# the --device among options, for the stages after
+device = $(filter --device=%,$(subst --device$(space),--device=,$(strip $(1))))
 part   = $(if $(filter-out $(2),$($(1))),-$(3)$(subst :,,$($(1))))
 comma := ,
 flags := $(subst $(space),,$(subst --,-,$(subst $(comma),.,$(subst /,_,$(subst :,,$(subst =,,$(FLAGS)))))))
@@ -39,7 +52,7 @@ NAME  := $(data)$(call part,RES,0,r)$(call part,CLASSES,0,c)$(call part,LABELS,n
 RUN    = $(RUNS)/$(NAME)-n$(N)
 SEARCH = $(RUNS)/$(NAME)-emm$(if $(SEEDS),-seeds$(subst $(space),.,$(strip $(SEEDS))))
 LAST  := $(shell echo $$(($(SAMPLES) - 1)))
-SCORE  = seeds-0-$(LAST)
+SCORE  = samples-0-$(LAST)
 OPTIONS = --data $(DATA) --resolution $(RES) --classes $(CLASSES) --labels $(LABELS) --arch $(ARCH) --width $(WIDTH) \
           --blocks $(BLOCKS) --batch $(BATCH) --epochs $(EPOCHS) --seed $(SEED) $(FLAGS)
 
@@ -70,6 +83,7 @@ help: ## this list
 setup: $(READY) ## make .venv from requirements.txt (once); PYTHON=... uses an environment of yours
 
 .venv/ready: requirements.txt
+	@python3 -c "import run"  # says which Python is needed
 	python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
@@ -79,16 +93,16 @@ train: $(RUN)/model.safetensors ## train one model on N images
 sample: $(RUN)/$(SCORE).npz ## and draw SAMPLES samples of it
 
 memorize: $(RUN)/$(SCORE).json ## and count the memorized ones; draws them beside their originals
-	@$(PYTHON) memorize.py --samples $(RUN)/$(SCORE).npz --train $(RUN) --out $<
+	@$(PYTHON) memorize.py --samples $(RUN)/$(SCORE).npz --train $(RUN) --out $< $(call device,$(FLAGS))
 
 $(RUN)/model.safetensors: | $(READY)
 	$(PYTHON) train.py --out $(@D) --n $(N) $(OPTIONS)
 
 $(RUN)/$(SCORE).npz: $(RUN)/model.safetensors
-	$(PYTHON) sample.py --run $(@D) --seeds 0-$(LAST) --out $@
+	$(PYTHON) sample.py --run $(@D) --seeds 0-$(LAST) --out $@ $(call device,$(FLAGS))
 
 $(RUN)/$(SCORE).json: $(RUN)/$(SCORE).npz
-	$(PYTHON) memorize.py --samples $< --train $(@D) --out $@ --pairs $(@D)/$(SCORE)-pairs.png --csv $(@D)/$(SCORE)-pairs.csv > /dev/null
+	$(PYTHON) memorize.py --samples $< --train $(@D) --out $@ --pairs $(@D)/$(SCORE)-pairs.png --csv $(@D)/$(SCORE)-pairs.csv $(call device,$(FLAGS)) > /dev/null
 
 emm: | $(READY) ## find EMM from N_MIN images up: trains, samples and scores every size it needs
 	$(PYTHON) emm.py --out $(SEARCH) --n-min $(N_MIN) --n-max $(N_MAX) --eps $(EPS) --tolerance $(TOLERANCE) --samples $(SAMPLES) $(OPTIONS) $(EMM_OPTIONS)
@@ -104,8 +118,10 @@ DEMO = --data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --epo
 demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot, a sheet of copied digits
 	$(PYTHON) emm.py --out demo $(DEMO)
 	$(PYTHON) plot.py --emm demo/emm.json
-	last=$$(ls demo/n*/model.safetensors | tail -n 1); $(PYTHON) sample.py --run $$last --seeds 0-499; \
-	$(PYTHON) memorize.py --samples $$(dirname $$last) --train $$(dirname $$last) --pairs demo/pairs.png
+	@# of the largest size that was trained to its end, or, if all were stopped above, of the largest
+	for file in demo/n*/snapshot-*.safetensors demo/n*/model.safetensors; do [ ! -f $$file ] || last=$$file; done; \
+	$(PYTHON) sample.py --run $$last --seeds 0-499 $(call device,$(DEMO)) && \
+	$(PYTHON) memorize.py --samples $$(dirname $$last) --train $$(dirname $$last) --pairs demo/pairs.png $(call device,$(DEMO))
 	@echo "EMM and every probe: demo/emm.json   plots: demo/emm.png, demo/trajectory.png   copied digits beside their originals: demo/pairs.png"
 
 $(EXPERIMENTS): | $(READY)

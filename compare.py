@@ -19,7 +19,7 @@ import memorize
 import run
 import sample
 import unet
-from kernels import Optimum
+from kernels import Optimum, References
 from run import option
 
 BATCH = 256                       # images a pass
@@ -82,10 +82,11 @@ def compare(options):
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
     data.announce(options.device, device, trained, 35 * options.samples)  # 18 Heun steps
+    references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)
         samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
-        summary, _, distances, index = memorize.score(samples.to(device), D.images.to(device), memorize.parse_threshold(options.threshold))
+        summary, _, distances, index = memorize.score(samples.to(device), D.images, threshold, references)
         result[name] |= summary | dict(distance_ratio_quantiles=quantiles(distances))
         if sheet:
             with run.publish(sheet) as temporary:

@@ -29,7 +29,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 class Subset:
     n: int = option(0, "size of the training set |D|; 0 takes all there is")
     classes: int = option(0, "keep the first this many classes; 0 keeps all")
-    resolution: int = option(0, "resize to this many pixels a side (Lanczos); 0 keeps the size")
+    resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); 0 keeps the size")
     subset_seed: int | None = option(None, "draw the subset by this seed; none takes the first of each class")
 
     def __post_init__(self):
@@ -44,8 +44,8 @@ class Subset:
 
 @dataclass(frozen=True)
 class Options(Subset):
-    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist, or a path: image folder, zip of images, "
-                                  "npz, npy or IDX file; with :K at its end, class K alone")
+    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist (with -test, their test half), or a "
+                       "path: image folder, zip of images, npz, npy or IDX file; with :K at its end, class K alone")
     mix: str = option("", "a second source, mixed in within each class")
     mix_share: float = option(0.5, "its share of each class, from 0 to 1")
     labels: str = option("none", "labels the model is given: none, true, random:C or unique")

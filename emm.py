@@ -30,7 +30,7 @@ import search
 import state
 import train
 import unet
-from kernels import memorized
+from kernels import References, memorized
 from run import option
 from search import CONFIDENCE
 
@@ -119,7 +119,7 @@ class Probe:
                                      for s in self.scores.values()):
             raise ValueError(f"{self.out} has snapshots that a shorter search removed; give --full another --out")
         with run.locked(self.out):
-            references = data.load(self.training).images.to(data.pick_device(self.options.device))
+            references = References(data.load(self.training).images.to(data.pick_device(self.options.device)))
             train.train(self.training, lambda snapshot: self.score(snapshot, references) and not self.options.full)
             state.remove(self.out / "state.safetensors")  # a decided size needs no more steps; the file is large
 

@@ -19,8 +19,9 @@ import data
 import parallel
 import run
 import search
-from images import picture, read
+from images import read
 from kernels import memorized
+from pixels import picture
 from run import option
 
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
@@ -29,8 +30,8 @@ CELL = 96                 # pixels a side of an image on the pair sheet
 
 @dataclass(frozen=True)
 class Options(data.Subset):
-    samples: str = option("", "generated images: folder, zip, npz, or run directory", recorded=False)
-    train: str = option("", "training images: cifar10, digits, folder, zip, npz, or run directory", recorded=False)
+    samples: str = option("", "generated images: folder, zip, npz or npy file, or run directory", recorded=False)
+    train: str = option("", "training images: a source as for train.py --data, or run directory", recorded=False)
     data: str = option("", "where the data of the run directory --train lie now, if they have moved", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances, a fraction p/q in (0, 1)")
     distinct: bool = option(False, "drop exact duplicates from the training images first")
@@ -67,15 +68,15 @@ def parse_threshold(text):
 
 
 
-def score(samples, train, threshold=(1, 3)):
-    """Compare samples with training images, both uint8 [*, C, H, W] on one device.
+def score(samples, train, threshold=(1, 3), references=None):
+    """Compare samples with training images, both uint8 [*, C, H, W] on one device, or with `references` prepared of them.
 
     Returns a summary for JSON, and verdicts bool [Q], distances int64 [Q, 2] and indices int64 [Q, 2].
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).
     """
     with parallel.group(samples.device):
-        part = memorized(samples[parallel.share(len(samples))], train, threshold)
+        part = memorized(samples[parallel.share(len(samples))], references or train, threshold)
         verdict, distances, index = (parallel.gather(a, len(samples)).cpu() for a in part)
     hits, count = int(verdict.sum()), len(samples)
     low, high = search.wilson(hits, count)

@@ -22,8 +22,8 @@ import parallel
 import run
 import unet
 from graphs import Replayed
-from images import picture
 from kernels import Optimum
+from pixels import picture
 from run import option
 
 # Images that a network sees at once, at least and at most, always (see `in_chunks`), and values in its first layer: small

@@ -194,7 +194,7 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
                      "raise --n-max, or take more data")
     else:
         a, b = measured[low]["ratio"], measured[high]["ratio"]
-        emm = low + (high - low) * (a - least) / (a - b) if a > b else low
+        emm = low + (high - low) * max(0.0, a - least) / (a - b) if a > b else low
         ends = [f"below {sizes[0]}" if below else f"{lower:.0f}", f"above {sizes[-1]}" if above else f"{upper:.0f}"]
         statement = (f"EMM is about {emm:.0f} (95% interval {ends[0]} to {ends[1]}), between {low} "
                      f"({'at least ' * (not measured[low]['whole'])}{a:.1%}) and {high} ({b:.1%})")

@@ -67,6 +67,17 @@ def sklearn(x, y):
     return NearestNeighbors(n_neighbors=2, algorithm="brute").fit(y.float().numpy()).kneighbors(x.float().numpy())
 
 
+def launches(call):
+    """How many kernels, copies and fills a call launches on the GPU."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+    call()  # compiled
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in seen.events())
+
+
 METHODS = {"ours": ours, "cdist": cdist, "faiss-flat": faiss_flat, "sklearn": sklearn, "faiss-sq8": faiss_sq8}
 
 

@@ -14,7 +14,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.nearest_triton import GROUP, group_bits, merge_kernel, merge_pixels, nearest_two_kernel, tiles
+from kernels.nearest_triton import (COLUMNS, GROUP, INT32_TERMS, MAX_INT32_PIXELS, ROWS, group_bits, merge_kernel,
+                                    merge_pixels, nearest_two_kernel, prepare_kernel, tiles)
 from kernels.norm_triton import backward_kernel, forward_kernel, tiling
 
 WARP_THREADS = 32
@@ -78,24 +79,32 @@ def compile_product(capability):
     return compile_for(product_kernel, capability, dict(X="*i8", Y="*i8", Z="*i32"), {}, dict(S=128), num_warps=4, num_stages=1)
 
 
-def compile_nearest(capability, D, ones={}):
-    """A Report on nearest_two_kernel for images of D values; `ones` are arguments that are 1, which Triton compiles in."""
-    tile = tiles(capability)
-    D = triton.cdiv(D, tile["BK"]) * tile["BK"]
-    pointers = dict(X="*i8", Y="*i8", KEYS="*i32", SCORES="*i32", CODES="*i32")
+def compile_prepare(capability, D):
+    """A Report on prepare_kernel, which makes the int8 pixels and keys of references, for images of D values."""
+    tile, padded, score = _shape(capability, D)
+    constants = dict(PIXELS=D, D=padded, G=group_bits(padded, tile["BN"]), BN=tile["BN"], ROWS=ROWS, COLUMNS=COLUMNS)
+    pointers = dict(IMAGES="*i8", OUT="*i8", KEYS=score)
+    return compile_for(prepare_kernel, capability, pointers, dict(N="i32"), constants, num_warps=4, num_stages=3)
+
+
+def compile_nearest(capability, D):
+    """A Report on nearest_two_kernel for images of D values."""
+    tile, D, score = _shape(capability, D)
+    pointers = dict(X="*i8", Y="*i8", KEYS=score, SCORES=score, CODES="*i32")
     scalars = dict.fromkeys(("Q", "N", "tiles_a_split", "splits"), "i32")
-    constants = dict(D=D, G=group_bits(D, tile["BN"]), GROUP=GROUP, **{name: tile[name] for name in ("BQ", "BN", "BK")}, **ones)
-    return compile_for(nearest_two_kernel, capability, pointers, scalars, constants, tile["num_warps"], tile["num_stages"])
+    constants = dict(D=D, G=group_bits(D, tile["BN"]), GROUP=GROUP, TERMS=INT32_TERMS,
+                     **{name: tile[name] for name in ("BQ", "BN", "BK")})
+    return compile_for(nearest_two_kernel, capability, pointers, scalars, constants, tile["num_warps"],
+                       tile["num_stages"])
 
 
-def compile_merge(capability, D, ones={}):
-    """A Report on merge_kernel for images of D values; `ones` as for `compile_nearest`."""
-    tile = tiles(capability)
-    D = triton.cdiv(D, tile["BK"]) * tile["BK"]
-    pointers = dict(X="*i8", Y="*i8", SCORES="*i32", CODES="*i32", DISTANCES="*i64", INDEX="*i64", VERDICT="*i8")
+def compile_merge(capability, D):
+    """A Report on merge_kernel for images of D values."""
+    tile, D, score = _shape(capability, D)
+    pointers = dict(X="*i8", Y="*i8", SCORES=score, CODES="*i32", DISTANCES="*i64", INDEX="*i64", VERDICT="*i8")
     scalars = dict.fromkeys(("Q", "N", "splits", "p2", "q2"), "i32")
     W = tile["BN"] >> group_bits(D, tile["BN"])
-    constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]), **ones)
+    constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]))
     return compile_for(merge_kernel, capability, pointers, scalars, constants, num_warps=4, num_stages=3)
 
 
@@ -109,6 +118,13 @@ def compile_norm(capability, HW, C, element, back=False):
     warps = tile.pop("num_warps")
     return compile_for(backward_kernel if back else forward_kernel, capability, {name: f"*{e}" for name, e in pointers.items()},
                        scalars, dict(SILU=True, **tile), warps, num_stages=3, multiples=multiples)
+
+
+def _shape(capability, D):
+    """The tile for images of D values, D padded to it, and the type of scores."""
+    tile = tiles(capability, D)
+    padded = triton.cdiv(D, tile["BK"]) * tile["BK"]
+    return tile, padded, "*i32" if padded <= MAX_INT32_PIXELS else "*i64"
 
 
 def _run(tool, *arguments):

@@ -4,7 +4,7 @@ Images are uint8, so squared distances are whole numbers; so is all arithmetic h
 that is made of it. float32 distances, the usual way, name wrong neighbours of near-duplicates.
 
 On a CPU `nearest_two` takes int8 products (nearest_cpu.py), on a GPU a Triton kernel (nearest_triton.py), and for
-images too large for those, or a GPU too old, the plain form that they are tested against. The Q x N matrix of
+images too large for the CPU's, or a GPU too old, the plain form that they are tested against. The Q x N matrix of
 distances is never held.
 """
 import warnings
@@ -12,20 +12,58 @@ from functools import lru_cache
 
 import torch
 
-from kernels.nearest_cpu import nearest_two_cpu
+from kernels.nearest_cpu import centred, nearest_two_cpu, squared_norms
 
 BLOCK_BYTES = 64 * 2**20  # of the reference's blocks of images and of distances
 INDEX_BITS = 24           # a reference's index, below its squared distance in an int64: 39 bits for that
 MAX_PIXELS = 2**(63 - INDEX_BITS) // 255**2  # an image, such as 1,600 x 1,600 x 3
-MAX_CUDA_PIXELS = 2**31 // 255**2 - 1  # an image whose squared distances fit an int32, such as 104 x 104 x 3
 # With pixels - 128 as int8, |y|^2 - 2 x.y lies in [-2^14 D, 48896 D]: inside an int32 up to this D.
 MAX_INT8_PIXELS = 2**31 // 48896
+
+
+class References:
+    """Images uint8 [N, D] or [N, C, H, W] to search, 2 <= N < 2^24, prepared once for any number of calls.
+
+    What is held is one int8 copy of them and a number for each. `prepare=False` leaves the preparation on a CPU
+    to every call, block by block, which takes less memory.
+    Raises ValueError for what is no such images.
+    """
+
+    def __init__(self, images, prepare=True):
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8, not {images.dtype}")
+        if images.ndim < 2 or not 2 <= len(images) < 2**INDEX_BITS:
+            raise ValueError(f"{len(images)} reference images; the second nearest needs at least 2, and at most "
+                             f"{2**INDEX_BITS - 1} are served")
+        self.shape, self.device = images.shape[1:], images.device
+        self.images, self.norms, self.prepared = images.flatten(1), None, None
+        D = self.images.shape[1]
+        if D > MAX_PIXELS:
+            raise ValueError(f"images of {D} values; at most {MAX_PIXELS} are exact here")
+        self.int8 = self.device.type == "cpu" and D <= MAX_INT8_PIXELS
+        if _runs_triton(self.device):
+            from kernels.nearest_triton import prepared
+            self.images, self.prepared = None, prepared(self.images)
+        elif self.int8 and prepare:
+            self.images = centred(self.images)
+            self.norms = squared_norms(self.images)
+
+    def queries(self, images):
+        """`images` uint8 [Q, D] or [Q, C, H, W] as [Q, D]. Raises ValueError if they cannot be compared with these."""
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8, not {images.dtype}")
+        if images.device != self.device:
+            raise ValueError(f"queries are on {images.device}, references on {self.device}; move them to one device")
+        if images.ndim < 2 or images.shape[1:] != self.shape:
+            raise ValueError(f"images of shape {list(images.shape[1:])} cannot be compared with images of shape "
+                             f"{list(self.shape)}; resize or convert one of them")
+        return images.flatten(1)
 
 
 def nearest_two(queries, references):
     """Squared L2 distances and indices of the two nearest references of each query.
 
-    queries [Q, D] or [Q, C, H, W], references [N, D] or [N, C, H, W], uint8 on one device, N >= 2.
+    queries [Q, D] or [Q, C, H, W] uint8; references `References`, or such images, N >= 2, on the same device.
     Returns distances int64 [Q, 2], ascending, in squared units of the pixel values 0..255, and indices
     int64 [Q, 2]. Of references equally near, the lower index comes first.
     Raises ValueError if the images cannot be compared.
@@ -38,12 +76,12 @@ def memorized(queries, references, threshold=(1, 3)):
 
     Memorized: the nearest distance is under p/q of the second nearest, for threshold (p, q).
     """
-    x, y = _checked(queries, references)
-    if len(x) and x.shape[1] <= MAX_CUDA_PIXELS and _runs_triton(x.device):
+    y = references if isinstance(references, References) else References(references, prepare=False)
+    x = y.queries(queries)
+    if y.prepared:
         from kernels.nearest_triton import nearest_two_cuda
-        return nearest_two_cuda(x, y, threshold)
-    fast = x.device.type == "cpu" and x.shape[1] <= MAX_INT8_PIXELS
-    distances, index = nearest_two_cpu(x, y) if fast else nearest_two_reference(x, y)
+        return nearest_two_cuda(x, y.prepared, threshold)
+    distances, index = nearest_two_cpu(x, y.images, y.norms) if y.int8 else nearest_two_reference(x, y.images)
     return is_memorized(distances, threshold), distances, index
 
 
@@ -57,8 +95,10 @@ def _runs_triton(device):
         return False
     images = torch.tensor([[0, 7], [0, 9]], dtype=torch.uint8, device=device)
     try:
-        from kernels.nearest_triton import nearest_two_cuda
-        found = nearest_two_cuda(images, images)[1:]
+        from kernels.nearest_triton import nearest_two_cuda, prepared
+        found = nearest_two_cuda(images, prepared(images))[1:]
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # ImportError, or whatever its compilers raise
         warnings.warn(f"the Triton kernel does not run here ({error!r}); the plain form serves, which is slower")
         return False
@@ -91,19 +131,3 @@ def nearest_two_reference(x, y):
             keys[q:q + rows] = key.topk(2, dim=1, largest=False, sorted=True).values
     return keys >> INDEX_BITS, keys & (2**INDEX_BITS - 1)
 
-
-def _checked(queries, references):
-    if queries.dtype != torch.uint8 or references.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8, not {queries.dtype} and {references.dtype}")
-    if queries.device != references.device:
-        raise ValueError(f"queries are on {queries.device}, references on {references.device}; move them to one device")
-    if queries.ndim < 2 or references.ndim < 2 or queries.shape[1:] != references.shape[1:]:
-        raise ValueError(f"images of shape {list(queries.shape[1:])} cannot be compared with images of shape "
-                         f"{list(references.shape[1:])}; resize or convert one of them")
-    if not 2 <= len(references) < 2**INDEX_BITS:
-        raise ValueError(f"{len(references)} reference images; the second nearest needs at least 2, and at most "
-                         f"{2**INDEX_BITS - 1} are served")
-    x, y = queries.flatten(1), references.flatten(1)
-    if x.shape[1] > MAX_PIXELS:
-        raise ValueError(f"images of {x.shape[1]} values; at most {MAX_PIXELS} are exact here")
-    return x, y

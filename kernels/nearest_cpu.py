@@ -16,10 +16,11 @@ LARGEST = np.iinfo(np.int32).max
 EXACT_TERMS = 1024
 
 
-def nearest_two_cpu(x, y):
+def nearest_two_cpu(x, y, norms=None):
     """Distances int64 [Q, 2] and indices int64 [Q, 2] for uint8 images [Q, D], [N, D], D <= MAX_INT8_PIXELS.
 
-    Memory beyond the images: a copy of x, and blocks that do not grow with Q or N.
+    With the `norms` of y, y is `centred` already. Memory beyond the images: a copy of x, and blocks that do not
+    grow with Q or N.
     """
     x = centred(x)
     product = torch._int_mm if int8_products_are_exact(x.shape[1]) else float64_products
@@ -27,8 +28,9 @@ def nearest_two_cpu(x, y):
     index = np.zeros((len(x), 2), np.int64)
     work = torch.empty(QUERIES_A_BLOCK * REFERENCES_A_BLOCK, dtype=torch.int32)
     for n in range(0, len(y), REFERENCES_A_BLOCK):
-        y_block = centred(y[n:n + REFERENCES_A_BLOCK])
-        y_norms = squared_norms(y_block)
+        block = slice(n, n + REFERENCES_A_BLOCK)
+        y_block = y[block] if norms is not None else centred(y[block])
+        y_norms = norms[block] if norms is not None else squared_norms(y_block)
         for q in range(0, len(x), QUERIES_A_BLOCK):
             rows = slice(q, q + QUERIES_A_BLOCK)
             size = len(x[rows]), len(y_block)

@@ -30,6 +30,7 @@ import compare  # noqa: E402
 import emm  # noqa: E402
 import experiments  # noqa: E402
 import images  # noqa: E402
+import inputs  # noqa: E402
 import memorize  # noqa: E402
 import plot  # noqa: E402
 import report  # noqa: E402
@@ -292,6 +293,10 @@ def fuzz(count, folder, rng):
     made = list(bad_input.files(folder / "files")) and folder / "files"
     readers = [(images.read, path) for path in (made / "colour32" / "0.png", made / "cmyk" / "0.jpg", made / "see-through" / "0.png",
                                                 made / "flipped.zip", made / "labels.npz", made / "strange" / "dataset.json")]
+    list(inputs.read(folder / "inputs"))
+    readers += [(images.read, folder / "inputs" / name) for name in (
+        "formats/1.WebP", "formats/2.bmp", "formats/4.tif", "gif/0.gif", "phone/a.jpg", "turned-PNG/6.png", "opaque/2.png", "a.npy", "keras.NPZ.npz",
+        "labels-one-hot/dataset.json", "mnist/raw/train-images-idx3-ubyte.gz", "mnist/raw/t10k-images-idx3-ubyte")]
     readers += [(tensors.read, folder / "run" / "model.safetensors"), (run.about, folder / "run" / "model.safetensors"),
                 (run.read_log, folder / "run" / "log.jsonl"), (run.read_json, folder / "run" / "config.json")]
     values = ["", "0", "-1", "nan", "1e999", "none", "1,2", ",", "x", "\0", "9" * 30, "%s", "é", "--", "-", "1/3", "random:", "0-9", "9-", "../..", "auto"]
@@ -324,7 +329,8 @@ def fuzz(count, folder, rng):
             shutil.copy(made / "colour32" / "0.png", place)
         (place / path.name).write_bytes(data)
         try:
-            reader(place / path.name if path.suffix not in (".png", ".jpg") and path.name != "dataset.json" else place)
+            whole = path.suffix.lower() in images.SUFFIXES or path.name == "dataset.json"
+            reader(place if whole else place / path.name)
         except ValueError:
             pass
         except Exception as error:
@@ -362,9 +368,9 @@ def pairs(count, seed):
     for x, y in image_sets(count, seed):
         distances, index = nearest.nearest_two_reference(x, y)
         if os.environ.get("TRITON_INTERPRET") == "1":
-            from kernels.nearest_triton import nearest_two_cuda
+            from kernels.nearest_triton import nearest_two_cuda, prepared
             tile = dict(BQ=64, BN=128, BK=64, num_warps=4, num_stages=2)
-            found = nearest_two_cuda(x, y, tile=tile, splits=2)
+            found = nearest_two_cuda(x, prepared(y, tile), splits=2)
         else:
             found = nearest.memorized(x, y)
         wrong = (found[0] != nearest.is_memorized(distances)) | (found[1] != distances).any(1) | (found[2] != index).any(1)

@@ -240,7 +240,7 @@ def refused_files(root):
     drawn.putpalette([0, 0, 0, 255, 255, 255])
     ImageDraw.Draw(drawn).point((1, 1), 1)
     for name, content, say in (
-            ("alpha.png", clear, "is transparent in places (its alpha is under 255); paint it"), ("alpha.webp", file(clear, "WEBP", lossless=True), "transparent"),
+            ("alpha.png", clear, "is transparent in places (alpha under 255); paint it"), ("alpha.webp", file(clear, "WEBP", lossless=True), "transparent"),
             ("grey-alpha.png", np.dstack([grey, clear[..., 3]]), "transparent"), ("palette.png", file(drawn, transparency=1), "transparent"),
             ("key.png", file(x, transparency=tuple(x[0, 0].tolist())), "transparent"), ("grey-key.png", file(grey, transparency=int(grey[2, 2])), "transparent"),
             ("palette.gif", file(drawn, "GIF", transparency=1), "transparent"), ("alpha.tif", file(clear, "TIFF"), "transparent"),
@@ -251,7 +251,7 @@ def refused_files(root):
             ("print.jpg", file(Image.fromarray(clear, "CMYK"), "JPEG"), "mode CMYK; convert"), ("text.webp", b"hello", "text.webp cannot be read as PNG"),
             ("torn.bmp", file(x, "BMP")[:70], "cannot be read")):
         yield put(root / f"no-{name}", {name: content}), 0, say
-    yield put(root / "two sizes", {"0.png": x, "1.png": x[:3]}), 0, "1.png is 4x3, 0.png is 4x4; give --resolution"
+    yield put(root / "two sizes", {"0.png": x, "1.png": x[:3]}), 0, "1.png is 4x3, 0.png is 4x4; give --resolution for one"
 
 
 def refused_sources(root):
@@ -264,8 +264,8 @@ def refused_sources(root):
     (folder / "cat").symlink_to("cat")
     yield folder, 0, "cat is a link that leads nowhere"
     yield put(root / "halves", {"train/cat/0.png": x, "test/cat/0.png": x}), 0, "holds test and train, which are no classes; give one"
-    yield put(root / "half-labelled", {"train/0.png": x, "train/dataset.json": '{"labels": [["0.png", 1]]}', "more/0.png": x}), 0, "not the labels of all"
-    yield put(root / "labelled-twice", {"a/0.png": x, "dataset.json": '{"labels": null}', "a/dataset.json": '{"labels": null}'}), 0, "one dataset.json, at the top"
+    yield put(root / "half-labelled", {"train/0.png": x, "train/dataset.json": '{"labels": [["0.png", 1]]}', "more/0.png": x}), 0, "has not the labels of all images"
+    yield put(root / "labelled-twice", {"a/0.png": x, "dataset.json": '{"labels": null}', "a/dataset.json": '{"labels": null}'}), 0, "keep one, at the top"
     yield put(root / "only-others", {"a.txt": "", "b.heic": b"", "@eaDir/0.png": x}), 0, "holds no images (.png"
     yield put(root / "named", {"a.txt": "", "b.heic": b"", "c.heic": b""}), 0, "passed over 2 .heic, 1 .txt"
     (root / "empty").mkdir()

@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +8,11 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import compare
 import data
-import images
+import memorize
 import run
+import sample
 import train
 from images import read
 
@@ -209,3 +210,28 @@ def test_duplicates_of_a_training_set_are_named(tmp_path, write_images, noise, c
     run.say.cache_clear()
     train.train(train.Options(data=str(tmp_path / "a"), n=4, out=str(tmp_path / "other"), **TINY))
     assert "repeat" not in capsys.readouterr().err
+
+
+def test_a_run_is_scored_from_any_folder_and_after_its_data_moved(tmp_path, write_images, noise, monkeypatch):
+    write_images(tmp_path / "imgs", noise(6, 8, 8, 1))
+    monkeypatch.chdir(tmp_path)
+    train.train(train.Options(data="imgs", out="run", **TINY))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    where, few = dict(run="../run", device="cpu"), dict(optimum=True, seeds="0-3", out="optimum.npz")
+
+    def score(moved):
+        sample.sample(sample.Options(**where, **few, **dict(data=moved) if moved else {}))
+        memorize.memorize(memorize.Options(samples="optimum.npz", train="../run", data=moved, device="cpu"))
+        compare.compare(compare.Options(**where, data=moved, samples=4, draws=6))
+        return run.read_json("../run/compare.json")["source"]
+    found = score("")
+    (tmp_path / "imgs").rename(tmp_path / "moved")
+    for stage in (lambda: sample.sample(sample.Options(**where, **few)), lambda: compare.compare(compare.Options(**where))):
+        with pytest.raises(ValueError, match="imgs, which ../run was trained on, is not there; .* say where to by --data"):
+            stage()
+    assert score("../moved") == found  # the same files, of which none is refused
+    with pytest.raises(ValueError, match="has its own data; leave out n"):
+        sample.Options(**where, **few, data="../moved", n=3)
+    with pytest.raises(ValueError, match="has its own data; leave out data"):
+        sample.Options(**where, data="../moved")

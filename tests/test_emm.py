@@ -242,10 +242,10 @@ def test_seeds(tmp_path, ratios, capsys):
 
 
 def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):
-    pixels, decode, names = noise(40, 8, 8, 1), images._decode, []
+    pixels, decode, names = noise(40, 8, 8, 1), images.decode, []
     pixels[1] = pixels[0]
     write_images(tmp_path / "imgs", pixels)
-    monkeypatch.setattr(images, "_decode", lambda content, name: names.append(name) or decode(content, name))
+    monkeypatch.setattr(images, "decode", lambda content, name: names.append(name) or decode(content, name))
     monkeypatch.chdir(tmp_path)
     run.say.cache_clear()
     how = dict(data="imgs", sizes=(10, 20, 30), seeds=(0, 1))

@@ -1,8 +1,4 @@
-import io
-import os
 import shutil
-import warnings
-import zipfile
 
 import numpy as np
 import pytest
@@ -98,8 +94,8 @@ def test_damaged_archives(tmp_path, noise):
 
 
 def test_a_source_is_decoded_once_until_it_changes(tmp_path, write_images, noise, monkeypatch):
-    folder, decode, names = write_images(tmp_path / "a", noise(3, 8, 8, 3)), images._decode, []
-    monkeypatch.setattr(images, "_decode", lambda content, name: names.append(name) or decode(content, name))
+    folder, decode, names = write_images(tmp_path / "a", noise(3, 8, 8, 3)), images.decode, []
+    monkeypatch.setattr(images, "decode", lambda content, name: names.append(name) or decode(content, name))
     first = read(str(folder))[0]
     assert torch.equal(read(folder)[0], first) and len(names) == 3
     assert read(f"{folder}:0")[0].shape == (3, 3, 8, 8) and len(names) == 3

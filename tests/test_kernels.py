@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 import kernels.nearest
 import kernels.nearest_cpu
 from conftest import ROOT
-from kernels import nearest_two
+from kernels import References, memorized, nearest_two
 
 
 def brute_force(queries, references):
@@ -48,6 +48,23 @@ def test_ties_duplicates_twins_and_extremes(noise):
     assert i[0].tolist() == i[1].tolist() == [3, 7] and d[2].tolist() == [0, 1] and i[4].tolist() == [30, 31]
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 128, 128)])
+def test_references_prepared_once(noise, shape):
+    y = torch.from_numpy(noise(300, *shape))
+    references, chunks = References(y), [torch.from_numpy(noise(n, *shape, seed=n)) for n in (1, 5, 17)]
+    whole = torch.cat(chunks)
+    once, expected = nearest_two(whole, y), nearest_two(whole, references)
+    assert torch.equal(once[0], expected[0]) and torch.equal(once[1], expected[1])
+    parts = [memorized(chunk, references, (9, 10)) for chunk in chunks]
+    for part, all_at_once in zip(zip(*parts), memorized(whole, y, (9, 10))):
+        assert torch.equal(torch.cat(part), all_at_once)
+    assert nearest_two(whole[:0], references)[0].shape == (0, 2)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        nearest_two(whole.flatten(1), references)
+    with pytest.raises(ValueError, match="uint8"):
+        nearest_two(whole.float(), references)
+
+
 @settings(max_examples=60, deadline=None)
 @given(Q=st.integers(1, 20), N=st.integers(2, 60), D=st.integers(1, 40), levels=st.sampled_from([1, 2, 4, 256]), seed=st.integers(0, 99))
 def test_any_shape_over_several_blocks(Q, N, D, levels, seed):
@@ -58,7 +75,7 @@ def test_any_shape_over_several_blocks(Q, N, D, levels, seed):
         patch.setattr(kernels.nearest, "BLOCK_BYTES", 8 * 7 * D)
         patch.setattr(kernels.nearest_cpu, "REFERENCES_A_BLOCK", 7)
         patch.setattr(kernels.nearest_cpu, "QUERIES_A_BLOCK", 3)
-        found = [nearest_two(x, y), kernels.nearest.nearest_two_reference(x, y)]
+        found = [nearest_two(x, y), nearest_two(x, References(y)), kernels.nearest.nearest_two_reference(x, y)]
     for distances, index in found:
         assert torch.equal(distances, expected[0]) and torch.equal(index, expected[1])
 

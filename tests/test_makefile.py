@@ -1,5 +1,4 @@
 """What `make` would run: names of directories, files as targets, and imports that point down only."""
-import ast
 import subprocess
 import sys
 
@@ -50,8 +49,10 @@ def test_files_are_targets(tmp_path):
     first = make("memorize", *common)
     assert first.returncode == 0 and "of 12 samples memorized" in first.stdout, first.stderr
     out, = tmp_path.iterdir()
-    made = {"model.safetensors", *(f"seeds-0-11{end}" for end in (".npz", ".png", ".json", "-pairs.png", "-pairs.csv"))}
+    made = {"model.safetensors", *(f"samples-0-11{end}" for end in (".npz", ".png", ".json", "-pairs.png", "-pairs.csv"))}
     assert made <= {p.name for p in out.iterdir()}
+    command = [sys.executable, str(ROOT / "memorize.py"), "--samples", out, "--train", out, "--device", "cpu"]
+    assert first.stdout.endswith(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     again = make("-n", "memorize", *common).stdout
     assert "train.py" not in again and "sample.py" not in again
     fewer = make("memorize", *common, "SAMPLES=5")
@@ -61,30 +62,28 @@ def test_files_are_targets(tmp_path):
     assert (tmp_path / (out.name.removesuffix("-n20") + "-emm") / "emm.png").exists()
 
 
-ALLOWED = {  # which modules of this project each may import: down only
-    "run": set(), "parallel": set(), "plan": {"run", "unet"}, "images": {"run"}, "data": {"run", "images"}, "tensors": {"run"},
-    "layers": set(), "unet": {"layers", "tensors"}, "state": {"run", "tensors", "unet"}, "kernels": {"kernels"}, "plot": {"run"},
-    "train": {"run", "data", "parallel", "plan", "state", "unet", "kernels"},
-    "sample": {"run", "data", "images", "parallel", "unet", "kernels"}, "memorize": {"run", "data", "images", "parallel", "unet", "kernels", "search"}, "search": set(),
-    "emm": {"run", "data", "parallel", "unet", "kernels", "state", "train", "sample", "memorize", "search"},
-    "compare": {"run", "data", "unet", "kernels", "sample", "memorize"}, "protocol": set(),
-    "experiments": {"run", "compare", "data", "images", "emm", "plan", "plot", "protocol", "search", "train", "unet"},
-    "report": {"run", "emm", "protocol"},
-    "bench": {"run", "data", "unet", "kernels", "train", "sample", "memorize", "search", "emm", "plot", "state", "bench"}}
+@pytest.mark.parametrize("word, says", [
+    *((f"SAMPLES={value}", f"SAMPLES={value}: give a whole number") for value in ("10k", "10,000", "1e4", "0", "016", "", "10000001")),
+    ("RUNS=my runs", "RUNS=my runs: give a value without spaces"), ("DATA=my data.zip", "without spaces"),
+    ("WDITH=64", "WDITH: no such variable")])
+def test_what_would_go_wrong_later_is_said_before_anything_starts(word, says):
+    done = make("-n", "memorize", word)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and says in done.stderr
+    right = make("-n", "memorize", "SAMPLES=10000000", "FLAGS=--device cpu --steps 3")
+    assert right.returncode == 0 and right.stdout.count("--device=cpu") == 3  # train.py has it as it is
 
 
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("bench/*.py")]), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_down(path):
-    name = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    imported = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module.split(".")[0])
-    assert imported & set(ALLOWED) <= ALLOWED[name]
-    if name == "run":
-        assert imported <= set(sys.stdlib_module_names)
+def test_the_demo_of_sizes_that_all_memorize(tmp_path):
+    """Every size is stopped above: none has a model.safetensors, and the last snapshot of the largest is drawn."""
+    for name in ("Makefile", "emm.py", "plot.py", "sample.py", "memorize.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    recipe = "--data digits --width 4 --blocks 1 --channel-mult 1,1 --batch 8 --steps 4 --snapshots 2 --n-min 4 --n-max 8 " \
+             "--samples 64 --eps 0.5 --threshold 4095/4096 --device cpu"
+    command = ["make", "-C", tmp_path, f"PYTHON={sys.executable}", "demo", f"DEMO={recipe}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "of 500 samples memorized" in done.stdout, done.stderr
+    assert (tmp_path / "demo" / "pairs.png").exists() and not list(tmp_path.glob("demo/*/model.safetensors"))
+    assert (tmp_path / "demo" / "n000008" / "samples-00000002.npz").exists()
 
 
 @pytest.mark.parametrize("stage", ["train", "sample", "memorize", "emm", "plot"])

@@ -208,7 +208,7 @@ def test_plan_trains_nothing(tmp_path, capsys):
     assert "parameters" in text and "GFLOP an image" in text and "H100" in text and not (tmp_path / "a").exists()
 
 
-HEAVY = ("matplotlib", "scipy", "sklearn", "torchvision", "triton", "torch._dynamo")
+HEAVY = ("matplotlib", "sklearn", "torchvision", "triton", "torch._dynamo")
 
 
 def test_no_stage_imports_what_it_does_not_use(tmp_path):

@@ -1,4 +1,4 @@
-"""Standard data sets, found, downloaded and damaged. Arrays of people's own are in inputs.py."""
+"""Standard data sets, found, downloaded and damaged. Other arrays are in inputs.py."""
 import gzip
 import hashlib
 import io
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import arrays
 import data
 import images
 import inputs
 import run
+import standard
 from images import read
 
 
@@ -22,14 +22,14 @@ def folders(monkeypatch, tmp_path):
     """Standard data of this machine are out of sight: they are looked for in tmp_path/data and tmp_path/more."""
     images._read.cache_clear()
     run.say.cache_clear()
-    monkeypatch.setattr(arrays, "FOLDERS", (tmp_path / "data", tmp_path / "more"))
+    monkeypatch.setattr(standard, "FOLDERS", (tmp_path / "data", tmp_path / "more"))
     yield tmp_path / "data", tmp_path / "more"
     images._read.cache_clear()
 
 
 def cifar(name, noise):
     """An archive in the form of CIFAR's authors: its path's name, its bytes, and the rows of each half."""
-    archive, _, labels, halves = arrays.CIFAR[name]
+    archive, _, labels, halves = standard.CIFAR[name]
     content, rows = io.BytesIO(), []
     with tarfile.open(fileobj=content, mode="w:gz", compresslevel=0) as tar:
         for half, members in enumerate(halves):
@@ -43,16 +43,16 @@ def cifar(name, noise):
     return archive, content.getvalue(), [np.concatenate(part) for part in rows]
 
 
-@pytest.mark.parametrize("name", list(arrays.CIFAR))
+@pytest.mark.parametrize("name", list(standard.CIFAR))
 def test_cifar_of_its_authors_archive(name, folders, monkeypatch, tmp_path, noise, capsys):
     archive, content, halves = cifar(name, noise)
     (tmp_path / archive).write_bytes(content)
-    monkeypatch.setattr(arrays, "CIFAR_URL", f"{tmp_path.as_uri()}/")
+    monkeypatch.setattr(standard, "CIFAR_URL", f"{tmp_path.as_uri()}/")
     with pytest.raises(ValueError, match="cannot be downloaded .its checksum is wrong.* use --data with digits"):
         read(name)
     assert not (folders[1] / archive).exists()
-    _, _, labels, members = arrays.CIFAR[name]
-    monkeypatch.setitem(arrays.CIFAR, name, (archive, hashlib.md5(content).hexdigest(), labels, members))
+    _, _, labels, members = standard.CIFAR[name]
+    monkeypatch.setitem(standard.CIFAR, name, (archive, hashlib.md5(content).hexdigest(), labels, members))
     for half, rows in zip(("", "-test"), halves):
         found, classes, names = read(name + half)
         assert (found.reshape(len(rows), -1).numpy() == rows[:, labels:]).all() and found.shape[1:] == (3, 32, 32)
@@ -76,7 +76,7 @@ def test_idx_files_where_torchvision_puts_them(name, folder, folders, monkeypatc
         files |= {f"{half}-images-idx3-ubyte": inputs.idx(pixels), f"{half}-labels-idx1-ubyte": inputs.idx(labels)}
     sums = [hashlib.md5(content).hexdigest() for content in files.values()]
     url = inputs.put(tmp_path / "host", {f"{file}.gz": gzip.compress(content) for file, content in files.items()})
-    monkeypatch.setitem(arrays.MNIST, name, (folder, (), f"{url.as_uri()}/", (sums[:2], sums[2:])))
+    monkeypatch.setitem(standard.MNIST, name, (folder, (), f"{url.as_uri()}/", (sums[:2], sums[2:])))
 
     def check():
         for half, (pixels, labels) in zip(("", "-test"), halves):
@@ -97,7 +97,7 @@ def test_idx_files_where_torchvision_puts_them(name, folder, folders, monkeypatc
 
 def test_real_fashion_mnist():
     """Debian's dataset-fashion-mnist, where it is installed."""
-    if not Path(arrays.MNIST["fashion-mnist"][1][0]).is_dir():
+    if not Path(standard.MNIST["fashion-mnist"][1][0]).is_dir():
         pytest.skip("the package dataset-fashion-mnist is not installed")
     found, classes, _ = read("fashion-mnist")
     assert found.shape == (60_000, 1, 28, 28) and torch.bincount(classes).tolist() == [6000] * 10
