@@ -203,8 +203,10 @@ def start_worker():
 
 @contextlib.contextmanager
 def workers(devices):
-    """Yield [device, submit] of each device: submit(function, *arguments) returns a future, of a process of that device alone
-    where there are several, which has what memory the device's last job left; and of this one, at once, where there is one.
+    """Yield [(device, submit)], where submit(function, *arguments) returns a future.
+
+    Each of several devices has a process of its own, so that memory kept for reuse lies where it is used again; one
+    device is this process's, at once.
     """
     def here(function, *arguments):
         future = Future()
@@ -272,7 +274,8 @@ def find(options):
                 sizes = search.next_sizes(records, len(free), running=busy, **how)
             for n in sizes[:len(free)]:
                 device, submit = worker = free.pop(0)
-                running[submit(measure, dataclasses.replace(options, device=device, devices=()), n)] = n, worker
+                one = dataclasses.replace(options, device=device, devices=())
+                running[submit(measure, one, n)] = n, worker
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -27,9 +27,9 @@ from kernels import Optimum
 from kernels.graphs import Replayed
 from run import option
 
-# Images that a network sees at once, at least and at most, always (see `in_chunks`), and values in its first layer: small
-# networks, whose time is overhead, see more. A GPU takes as long for 4,096 small images as for 256; 2^26 values of width
-# 128 at 32x32 are 512 images and, with all that is kept of them, some 6 GB.
+# Images that a network sees at once, at least and at most, always (see `in_chunks`), and values in its first layer:
+# small networks, whose time is overhead, see more. A GPU takes as long for 4,096 small images as for 256; 2^26 values
+# of width 128 at 32x32 are 512 images and, with all that is kept of them, some 6 GB.
 CHUNK, CHUNK_VALUES = (64, 256), 2**17
 CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU = (64, 4096), 2**26
 LABELS_OPTION = option("uniform", "labels of the samples: any label as likely, as published, or as often as in training",
@@ -52,7 +52,7 @@ class Options(data.Options):
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
     rho: float = option(7.0, "exponent of the spacing of noise levels")
     precision: str = option("fp32", "of the network, whatever it was trained in; the sampler's state is float64", unet.PRECISIONS)
-    batch: int = option(256, "samples at once, on a GPU as many as fill it at least; changes no sample", recorded=False)
+    batch: int = option(256, "samples at once, more where a GPU wants more; changes no sample", recorded=False)
     out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
@@ -123,8 +123,8 @@ def heun(D, latents, sigmas, labels=None):
 def chunk(D):
     """How many images the network of D sees at once, by its size and the kind of its device."""
     on_gpu = next(D.parameters()).is_cuda
-    least, most = CHUNK_ON_GPU if on_gpu else CHUNK
-    fit = (CHUNK_VALUES_ON_GPU if on_gpu else CHUNK_VALUES) // (D.config["width"] * D.config["img_resolution"]**2)
+    (least, most), values = (CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU) if on_gpu else (CHUNK, CHUNK_VALUES)
+    fit = values // (D.config["width"] * D.config["img_resolution"]**2)
     return max(least, min(most, fit // least * least))
 
 
@@ -140,7 +140,8 @@ def in_chunks(D):
     def chunked(x, sigma, labels=None):
         pad = -len(x) % size
         index = torch.arange(len(x) + pad, device=x.device).clamp(max=len(x) - 1).split(size)
-        return torch.cat([evaluate(x[i], sigma, *([labels[i]] if labels is not None else [])) for i in index])[:len(x)]
+        found = [evaluate(x[i], sigma, *(() if labels is None else (labels[i],))) for i in index]
+        return torch.cat(found)[:len(x)]
     return chunked
 
 

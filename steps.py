@@ -59,22 +59,23 @@ def batch_index(n, batch, step, seed, reshuffle=False, device=torch.device("cpu"
 class Work:
     """The steps of a run, in place: `take(step)`. `part` images are in memory at once.
 
-    On a GPU the part is the largest that fits, found by the first step, unless --batch-device says another; and from the
-    third step on the work of one is replayed as a CUDA graph.
+    On a GPU the part is the largest that fits, found by the first step, unless --batch-device says another; and from
+    the third step on the work of one is replayed as a CUDA graph.
     """
 
     def __init__(self, options, net, ema, optimizer, images, labels):
         self.options, self.net, self.ema, self.optimizer = options, net, list(ema.values()), optimizer
         self.images, self.labels, self.parameters = images, labels, list(net.model.parameters())
-        self.part, self.may_shrink = options.batch_device or options.batch, not options.batch_device and parallel.size() == 1
+        self.part = options.batch_device or options.batch
+        self.may_shrink = not options.batch_device and parallel.size() == 1
         self.loss_of = parallel.wrap(net, images.device)  # None for one process
         self.replayed = Replayed(self.run, images.is_cuda and parallel.size() == 1)
 
     def take(self, step):
-        """Take one step; returns its mean loss and norm of the gradient [2] (this process's part of both) without waiting.
+        """Take one step; returns its mean loss and norm of the gradient [2] (this process's part of both), not waiting.
 
-        All randomness comes from (seed, step). With `part` or several processes the noise stays the same; dropout, which
-        is drawn in the forward pass, does not.
+        All randomness comes from (seed, step). With another part or several processes the noise stays the same;
+        dropout, which is drawn in the forward pass, does not.
         """
         o, self.step = self.options, step
         index = batch_index(len(self.images), o.batch, step, o.seed, o.reshuffle, self.images.device)
@@ -84,14 +85,16 @@ class Work:
             torch.manual_seed(mix(o.seed, step))
             try:
                 return self.replayed(index, *numbers)
-            except torch.OutOfMemoryError:
-                if not self.may_shrink or self.part == 1:
+            except RuntimeError as error:
+                full = isinstance(error, torch.OutOfMemoryError) or "_ALLOC_FAILED" in str(error)  # of torch, of cuBLAS
+                if not full or not self.may_shrink or self.part == 1:
                     raise
             self.shrink()  # here, where nothing holds the memory of what failed
 
     def numbers(self, *numbers):
         """As the work takes them: a graph would hold numbers fast, and so a GPU gets tensors."""
-        return [torch.full((), x, device=self.images.device) for x in numbers] if self.images.is_cuda else numbers
+        device = self.images.device
+        return [torch.full((), x, device=device) for x in numbers] if device.type == "cuda" else numbers
 
     def shrink(self):
         """Halve the part, to a divisor of the batch."""
@@ -101,17 +104,17 @@ class Work:
             torch.cuda.empty_cache()
 
     def rest(self):
-        """Give back the memory of the steps, which a graph holds: others, such as a sampler, want the device."""
+        """Give back the memory that a graph holds between steps: a sampler wants it."""
         self.replayed.forget()
         self.net.zero_grad(set_to_none=True)
 
     def run(self, index, rate, weight):
-        """The work on images `index` [batch], with a learning rate and the weight of the new weights in their average."""
+        """The work on images `index` [batch]; `weight` is that of the new weights in their average."""
         loss = self.gradients(index)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
         if self.may_shrink and self.part < self.options.batch:
-            print(f"--batch {self.options.batch} does not fit into memory at once: {self.part} images at a time, with the "
-                  "same gradients", file=sys.stderr, flush=True)
+            print(f"--batch {self.options.batch} does not fit into memory at once: {self.part} images at a time, "
+                  "with the same gradients", file=sys.stderr, flush=True)
         self.may_shrink = False  # the weights change from here on
         self.optimizer.step(rate)
         average(self.ema, self.parameters, weight)
@@ -132,7 +135,8 @@ class Work:
             labels = None if self.labels is None else self.labels[index[part]]
             last = self.loss_of is None or part is parts[-1]
             with contextlib.nullcontext() if last else self.loss_of.no_sync():
-                loss = (self.loss_of or self.net.loss)(y[part], sigma[part], noise[part], labels).sum() / len(y)
+                loss_of = self.loss_of or self.net.loss
+                loss = loss_of(y[part], sigma[part], noise[part], labels).sum() / len(y)
                 (loss * parallel.size()).backward()  # processes average their gradients
             total += loss.detach()
         return total

@@ -109,15 +109,16 @@ def compile_merge(capability, D):
 
 
 def compile_norm(capability, HW, C, element, back=False):
-    """A Report on norm_triton's kernel forward or back, with all its parts: HW pixels, C channels of "fp32" or "bf16"."""
+    """A Report on norm_triton's kernel forward or back, with all its parts: HW pixels, C channels, "fp32" or "bf16"."""
     tile = tiling(HW, C, min(32, C // 4), 4 if element == "fp32" else 2)
-    pointers = dict(X=element, SHIFT=element, WEIGHT="fp32", BIAS="fp32", SEED="i64", MEAN="fp32", SCALE="fp32")
+    pointers = dict.fromkeys(("WEIGHT", "BIAS", "MEAN", "SCALE"), "fp32") | dict(X=element, SHIFT=element, SEED="i64")
     pointers |= dict(G=element, DX=element, SUMS="fp32") if back else dict(Y=element)
-    scalars = dict.fromkeys(("HW", "C", "B", "shift_row", "dropped"), "i32") | dict.fromkeys(("eps", "factor"), "fp32")
+    scalars = dict.fromkeys(("HW", "C", "B", "shift_row", "dropped"), "i32") | dict(eps="fp32", factor="fp32")
     multiples = [name for name, value in (("HW", HW), ("C", C), ("shift_row", C)) if value % 16 == 0]
     warps = tile.pop("num_warps")
-    return compile_for(backward_kernel if back else forward_kernel, capability, {name: f"*{e}" for name, e in pointers.items()},
-                       scalars, dict(SILU=True, **tile), warps, num_stages=3, multiples=multiples)
+    return compile_for(backward_kernel if back else forward_kernel, capability,
+                       {name: f"*{type}" for name, type in pointers.items()}, scalars, dict(SILU=True, **tile), warps,
+                       num_stages=3, multiples=multiples)
 
 
 def _shape(capability, D):

@@ -1,4 +1,4 @@
-"""CUDA graphs: launches that are recorded once and then replayed, for work that takes less time than launching it."""
+"""CUDA graphs: launches recorded once and then replayed, for work that takes less time than launching it."""
 import sys
 
 import torch
@@ -7,11 +7,11 @@ WARM_UP = 2  # calls launched one by one: they compile kernels, choose algorithm
 
 
 class Replayed:
-    """A function of tensors, of the same shapes in every call, from the third call on replayed as a CUDA graph.
+    """A function of tensors, of the same shapes in every call, replayed as a CUDA graph from the third call on.
 
-    The graph holds the very launches of the function, and so gives the same bits, torch's random numbers included: its
-    default generator is asked anew at each replay. The function may not wait for the device, nor ask it anything. Where
-    it cannot be recorded that is said on stderr, once, and it is called as it is.
+    The graph holds the very launches of the function, and so gives the same bits, random numbers included: torch's
+    default generator, seeded before a call as ever, is read at each replay. The function may not wait for the device.
+    Where it cannot be recorded that is said on stderr, once, and it is called as it is.
     """
 
     def __init__(self, function, wanted=True):
@@ -43,7 +43,7 @@ class Replayed:
         except RuntimeError as error:
             self.wanted = False
             self.forget()
-            print(f"no CUDA graph ({str(error).splitlines()[0]}): kernels are launched one by one, which takes longer "
-                  "where they are small", file=sys.stderr, flush=True)
+            print(f"no CUDA graph ({str(error).splitlines()[0]}): kernels are launched one by one, which takes "
+                  "longer where they are small", file=sys.stderr, flush=True)
         else:
             self.graph = graph

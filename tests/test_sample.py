@@ -89,7 +89,7 @@ def test_chunks_fill_a_gpu():
         D = SimpleNamespace(config=dict(width=width, img_resolution=resolution),
                             parameters=lambda: iter([SimpleNamespace(is_cuda=on_gpu)]))
         return sample.chunk(D)
-    assert [size(8, 8, True), size(64, 8, True), size(128, 32, True), size(320, 32, True)] == [4096, 4096, 512, 192]
+    assert [size(w, r, True) for w, r in ((8, 8), (64, 8), (128, 32), (320, 32))] == [4096, 4096, 512, 192]
     assert [size(8, 8, False), size(16, 8, False), size(128, 32, False)] == [256, 128, 64]
 
 

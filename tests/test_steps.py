@@ -14,8 +14,8 @@ from conftest import ROOT
 from steps import Work, batch_index, mix, schedule
 
 SCHEDULE = json.loads((ROOT / "tests" / "golden" / "schedule.json").read_text())
-TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, warmup_steps=3, learning_rate=2e-3,
-            device="cpu")
+TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, warmup_steps=3,
+            learning_rate=2e-3, device="cpu")
 SAME_GRADIENT = 1e-5  # float32 sums in another order, relative to the largest weight change
 
 
@@ -70,7 +70,8 @@ def one_step(given):
     before = {name: p.detach().clone() for name, p in one.net.model.named_parameters()}
     loss, _ = one.take(3)
     after = dict(one.net.model.named_parameters())
-    return loss, before, after, {name: p.grad for name, p in after.items()}, dict(zip(after, one.ema)), one.options
+    gradients, ema = {name: p.grad for name, p in after.items()}, dict(zip(after, one.ema))
+    return loss, before, after, gradients, ema, one.options
 
 
 @pytest.mark.parametrize("precond", unet.PRECONDITIONINGS)
@@ -171,7 +172,7 @@ class Graph:
 
 
 def test_the_graph_is_of_the_step_itself(monkeypatch, capsys):
-    """Recorded after the first steps, and given each step's images and rates; the random numbers are torch's."""
+    """Recorded after the first steps, and given each step's images and rates; random numbers are torch's."""
     def record(replayed, tensors):
         replayed.held, replayed.graph = [t.clone() for t in tensors], Graph(replayed)
     monkeypatch.setattr(graphs.Replayed, "record", record)
@@ -188,14 +189,16 @@ def test_the_graph_is_of_the_step_itself(monkeypatch, capsys):
 
 
 def test_where_no_graph_can_be_recorded_it_goes_on_without(capsys):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     replayed = graphs.Replayed(lambda x: x + x.sum().item())  # there is no GPU, or a graph cannot hold the question
     for _ in range(5):
-        assert replayed(torch.ones(2, device="cuda" if torch.cuda.is_available() else "cpu")).tolist() == [3, 3]
+        assert replayed(torch.ones(2, device=device)).tolist() == [3, 3]
     assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("given", [dict(), dict(precision="bf16", labels="true"), dict(optimizer="sgd", batch_device=8)])
+@pytest.mark.parametrize("given", [dict(), dict(precision="bf16", labels="true"),
+                                   dict(optimizer="sgd", batch_device=8)])
 def test_on_this_gpu_a_graph_gives_the_same_weights(given, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
