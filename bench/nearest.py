@@ -4,8 +4,8 @@
 
 Every method's timings run in processes of their own: on a CPU one each, the methods in turn, so that a slow
 minute of the machine meets all of them; on a GPU all in one, by events. Times include what a method does to
-its inputs (conversion, norms, an index), but for `prepared`: our references as emm.py prepares them, once for a
-training set. Memory is the peak of resident memory (of torch's on the GPU) during the call, less what was in
+its inputs (conversion, norms, an index), but for `prepared`: our references as emm.py prepares them, once for
+a training set. Memory is the peak of resident memory (of torch's on the GPU) during the call, less what was in
 use before it; for all methods the inputs are the uint8 images. `wrong` counts the verdicts, of 256, that a
 method gets wrong where the squared distances of the two nearest are a and 9 a - 1, 9 a or 9 a + 1.
 """
@@ -39,7 +39,7 @@ class Options:
     data: str = option("cifar10", "real images; cycled through flips and shifts up to as many as are asked for")
     queries: int = option(10_000, "queries")
     references: int = option(50_000, "references")
-    sizes: tuple[int, ...] = option((1000, 2000, 5000, 10_000, 20_000, 50_000), "of references, for the first")
+    sizes: tuple[int, ...] = option((1000, 2000, 5000, 10_000, 20_000, 50_000), "references, for the first")
     repeats: int = option(5, "timings of each; the median is reported")
     methods: tuple[str, ...] = option((), "methods to time; by default all that are installed for the device")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")

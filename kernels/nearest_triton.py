@@ -1,4 +1,4 @@
-"""nearest_two on CUDA: a Triton kernel over tiles of queries and references, with one before and one after it.
+"""nearest_two on CUDA: a Triton kernel over tiles of queries and references, one before and one after it.
 
 For pixels - 128 as int8, a reference y orders by its score s = |y|^2 - 2 x.y (|x|^2 is the same for all).
 A tile of products x.y comes from the int8 tensor cores as int32 and never leaves the registers:
@@ -27,8 +27,8 @@ images have int64 scores, sums of int32 products of INT32_TERMS pixels each, in 
     pixels      read and written: 0.02 ms for the queries and, once, 0.07 ms for the references, on paper
 
 so a call is expected to take 3.0 ms there. An H100 is bound by L2 and wants the wide tile, an A100 is near
-the balance. Two blocks a multiprocessor, to hide the epilogue of one behind the products of the other, need the
-narrow tile, whose traffic costs more than they win. Descriptors (TMA) compile to fewer registers, the same
+the balance. Two blocks a multiprocessor, to hide the epilogue of one behind the products of the other, need
+the narrow tile, whose traffic costs more than they win. Descriptors (TMA) compile to fewer registers, the same
 tensor-core instructions and the same one block, so pointers stay. Blocks run in groups of GROUP query tiles:
 3.1 MB of X and a few tiles of Y at 3,072 pixels, which stay in the L2 cache. The references are split so that
 the last wave wastes least.
@@ -81,8 +81,9 @@ def merge_pixels(W, BK):
 def best_splits(q_tiles, n_tiles, at_once):
     """Into how many parts to cut n_tiles, if `at_once` blocks run at one time.
 
-    The most that cost up to 2% above the least time, as short blocks level out: for 79 x 196 tiles an H200 took
-    2% less in 10 parts than in 5. Times are in tiles; a block takes half a tile's to fill its pipeline and write.
+    The most that cost up to 2% above the least time, as short blocks level out: for 79 x 196 tiles an H200
+    took 2% less in 10 parts than in 5. Times are in tiles; a block takes half a tile's to fill its pipeline
+    and to write.
     """
     def time(splits):
         return triton.cdiv(q_tiles * splits, at_once) * (triton.cdiv(n_tiles, splits) + 0.5)
