@@ -26,7 +26,6 @@ import torch  # noqa: E402
 import data  # noqa: E402
 import sample  # noqa: E402
 import steps  # noqa: E402
-import steps  # noqa: E402
 import train  # noqa: E402
 import unet  # noqa: E402
 from bench import machine  # noqa: E402

@@ -5,8 +5,8 @@
 The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over the training
 images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is E |D - D*|^2 / dim. Over images
 of the same source outside the training set it is the optimum that fails: what a model does better there, it generalizes.
-With labels, both are given the same: the drawn one of a sample, an image's own. Outside, images count whose label
-a training image has too.
+With labels, both are given the same: the drawn one of a sample, an image's own. Outside, images count whose
+label a training image has too.
 """
 import dataclasses
 from dataclasses import dataclass
@@ -113,8 +113,8 @@ def quantiles(distances):
 def losses(denoisers, images, draws, seed=0, labels=None):
     """The loss of each of {name: denoiser} at `SIGMAS` on images uint8 [N, C, H, W], and E |D - D*|^2 / dim of the two.
 
-    All get the same noisy images: `draws` of them, each image as often, or evenly chosen ones where they are more; and
-    their labels, if `labels` int64 [N] are given.
+    All get the same noisy images: `draws` of them, each image as often, or evenly chosen ones where they are
+    more; and their labels, if `labels` int64 [N] are given.
     """
     loss, apart = {name: [] for name in denoisers}, []
     index = torch.arange(draws, device=images.device)

@@ -173,7 +173,8 @@ def test_optimum_replays_its_training_set(tmp_path, trained):
     assert (gap <= 1).all()
     of_run = sample.sample(options(optimum=True, run=str(trained), out=str(tmp_path / "b.npz")))
     D = data.of_run(trained)
-    direct, _ = sample.generate(Optimum(D.images, D.labels), list(range(10)), torch.bincount(D.labels).tolist())
+    counts = torch.bincount(D.labels).tolist()
+    direct, _ = sample.generate(Optimum(D.images, D.labels), list(range(10)), counts)
     assert np.array_equal(np.load(of_run)["arr_0"], direct)
 
 
@@ -182,7 +183,8 @@ def test_optimum_given_labels(tmp_path):
     given = dict(optimum=True, data="digits", n=40, seeds="0-49")
     drawn = {}
     for labels in ("none", "true", "unique", "random:100"):
-        with np.load(sample.sample(options(**given, labels=labels, out=str(tmp_path / f"{labels[:6]}.npz")))) as file:
+        out = tmp_path / f"{labels[:6]}.npz"
+        with np.load(sample.sample(options(**given, labels=labels, out=str(out)))) as file:
             drawn[labels] = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2), file.get("labels")
     assert drawn["none"][1] is None
     for labels, gap in (("true", 1), ("unique", 0), ("random:100", 1)):
@@ -195,9 +197,10 @@ def test_optimum_given_labels(tmp_path):
     images = data.load(data.Options(data="digits", n=40)).images
     assert (np.load(out)["arr_0"] == images[7].permute(1, 2, 0).numpy()).all()
     unused = min(set(range(100)) - set(D.labels.tolist()))
-    for label, words in ((unused, f"label {unused}: no training image has it"), (100, "there are 100 labels")):
+    for label, words in ((unused, f"label {unused}: no training image has it"), (100, "are 100 labels")):
         with pytest.raises(ValueError, match=words):
-            sample.sample(options(**given, labels="random:100", label=label, out=str(tmp_path / "unused.npz")))
+            out = tmp_path / "unused.npz"
+            sample.sample(options(**given, labels="random:100", label=label, out=str(out)))
     assert not (tmp_path / "unused.npz").exists()
     with pytest.raises(ValueError, match="labels: 'none' there, 'unique' asked"):
         sample.sample(options(**given, labels="unique", out=str(tmp_path / "none.npz")))
