@@ -11,7 +11,6 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -169,14 +168,14 @@ def of_run(directory, moved=""):
             raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, "
                              "say where it is now by --data")
     D = load(options)
-    if D.fingerprint() != read_json(Path(directory) / "config.json")["data"]:
+    if D.fingerprint() != read_json(run.Directory(directory).config)["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
     return D
 
 
 def options_of_run(directory, moved=""):
     """The `Options` of the training set of a run directory of train.py; `moved`, if given, is where data lie."""
-    path = Path(directory) / "config.json"
+    path = run.Directory(directory).config
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
         raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
