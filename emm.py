@@ -21,15 +21,14 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import data
 import memorize
 import parallel
 import run
 import sample
 import search
-import state
 import train
-import unet
 from kernels import References, memorized
 from run import option
 from search import CONFIDENCE
@@ -38,7 +37,6 @@ from search import CONFIDENCE
 @dataclass(frozen=True)
 class Options(train.Options):
     n: int = option(0, "chosen by the search", hidden=True)
-    plan: bool = option(False, "of one size: see train.py", recorded=False, hidden=True)
     out: str = option("runs/emm", "directory of the search, with a run directory for each size", recorded=False)
     n_min: int = option(500, "smallest size; sizes between it and --n-max are balanced over the classes", recorded=False)
     n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False)
@@ -121,17 +119,17 @@ class Probe:
         with run.locked(self.out):
             references = References(data.load(self.training).images.to(data.pick_device(self.options.device)))
             train.train(self.training, lambda snapshot: self.score(snapshot, references) and not self.options.full)
-            state.remove(self.out / "state.safetensors")  # a decided size needs no more steps; the file is large
+            (self.out / "state.safetensors").unlink(missing_ok=True)  # a decided size needs no more steps; the file is large
 
     def score(self, snapshot, references):
         """Sample a snapshot file until its verdict, which is returned; only the best and the last file stay."""
         o, device = self.options, data.pick_device(self.options.device)
-        about = unet.read_metadata(snapshot)
+        about = checkpoint.read_metadata(snapshot)
         score = self.scores.setdefault(about["step"], dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0))
         D = None
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
-            D = D or unet.load(snapshot, device)[0].use(o.precision)
+            D = D or checkpoint.load_model(snapshot, device)[0].use(o.precision)
             more = o.samples if o.full else search.chunk(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.samples))
             images, _ = sample.generate(D, seeds, sample.weigh_labels(about["label_counts"], o.sample_labels), device=device)

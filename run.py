@@ -254,9 +254,8 @@ def processor():
 @functools.lru_cache
 def say(text):
     """Print a line on stderr: once a process, and of several under torchrun by one alone."""
-    if os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(OSError):  # nobody listens
-            print(text, file=sys.stderr, flush=True)
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

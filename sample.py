@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import data
 import parallel
 import run
 import unet
-from graphs import Replayed
+from images import picture
 from kernels import Optimum
-from pixels import picture
+from kernels.graphs import Replayed
 from run import option
 
 # Images that a network sees at once, at least and at most, always (see `in_chunks`), and values in its first layer:
@@ -33,6 +34,7 @@ CHUNK, CHUNK_VALUES = (64, 256), 2**17
 CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU = (64, 4096), 2**26
 LABELS_OPTION = option("uniform", "labels of the samples: any label as likely, as published, or as often as in training",
                        ("uniform", "training"))
+EVALUATIONS = 35   # of the denoiser a sample: 18 Heun steps, the last an Euler step
 MAX_SEEDS = 10**7  # in one file
 GRID = 10         # images a side of the grid
 GRID_PIXELS = 64  # small images are enlarged to about this
@@ -64,7 +66,9 @@ class Options(data.Options):
         if self.optimum and self.precision != "fp32":
             raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
-        given = [name for name, value in defaults.items() if getattr(self, name) != value and (name != "data" or not self.optimum)]
+        given = [name for name, value in defaults.items() if getattr(self, name) != value]
+        if self.optimum and "data" in given:  # of a run, where they lie now
+            given.remove("data")
         if self.run and given:
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
@@ -197,7 +201,8 @@ def sample(options):
     if model.is_dir():
         model = model / "model.safetensors"
     if options.optimum:
-        D = data.of_run(model.parent, "" if options.data == data.Options.data else options.data) if options.run else data.load(options)
+        moved = "" if options.data == data.Options.data else options.data
+        D = data.of_run(model.parent, moved) if options.run else data.load(options)
         D.resolution  # square, or an error
         source = dict(optimum_of=D.fingerprint()["sha256"])
         if D.label_dim:
@@ -217,7 +222,7 @@ def sample(options):
             counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
             D = Optimum(D.images.to(device), D.labels.to(device) if counts else None)
         else:
-            D, metadata = unet.load(model, device)
+            D, metadata = checkpoint.load_model(model, device)
             if options.run != str(model) and (different := foreign(metadata, run.read_json(model.parent / "config.json"))):
                 raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
             D.use(options.precision)
@@ -228,8 +233,9 @@ def sample(options):
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
-        evaluations = len(seeds) * (2 * options.heun_steps - 1) // parallel.size()
-        data.announce(options.device, device, None if options.optimum else D, evaluations)
+        if not options.optimum:
+            evaluations = len(seeds) * (2 * options.heun_steps - 1) / parallel.size()
+            data.announce(options.device, device, evaluations * D.flops())
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)

@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import data
 import parallel
 import run
-import state
 import unet
 from run import option
-from steps import Work, mix
+from steps import Optimizer, Work, mix
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 MOST_STEPS = 10**12      # typing errors end here
@@ -77,7 +77,6 @@ class Options(data.Options):
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores. Another number rounds sums in another order", recorded=False)
     deterministic: bool = option(False, "on CUDA, only kernels that give the same bits each time; slower", recorded=False)
-    plan: bool = option(False, "print what the run would cost on one H100 or A100, and train nothing", recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -129,7 +128,7 @@ def snapshots(directory):
 
 
 def train(options, each_snapshot=None):
-    """Train as the options say; returns the path of the final model (None for a plan). A finished run returns at once.
+    """Train as the options say; returns the path of the final model. A finished run returns at once.
 
     `each_snapshot(path)` is called with every snapshot, those of an earlier start and the final model included, in
     order of their steps; if it returns True the run stops there and that path is returned. The same call goes on.
@@ -139,17 +138,7 @@ def train(options, each_snapshot=None):
     D = data.load(options)
     out = Path(options.out)
     device = data.pick_device(options.device, options.threads, options.deterministic)
-    net = unet.Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim, options.width,
-                        options.blocks, options.channel_mult, options.attn_resolutions, options.embedding,
-                        options.skip_connections, options.dropout, torch.Generator().manual_seed(mix(options.seed, "weights")))
-    levels = [D.resolution >> level for level in range(len(options.channel_mult))]
-    if not set(options.attn_resolutions or ()) <= set(levels):
-        raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
-    if options.plan:
-        import plan  # torch's counters, which only this needs
-        print(plan.report(net, len(D), total_steps(options, len(D)), options.batch, options.batch_device,
-                          len(snapshot_steps(options, len(D)))))
-        return None
+    net = unet.build(options, D, torch.Generator().manual_seed(mix(options.seed, "weights")))
     net.to(device).use(options.precision)
     if each_snapshot is None:  # a search says it of all its data
         data.say_duplicates(D)
@@ -163,7 +152,7 @@ def train(options, each_snapshot=None):
             if each_snapshot and path.exists() and each_snapshot(path):  # it may remove others
                 return path
         if parallel.total((out / "model.safetensors").exists(), device):
-            if different := run.differences(unet.load(out / "model.safetensors")[1], about, run.defaults(Options)):
+            if different := run.differences(checkpoint.load_model(out / "model.safetensors")[1], about, run.defaults(Options)):
                 raise ValueError(f"{out / 'model.safetensors'} is of another run ({different}); remove it to train again")
             return out / "model.safetensors"
         return take_steps(options, D, net, out, device, about, each_snapshot or (lambda path: False))
@@ -175,19 +164,19 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
     net.train()
     parameters = dict(net.model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = state.Optimizer(options, list(parameters.values()))
+    optimizer = Optimizer(options, list(parameters.values()))
     images, labels = D.images.to(device), D.labels.to(device) if D.label_dim else None
-    step, seconds = state.load(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
+    step, seconds = checkpoint.load_state(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
     log = run.Log(out / "log.jsonl", step) if writes else None
     total = total_steps(options, n)
-    data.announce(options.device, device, net, 3 * (total - step) * options.batch // parallel.size())
+    data.announce(options.device, device, 3 * (total - step) * options.batch / parallel.size() * net.flops())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
     snapshots_due = set(snapshot_steps(options, n))
     label_counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
 
     def write_snapshot(path):
-        unet.save(path, net, {**net.model.state_dict(), **ema}, step=step, epoch=step * options.batch / n,
+        checkpoint.save_model(path, net, {**net.model.state_dict(), **ema}, step=step, epoch=step * options.batch / n,
                   label_counts=label_counts, **about)
 
     work = Work(options, net, ema, optimizer, images, labels)
@@ -228,13 +217,13 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
                 write_snapshot(snapshot)
             if step == total:
                 if writes:
-                    state.remove(out / "state.safetensors")
+                    (out / "state.safetensors").unlink(missing_ok=True)
                 work.rest()
                 each_snapshot(snapshot)
                 parallel.barrier()
                 return snapshot
             if due and writes:
-                state.save(out / "state.safetensors", net, ema, optimizer, step=step, seconds=seconds, **about)
+                checkpoint.save_state(out / "state.safetensors", net, ema, optimizer, step=step, seconds=seconds, **about)
             if due:
                 saved = time.perf_counter()
             if stop:

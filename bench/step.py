@@ -25,7 +25,6 @@ import torch  # noqa: E402
 
 import data  # noqa: E402
 import sample  # noqa: E402
-import state  # noqa: E402
 import steps  # noqa: E402
 import train  # noqa: E402
 import unet  # noqa: E402
@@ -111,7 +110,7 @@ class Ours:
                                  options.channel_mult, dropout=options.dropout).use(options.precision).train()
         parameters = dict(self.net.model.named_parameters())
         ema = {name: p.detach().clone() for name, p in parameters.items()}
-        optimizer = state.Optimizer(options, list(parameters.values()))
+        optimizer = steps.Optimizer(options, list(parameters.values()))
         self.work = steps.Work(options, self.net, ema, optimizer, D.images, None)
 
     def step(self, step):

@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from layers import gradients, plain_backward, plain_norm
+from kernels.layers import gradients, plain_backward, plain_norm
 
 ROW_BYTES = 64          # of a pixel that a program reads at one time: two sectors of a GPU's memory
 WHOLE = 2**13           # values of x that a program keeps in registers: 512 pixels of 16 channels

@@ -97,7 +97,7 @@ memorize 2 --samples digits --train digits --threshold -1/3 | threshold
 memorize 2 --samples digits --train digits --threshold nan | threshold
 memorize 2 --samples digits --train digits --threshold 1e-9 | threshold
 memorize 2 --samples digits | --train
-memorize 1 --samples digits --train digits --n 1 | second nearest
+memorize 1 --samples digits --train digits --n 1 --device cpu | second nearest
 emm      2 TRAIN --eps 0 | eps
 emm      2 TRAIN --alpha 2 | alpha
 emm      2 TRAIN --tolerance 0 | tolerance

@@ -8,12 +8,14 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import compare
+from paper import compare
 import data
 import memorize
+import plan
 import run
 import sample
 import train
+import unet
 from images import read
 
 
@@ -150,6 +152,38 @@ def test_a_mixture_of_two_sources(noise, tmp_path):
             data.load(options(data="digits:0", **given))
 
 
+def test_device_auto_says_once_what_it_took(monkeypatch, capsys):
+    monkeypatch.setattr(data, "_announced", [])
+    cpu = torch.device("cpu")
+    data.announce("cpu", cpu)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        data.announce("auto", cpu)
+    assert capsys.readouterr().err == f"device: cpu ({run.processor()}), as no GPU was found\n"
+    monkeypatch.setattr(data, "_announced", [])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    data.announce("auto", torch.device("cuda"))
+    assert capsys.readouterr().err == "device: cuda (H100)\n"
+
+
+def test_device_auto_says_how_many_days_a_cpu_takes(monkeypatch, capsys):
+    D = unet.Denoiser("ddpmpp", "vp", 8, 1, width=8)
+    a_day = round(data.CPU_FLOPS * 2 * 24 * 3600 / plan.cost(D).evaluation_flops)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    for evaluations, says in ((a_day * 12, "; this takes about 12 days at an assumed 40 GFLOP/s a core\n"),
+                              (round(a_day * 0.99), " was found\n"), (10, " was found\n")):
+        monkeypatch.setattr(data, "_announced", [])
+        data.announce("auto", torch.device("cpu"), D, evaluations)
+        assert capsys.readouterr().err.endswith(says)
+    torch.set_num_threads(threads)
+
+
+def test_the_attention_of_cudnn_is_off():
+    data.pick_device("cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 TINY = dict(width=4, blocks=1, channel_mult=(1, 1), batch=4, steps=1, device="cpu")
 
 
@@ -173,7 +207,7 @@ def test_a_run_is_tied_to_its_data_and_not_to_where_they_lie(tmp_path, write_ima
     monkeypatch.chdir(tmp_path / "b")
     assert len(data.of_run(out)) == 6 and trained("../a/imgs") == model
     os.rename(tmp_path / "a", tmp_path / "c")
-    with pytest.raises(ValueError, match="a/imgs, which .*run was trained on, is not there; if it has moved, say where to by --data"):
+    with pytest.raises(ValueError, match="a/imgs, which .*run was trained on, is not there.* by --data"):
         data.of_run(out)
     assert torch.equal(data.of_run(out, "../c/imgs").images, data.load(data.Options(data="../c/imgs")).images)
     assert trained("../c/imgs") == model and recorded() == str(tmp_path / "c" / "imgs") and len(data.of_run(out)) == 6
@@ -227,9 +261,10 @@ def test_a_run_is_scored_from_any_folder_and_after_its_data_moved(tmp_path, writ
         return run.read_json("../run/compare.json")["source"]
     found = score("")
     (tmp_path / "imgs").rename(tmp_path / "moved")
-    for stage in (lambda: sample.sample(sample.Options(**where, **few)), lambda: compare.compare(compare.Options(**where))):
-        with pytest.raises(ValueError, match="imgs, which ../run was trained on, is not there; .* say where to by --data"):
-            stage()
+    for stage, options in ((sample.sample, sample.Options(**where, **few)),
+                           (compare.compare, compare.Options(**where))):
+        with pytest.raises(ValueError, match="imgs, which ../run was trained on, is not there"):
+            stage(options)
     assert score("../moved") == found  # the same files, of which none is refused
     with pytest.raises(ValueError, match="has its own data; leave out n"):
         sample.Options(**where, **few, data="../moved", n=3)

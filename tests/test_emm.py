@@ -1,6 +1,8 @@
+import contextlib
 import dataclasses
 import json
 import math
+import signal
 import subprocess
 import sys
 
@@ -188,7 +190,7 @@ def test_a_removed_snapshot_proves_nothing(tmp_path, ratios):
 
 def test_two_searches_in_one_place(tmp_path):
     with run.locked(tmp_path):
-        command = [sys.executable, "emm.py", "--data", "digits", "--n-min", "10", "--out", str(tmp_path)]
+        command = [sys.executable, "emm.py", "--data", "digits", "--n-min", "10", "--out", str(tmp_path), "--device", "cpu"]
         other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert other.returncode == 1 and "in use by another process" in other.stderr and len(other.stderr.splitlines()) == 1
 
@@ -196,7 +198,11 @@ def test_two_searches_in_one_place(tmp_path):
 def test_several_devices_find_the_same(tmp_path):
     how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, samples=64)
     one = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "one"), sizes=(10, 20))))
-    two = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "two"), sizes=(10, 20), devices=("cpu", "cpu"))))
+    words = [word for name, value in how.items() for word in (f"--{name.replace('_', '-')}", str(value).strip("()").replace(" ", ""))]
+    command = [sys.executable, "emm.py", *words, "--out", tmp_path / "two", "--sizes", "10,20", "--devices", "cpu,cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and all("step 4 of 4" in line for line in done.stderr.splitlines()), done.stderr
+    two = run.read_json(tmp_path / "two" / "emm.json")
     strip = lambda result: [{k: v for k, v in p.items() if k not in CHANGING} for p in sorted(result["probes"], key=lambda p: p["n"])]
     assert strip(one) == strip(two) and one["statement"] == two["statement"]
 
@@ -208,6 +214,27 @@ def test_a_ratio_that_rises_is_followed_upwards(tmp_path, ratios):
     sizes = [p["n"] for p in result["probes"]]
     assert sizes[-1] == max(sizes) == 40 and result["emm"] is None and result["rises"]
     assert "it rises with |D|, to 6" in result["statement"] and "--steps-min" in result["statement"]
+
+
+def test_a_process_that_waits_is_not_killed(monkeypatch, tmp_path):
+    """A SIGTERM interrupts what a process measures; while it waits, killing it would break the others."""
+    previous = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(emm.Probe, "measure", lambda probe: signal.raise_signal(signal.SIGTERM))
+    try:
+        with contextlib.redirect_stdout(sys.stdout), contextlib.redirect_stderr(sys.stderr):
+            emm.start_worker()
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                emm.measure(options(tmp_path / "emm"), 20)
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_remedy_can_be_followed(tmp_path):
+    for n_min, remedy in ((30, "lower it, or take more images"), (2, "take more images")):
+        with pytest.raises(ValueError, match=f"--n-min {n_min} is more than the .*; {remedy}"):
+            emm.find(options(tmp_path / "emm", n_min=n_min, n_max=n_min - 1))
 
 
 def test_the_target_is_met_in_whole_numbers(tmp_path):
@@ -242,10 +269,10 @@ def test_seeds(tmp_path, ratios, capsys):
 
 
 def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):
-    pixels, decode, names = noise(40, 8, 8, 1), images.decode, []
+    pixels, decode, names = noise(40, 8, 8, 1), images.files.decode, []
     pixels[1] = pixels[0]
     write_images(tmp_path / "imgs", pixels)
-    monkeypatch.setattr(images, "decode", lambda content, name: names.append(name) or decode(content, name))
+    monkeypatch.setattr(images.files, "decode", lambda content, name: names.append(name) or decode(content, name))
     monkeypatch.chdir(tmp_path)
     run.say.cache_clear()
     how = dict(data="imgs", sizes=(10, 20, 30), seeds=(0, 1))

@@ -1,8 +1,10 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -63,7 +65,7 @@ def two_folders(tmp_path, write_images, noise):
 
 def test_two_folders_of_png_files(tmp_path, write_images, noise):
     samples, train = two_folders(tmp_path, write_images, noise)
-    command = [sys.executable, str(ROOT / "memorize.py"), "--samples", samples, "--train", train, "--out", tmp_path / "X.json",
+    command = [sys.executable, str(ROOT / "memorize.py"), "--samples", samples, "--train", train, "--out", tmp_path / "X.json", "--device", "cpu",
                "--csv", tmp_path / "x.csv", "--pairs", tmp_path / "pairs.png"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "6 of 10 samples memorized: 60.00%" in result.stdout and "5 of 30 training images copied" in result.stdout
@@ -141,8 +143,39 @@ def test_run_directories(tmp_path):
         memorize.memorize(options(out, out, n=10))
 
 
+def test_the_largest_samples_of_the_last_weights_are_taken(tmp_path):
+    for name, size in (("samples-00000010.npz", 9), ("samples-0-4.npz", 5), ("samples-0-11.npz", 12)):
+        np.savez(tmp_path / name, arr_0=np.zeros((size, 8, 8, 1), np.uint8), about="{}")
+        assert memorize.samples_of_run(tmp_path) == str(tmp_path / name)  # each before those that were there
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((7, 8, 8, 1), np.uint8), about="{}")
+    assert memorize.samples_of_run(tmp_path) == str(tmp_path / "samples-0-11.npz")
+
+
+def test_the_result_comes_first_and_the_table_in_utf8_whatever_the_names(tmp_path, write_images, noise):
+    samples, train = two_folders(tmp_path, write_images, noise)
+    os.rename(os.fsencode(samples / "0001.png"), os.fsencode(samples) + b"/0001\xff\xc3\xa9.png")
+    command = [sys.executable, str(ROOT / "memorize.py"), "--samples", samples, "--train", train, "--device", "cpu"]
+    ascii_only = os.environ | dict(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+    subprocess.run([*command, "--out", tmp_path / "a.json", "--csv", tmp_path / "a.csv"], env=ascii_only, check=True)
+    subprocess.run([*command, "--out", tmp_path / "b.json", "--csv", tmp_path / "b.csv"], check=True)
+    assert (tmp_path / "a.json").exists() and "0001\\udcff" in (tmp_path / "b.csv").read_text("utf-8")
+    assert len((tmp_path / "a.csv").read_text("utf-8").splitlines()) == 11
+    (tmp_path / "folder.csv").mkdir()
+    done = subprocess.run([*command, "--out", tmp_path / "c.json", "--csv", tmp_path / "folder.csv"], capture_output=True, text=True)
+    assert done.returncode == 1 and "folder.csv" in done.stderr and (tmp_path / "c.json").exists()
+
+
+def test_outputs_that_are_no_regular_files(tmp_path, write_images, noise):
+    samples, train = two_folders(tmp_path, write_images, noise)
+    os.mkfifo(tmp_path / "pipe")
+    read_all = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
+    found = memorize.memorize(options(samples, train, out=os.devnull, csv=str(tmp_path / "pipe")))
+    assert found["memorized"] == 6 and len(read_all.communicate(timeout=60)[0].splitlines()) == 11
+    assert not os.path.isfile(os.devnull) and not os.path.isfile(tmp_path / "pipe")
+
+
 @pytest.mark.parametrize("given, words", [
-    (dict(samples=""), "--samples is needed"), (dict(train=""), "--train is needed"), (dict(threshold="4/3"), "4/3"),
+    (dict(samples=""), "--samples is needed"), (dict(pairs="x.jpg"), "--pairs x.jpg is drawn as PNG"), (dict(train=""), "--train is needed"), (dict(threshold="4/3"), "4/3"),
     (dict(pair_rows=0), "pair-rows")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
@@ -160,6 +193,6 @@ def test_images_that_cannot_be_compared(tmp_path, write_images, noise):
 
 
 def test_one_line_and_no_traceback(tmp_path):
-    result = subprocess.run([sys.executable, str(ROOT / "memorize.py"), "--samples", tmp_path / "x", "--train", "digits"],
+    result = subprocess.run([sys.executable, str(ROOT / "memorize.py"), "--samples", tmp_path / "x", "--train", "digits", "--device", "cpu"],
                             capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and "no data at" in result.stderr

@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-import layers
+from kernels import layers
 import unet
 from conftest import ROOT
-from layers import plain_norm
+from kernels.layers import plain_norm
 
 pytest.importorskip("triton")
 import interpreter  # noqa: E402

@@ -63,7 +63,7 @@ def test_samples_and_verdicts_are_the_same(runs, tmp_path, processes):
 
 def test_one_line_for_all_processes(runs, tmp_path):
     for command in (["train.py", *TRAIN, "--out", tmp_path / "x", "--width", "5"], ["train.py", *TRAIN, "--batch", "1", "--out", tmp_path / "y"],
-                    ["sample.py", "--run", runs / "1", "--seeds", "3", "--out", tmp_path / "z.npz"], ["emm.py", "--data", "digits"]):
+                    ["sample.py", "--run", runs / "1", "--seeds", "3", "--device", "cpu", "--out", tmp_path / "z.npz"], ["emm.py", "--data", "digits"]):
         done = launch(2, *command)
         lines = [line for line in done.stderr.splitlines() if line.startswith(str(command[0]) + ":")]
         assert done.returncode and len(lines) == 1, done.stderr
@@ -85,6 +85,14 @@ def test_one_process_does_nothing_of_it():
     with parallel.group(torch.device("cpu")):
         assert parallel.gather(x, 3) is x and parallel.summed(x) is x and parallel.total(5, "cpu") == 5
     assert parallel.wrap(None, None) is None and parallel.barrier() is None
+
+
+def test_a_process_that_torchrun_did_not_start_says_itself_what_is_wrong(tmp_path):
+    left = dict(RANK="1", WORLD_SIZE="2")  # in the environment, by something else
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MASTER")} | left
+    done = subprocess.run([sys.executable, ROOT / "train.py", *TRAIN, "--out", tmp_path / "run"], env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot join the other processes" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_port_in_use_is_named_in_a_line(tmp_path):

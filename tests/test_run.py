@@ -10,10 +10,14 @@ import sys
 import zipfile
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 
 import run
+import sample
+import train
 from conftest import ROOT
 
 
@@ -66,7 +70,7 @@ def test_help_shows_defaults(capsys):
 
 
 @pytest.mark.parametrize("error, status", [(ValueError("n=3 is odd;\nuse 4"), 1), (FileNotFoundError("no file"), 1),
-                                           (RuntimeError("CUDA out of memory."), 1), (KeyboardInterrupt("saved"), 130)])
+                                           (KeyboardInterrupt("saved"), 130)])
 def test_stage_reports_in_one_line(error, status, capsys):
     def fail(options):
         raise error
@@ -78,11 +82,94 @@ def test_stage_reports_in_one_line(error, status, capsys):
 
 
 def test_stage_keeps_the_traceback_of_defects():
-    for error in (KeyError("x"), RuntimeError("shapes differ")):
+    for error in (KeyError("x"), RuntimeError("shapes differ"),
+                  RuntimeError("CUDA error: an illegal memory access was encountered"),
+                  RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`")):
         def fail(options):
             raise error
         with pytest.raises(type(error)):
             run.stage(fail, Options, "About.", [])
+
+
+CUDA = ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.19 GiB of which 9.00 MiB is free. "
+        "If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF=expandable_segments:True")
+
+
+@pytest.mark.parametrize("fail, says", [
+    (lambda: raising(RuntimeError(CUDA)), "out of memory (CUDA out of memory. Tried to allocate 20.00 MiB); "),
+    (lambda: raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+     "out of memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`); "),
+    (lambda: raising(MemoryError()), "out of memory (MemoryError); "),
+    (lambda: torch.empty(2**50, dtype=torch.uint8), "DefaultCPUAllocator"),
+    (lambda: np.empty(2**50, np.uint8), "out of memory (Unable to allocate 1.00 PiB")])
+def test_out_of_memory_says_what_to_lower(fail, says):
+    for cls, remedy in ((train.Options, "compute fewer images at once with --batch-device"),
+                        (sample.Options, "compute fewer images at once with --batch"),
+                        (Options, "take fewer or smaller images")):
+        argv = ["--run", "x"] if cls is sample.Options else []
+        with pytest.raises(SystemExit) as exit:
+            run.stage(lambda options: fail(), cls, "About.", argv)
+        assert says in exit.value.code and exit.value.code.endswith(remedy) and "\n" not in exit.value.code
+
+
+def raising(error):
+    raise error
+
+
+STAGE = """
+import dataclasses, sys, run
+@dataclasses.dataclass(frozen=True)
+class Options:
+    pass
+def work(options):
+    for step in range(3):
+        print("progress", file=sys.stderr, flush=True)
+        print("table", flush=True)
+    open(sys.argv[1], "w").write("done")
+    return "result"
+run.stage(work, Options, "", sys.argv[2:], say="wrote {}".format)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
+@pytest.mark.parametrize("where, status, out, said", [
+    ("", 0, "table\ntable\ntable\nwrote result\n", "progress\nprogress\nprogress\n"),
+    ("2>&-", 0, "table\ntable\ntable\nwrote result\n", ""), ("2>/dev/full", 0, "table\ntable\ntable\nwrote result\n", ""),
+    (">&-", 1, "", "cannot be written (Bad file descriptor)\n"), (">/dev/full", 1, "", "cannot be written (No space left on device)\n"),
+    ("2>&1 | true", 1, "", ""), ("| true", 1, "", "cannot be written (Broken pipe)\n")])
+def test_output_that_cannot_be_written_ends_nothing(where, status, out, said, tmp_path):
+    command = f'(sleep 0.2; "$PYTHON" -c "$STAGE" done; echo $? >status) {where}'
+    if "|" not in where:
+        command = f'"$PYTHON" -c "$STAGE" done {where}; echo $? >status'
+    given = dict(STAGE=STAGE, PYTHON=sys.executable, PYTHONPATH=str(ROOT))
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=os.environ | given)
+    assert (tmp_path / "status").read_text() == f"{status}\n" and (tmp_path / "done").read_text() == "done"
+    assert done.stdout == out and done.stderr.endswith(said) and "Error" not in done.stderr
+
+
+def test_help_that_cannot_be_written_is_no_success(tmp_path):
+    with open("/dev/full" if os.path.exists("/dev/full") else os.devnull, "w") as full:
+        done = subprocess.run([sys.executable, "-c", STAGE, "done", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == os.path.exists("/dev/full") and done.stderr.count("\n") == done.returncode
+
+
+def test_ranks(monkeypatch):
+    for given, rank, size in ((dict(), 0, 1), (dict(RANK="1"), 0, 1), (dict(RANK="", WORLD_SIZE=""), 0, 1),
+                              (dict(RANK="1", WORLD_SIZE="2"), 1, 2), (dict(RANK="x"), 0, 1)):
+        for name in ("RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        assert (run.rank(), run.size()) == (rank, size)
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    with pytest.raises(SystemExit, match="WORLD_SIZE=x in the environment is not a number"):
+        run.stage(lambda options: None, Options, "", [])
+
+
+def test_an_older_python_is_named():
+    code = "import sys; sys.version_info = (3, 10, 14, 'final', 0); import run"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("Python 3.11 or newer is needed") and done.stderr.count("\n") == 1
 
 
 def test_publish_is_whole_or_nothing(tmp_path):
@@ -128,11 +215,33 @@ def test_publish_survives_a_failure_at_every_step(step, number, tmp_path, monkey
             fail()
     monkeypatch.undo()
     assert raised.value.errno == number
+    if step in ("write", "fsync"):
+        assert str(path) in str(raised.value)
     # the last step comes after the name is taken: the file is the new one, whole, and the caller knows
     assert path.read_text() == ("new" if step == "fsync of the folder" else "old") and os.listdir(tmp_path) == ["file.txt"]
     with run.publish(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o640 and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_what_is_no_regular_file_is_written_into(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/file.txt")
+    for text in ("new", "newer"):
+        with run.publish(tmp_path / "link") as temporary:
+            temporary.write_text(text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "file.txt").read_text() == text
+    os.mkfifo(tmp_path / "pipe")
+    made = ["pipe"]
+    with contextlib.suppress(PermissionError):  # for root alone
+        os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        made.append("null")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
+    for name in made:
+        with contextlib.suppress(PermissionError), run.publish(tmp_path / name) as temporary:  # a mount without devices
+            temporary.write_text("new")
+    assert reader.communicate(timeout=60)[0] == "new"
+    assert sorted(os.listdir(tmp_path)) == sorted(["folder", "link", *made]) and not any((tmp_path / name).is_file() for name in made)
 
 
 def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_stay(tmp_path):
@@ -249,6 +358,20 @@ def test_a_directory_is_held_by_one_process(tmp_path):
         again = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert "in use" in again.stderr
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EIO])
+def test_file_systems_without_locks(number, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run.fcntl, "flock", lambda *arguments: raising(OSError(number, os.strerror(number))))
+    if number == errno.EIO:  # a broken one
+        with pytest.raises(OSError, match="Input/output"), run.locked(tmp_path):
+            pass
+        return
+    with run.locked(tmp_path), run.locked(tmp_path):
+        run.write_json(tmp_path / "a.json", dict(a=1))
+    assert run.read_json(tmp_path / "a.json") == dict(a=1)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{tmp_path} is on a file system without locks" in said
 
 
 def test_log_drops_what_will_be_made_again(tmp_path):

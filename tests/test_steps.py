@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import data
-import graphs
-import state
+from kernels import graphs
+import checkpoint
+import steps
 import train
 import unet
 from conftest import ROOT
@@ -62,7 +63,7 @@ def work(device="cpu", **given):
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     net.to(device).use(o.precision)
     ema = {name: p.detach().clone() for name, p in net.model.named_parameters()}
-    optimizer = state.Optimizer(o, list(net.parameters()))
+    optimizer = steps.Optimizer(o, list(net.parameters()))
     return Work(o, net, ema, optimizer, D.images.to(device), D.labels.to(device) if D.label_dim else None)
 
 
@@ -90,7 +91,7 @@ def test_loss_is_summed_over_pixels_and_averaged_over_images():
     y = D.images[batch_index(20, 16, 3, 0)].float() / 127.5 - 1
     net = one_step(dict(dropout=0.0, learning_rate=0.0))[2]
     N = unet.Denoiser("ddpmpp", "vp", 8, 1, 0, 4, 1, (1, 1), dropout=0.0)
-    unet.load_weights(N, {name: p.detach() for name, p in net.items()})
+    checkpoint.load_weights(N, {name: p.detach() for name, p in net.items()})
     torch.manual_seed(mix(o.seed, 3))
     sigma = N.training_sigma(16)
     x = y + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(y)
@@ -118,7 +119,7 @@ def test_optimizers_are_torchs(given, plain):
     o = train.Options(momentum=0.8, beta2=0.99, weight_decay=0.1, **given)
     ours = [torch.nn.Parameter(torch.randn(5, 7, generator=torch.Generator().manual_seed(i))) for i in range(3)]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    optimizer, reference = state.Optimizer(o, ours), plain(theirs)
+    optimizer, reference = steps.Optimizer(o, ours), plain(theirs)
     for step in range(5):
         for p, q in zip(ours, theirs):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
