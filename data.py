@@ -263,8 +263,6 @@ def set_up():
     """Once a process: TF32 off, unless Denoiser.use asks for it; no attention of cuDNN's; and memory of large tensors that
     glibc reuses instead of giving it back and faulting it in again (5% of a step)."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    # torch 2.11 prefers it for bf16 on Hopper, where it may have no backward pass for 256 channels
-    torch.backends.cuda.enable_cudnn_sdp(False)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             mallopt = ctypes.CDLL("libc.so.6").mallopt

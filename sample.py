@@ -135,12 +135,12 @@ def in_chunks(D):
     a pixel by one level. In chunks of one size, a sample is the same in whatever batch it is drawn. On a GPU an
     evaluation is replayed as a CUDA graph.
     """
-    size, evaluate = chunk(D), Replayed(D, next(D.parameters()).is_cuda)
+    size, replayed = chunk(D), Replayed(next(D.parameters()).is_cuda)
 
     def chunked(x, sigma, labels=None):
         pad = -len(x) % size
         index = torch.arange(len(x) + pad, device=x.device).clamp(max=len(x) - 1).split(size)
-        found = [evaluate(x[i], sigma, *(() if labels is None else (labels[i],))) for i in index]
+        found = [replayed(D, x[i], sigma, *(() if labels is None else (labels[i],))) for i in index]
         return torch.cat(found)[:len(x)]
     return chunked
 

@@ -35,7 +35,7 @@ def ratios(monkeypatch):
     ratios, draws = {}, torch.Generator().manual_seed(0)
 
     def fake(x, references, threshold):
-        return torch.rand(len(x), generator=draws) < ratios.get(len(references), 1.0), None, None
+        return torch.rand(len(x), generator=draws) < ratios.get(len(references.images), 1.0), None, None
     monkeypatch.setattr(emm, "memorized", fake)
     return ratios
 
@@ -143,7 +143,8 @@ def test_a_signal_ends_sampling_after_the_chunk(tmp_path, ratios, monkeypatch):
     monkeypatch.setattr(run, "interrupted", lambda: True)
     with pytest.raises(KeyboardInterrupt, match="scores so far are in"):
         probe = emm.Probe(options(tmp_path), 20)
-        probe.score(train.train(dataclasses.replace(probe.training, steps=1, snapshots=1)), torch.zeros(20, 1, 8, 8))
+        references = emm.References(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
+        probe.score(train.train(dataclasses.replace(probe.training, steps=1, snapshots=1)), references)
     assert [s["count"] for s in run.read_json(probe.files.scores)["snapshots"].values()] == [64]
 
 
