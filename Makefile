@@ -21,7 +21,7 @@ N_MAX     ?= 0
 EPS       ?= 0.1
 TOLERANCE ?= 0.1
 RUNS      ?= runs
-RESULTS   ?= results
+RESULTS   ?= paper/results
 FLAGS     ?=
 PEER      ?=
 SCALE     ?= cpu
@@ -64,7 +64,7 @@ endif
 
 EXPERIMENTS = optimum size resolution classes width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique mixture
 
-# with quotes and all, for experiments.py
+# with quotes and all, for paper.experiments
 export FLAGS
 
 .PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) report test chaos bench bench-emm kernel-report clean
@@ -125,12 +125,12 @@ demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot
 	@echo "EMM and every probe: demo/emm.json   plots: demo/emm.png, demo/trajectory.png   copied digits beside their originals: demo/pairs.png"
 
 $(EXPERIMENTS): | $(READY)
-	$(PYTHON) experiments.py --name $@ --scale $(SCALE) --runs $(RUNS) --out $(RESULTS) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--words="$$FLAGS") $(if $(PLAN),--dry-run)
+	$(PYTHON) -m paper.experiments --name $@ --scale $(SCALE) --runs $(RUNS) --out $(RESULTS) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--words="$$FLAGS") $(if $(PLAN),--dry-run)
 
 paper: $(EXPERIMENTS) ## every experiment of the paper, or one by its name, such as `make width`; SCALE=cpu or paper, PLAN=1 prints what it costs
 
 report: | $(READY) ## one page of all results of SCALE, with their figures inside: report.html
-	$(PYTHON) report.py --scale $(SCALE) --results $(RESULTS) --out report.html
+	$(PYTHON) -m paper.report --scale $(SCALE) --results $(RESULTS) --out report.html
 
 test: | $(READY) ## run the tests
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadfile tests

@@ -29,7 +29,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 class Subset:
     n: int = option(0, "size of the training set |D|; 0 takes all there is")
     classes: int = option(0, "keep the first this many classes; 0 keeps all")
-    resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); 0 keeps the size")
+    resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); "
+                                "0 keeps the size")
     subset_seed: int | None = option(None, "draw the subset by this seed; none takes the first of each class")
 
     def __post_init__(self):
@@ -44,8 +45,8 @@ class Subset:
 
 @dataclass(frozen=True)
 class Options(Subset):
-    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist (with -test, their test half), or a "
-                       "path: image folder, zip of images, npz, npy or IDX file; with :K at its end, class K alone")
+    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist (-test: their test half), or "
+                       "a path: image folder, zip of images, npz, npy or IDX file; with :K, class K alone")
     mix: str = option("", "a second source, mixed in within each class")
     mix_share: float = option(0.5, "its share of each class, from 0 to 1")
     labels: str = option("none", "labels the model is given: none, true, random:C or unique")
@@ -137,17 +138,19 @@ def sha256(tensor):
 
 def duplicates(images):
     """bool [N]: whether an equal image stands earlier in uint8 images [N, ...]."""
-    rows = np.ascontiguousarray(images.flatten(1).numpy())
-    _, first = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True)
-    mask = np.ones(len(rows), bool)
-    mask[first] = False
-    return torch.from_numpy(mask)
+    seen, repeats = set(), []
+    for image in images.flatten(1).numpy():
+        digest = hashlib.sha256(np.ascontiguousarray(image)).digest()  # sorting takes ten times as long
+        repeats.append(digest in seen)
+        seen.add(digest)
+    return torch.tensor(repeats)
 
 
 def say_duplicates(D):
     """Say in a line how many images of a training set repeat an earlier one, if any do."""
     if count := int(duplicates(D.images).sum()):
-        run.say(f"{count} of {len(D)} training images repeat an earlier one: copies of those cannot count as memorized")
+        run.say(f"{count} of {len(D)} training images repeat an earlier one: copies of those cannot count as "
+                "memorized")
 
 
 def recorded(options):
@@ -156,14 +159,15 @@ def recorded(options):
 
 
 def of_run(directory, moved=""):
-    """The training set of a run directory of train.py, whose data lie at `moved` now, if they do.
+    """The training set of a run directory of train.py, whose data lie at `moved` if that is given.
 
     Raises ValueError if they are not there any more, or have changed since.
     """
     options = options_of_run(directory, moved)
     for source in filter(None, (options.data, options.mix)):
         if not there(source):
-            raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, say where to by --data")
+            raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, "
+                             "say where it is now by --data")
     D = load(options)
     if D.fingerprint() != read_json(Path(directory) / "config.json")["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
@@ -171,7 +175,7 @@ def of_run(directory, moved=""):
 
 
 def options_of_run(directory, moved=""):
-    """The `Options` of the training set of a run directory of train.py, whose data lie at `moved` now, if they do."""
+    """The `Options` of the training set of a run directory of train.py; `moved`, if given, is where data lie."""
     path = Path(directory) / "config.json"
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
@@ -271,27 +275,14 @@ def set_up():
 _announced = []
 
 
-def announce(name, device, D=None, evaluations=0):
-    """Say on stderr, once a process, which device --device auto took; of a CPU also if the work will take days.
-
-    The work is that many evaluations of the denoiser D for an image; a training step is worth three.
-    """
+def announce(name, device, flops=0):
+    """Say on stderr, once a process, which device --device auto took; of a CPU also if the FLOPs will take days."""
     if name != "auto" or rank() or _announced:
         return
     _announced.append(device)
     if device.type == "cuda":
         print(f"device: {device} ({torch.cuda.get_device_name(device)})", file=sys.stderr)
-    else:
-        days = cpu_days(D, evaluations) if D else 0
-        slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core" if days > 1 else ""
-        print(f"device: cpu ({processor()}), as no GPU was found{slow}", file=sys.stderr)
-
-
-def cpu_days(D, evaluations):
-    """Expected days of that many evaluations of D on this CPU; 0 where they are surely less than one."""
-    rate = CPU_FLOPS * torch.get_num_threads() * DAY  # FLOPs a day
-    every_weight_at_every_pixel = 2 * sum(p.numel() for p in D.parameters()) * D.config["img_resolution"]**2
-    if evaluations * every_weight_at_every_pixel < rate:
-        return 0
-    import plan  # seconds, with torch's counters
-    return evaluations * plan.cost(D).evaluation_flops / rate
+        return
+    days = flops / (CPU_FLOPS * torch.get_num_threads() * DAY)
+    slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core" if days > 1 else ""
+    print(f"device: cpu ({processor()}), as no GPU was found{slow}", file=sys.stderr)

@@ -21,15 +21,14 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import data
 import memorize
 import parallel
 import run
 import sample
 import search
-import state
 import train
-import unet
 from kernels import References, memorized
 from run import option
 from search import CONFIDENCE
@@ -38,7 +37,6 @@ from search import CONFIDENCE
 @dataclass(frozen=True)
 class Options(train.Options):
     n: int = option(0, "chosen by the search", hidden=True)
-    plan: bool = option(False, "of one size: see train.py", recorded=False, hidden=True)
     out: str = option("runs/emm", "directory of the search, with a run directory for each size", recorded=False)
     n_min: int = option(500, "smallest size; sizes between it and --n-max are balanced over the classes", recorded=False)
     n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False)
@@ -121,17 +119,17 @@ class Probe:
         with run.locked(self.out):
             references = References(data.load(self.training).images.to(data.pick_device(self.options.device)))
             train.train(self.training, lambda snapshot: self.score(snapshot, references) and not self.options.full)
-            state.remove(self.out / "state.safetensors")  # a decided size needs no more steps; the file is large
+            (self.out / "state.safetensors").unlink(missing_ok=True)  # a decided size needs no more steps; the file is large
 
     def score(self, snapshot, references):
         """Sample a snapshot file until its verdict, which is returned; only the best and the last file stay."""
         o, device = self.options, data.pick_device(self.options.device)
-        about = unet.read_metadata(snapshot)
+        about = checkpoint.read_metadata(snapshot)
         score = self.scores.setdefault(about["step"], dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0))
         D = None
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
-            D = D or unet.load(snapshot, device)[0].use(o.precision)
+            D = D or checkpoint.load_model(snapshot, device)[0].use(o.precision)
             more = o.samples if o.full else search.chunk(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.samples))
             images, _ = sample.generate(D, seeds, sample.weigh_labels(about["label_counts"], o.sample_labels), device=device)
@@ -205,18 +203,24 @@ def start_worker():
 
 @contextlib.contextmanager
 def workers(devices):
-    """Yield submit(function, *arguments), which returns a future: a process for each of several devices, or here, at once."""
+    """Yield [(device, submit)], where submit(function, *arguments) returns a future.
+
+    Each of several devices has a process of its own, so that memory kept for reuse lies where it is used again; one
+    device is this process's, at once.
+    """
     def here(function, *arguments):
         future = Future()
         future.set_result(function(*arguments))
         return future
 
     if len(devices) < 2:
-        yield here
+        yield [(devices[0], here)]
         return
-    with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn"), start_worker) as processes:
+    with contextlib.ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        processes = [stack.enter_context(ProcessPoolExecutor(1, context, start_worker)) for _ in devices]
         try:
-            yield processes.submit
+            yield [(device, process.submit) for device, process in zip(devices, processes)]
         finally:  # an error elsewhere, or what runs is not needed any more: it saves its state
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -242,15 +246,15 @@ def find(options):
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; {fewer}take more images")
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
-    free = list(options.devices) or [options.device]
+    devices = options.devices or (options.device,)
     about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
-                 **run.provenance(data.pick_device(free[0])))
+                 **run.provenance(data.pick_device(devices[0])))
     del whole  # the source stays in memory, and need not twice
 
     def price(n):
         return train.total_steps(options, n) * options.batch
 
-    with run.claim(out, about, run.defaults(Options)), workers(free) as submit:
+    with run.claim(out, about, run.defaults(Options)), workers(devices) as free:
         probes = [Probe(options, int(path.parent.name[1:])) for path in out.glob("n*/scores.json")]
         probes.sort(key=lambda probe: probe.started)
         records = {probe.n: record for probe in probes if (record := probe.record())}
@@ -269,14 +273,15 @@ def find(options):
             else:
                 sizes = search.next_sizes(records, len(free), running=busy, **how)
             for n in sizes[:len(free)]:
-                device = free.pop(0)
-                running[submit(measure, dataclasses.replace(options, device=device, devices=()), n)] = n, device
+                device, submit = worker = free.pop(0)
+                one = dataclasses.replace(options, device=device, devices=())
+                running[submit(measure, one, n)] = n, worker
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                n, device = running.pop(future)
+                n, worker = running.pop(future)
                 records[n] = future.result()
-                free.append(device)
+                free.append(worker)
                 left = sum(part * price(m) for m, part in to_go(options, records, how).items())
                 print(f"{n:7d} is {words(records[n])}; "
                       + so_far(records, left / max(1, len(options.devices)), time.perf_counter() - start), flush=True)

@@ -19,9 +19,8 @@ import data
 import parallel
 import run
 import search
-from images import read
+from images import picture, read
 from kernels import memorized
-from pixels import picture
 from run import option
 
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
@@ -69,8 +68,9 @@ def parse_threshold(text):
 
 
 def score(samples, train, threshold=(1, 3), references=None):
-    """Compare samples with training images, both uint8 [*, C, H, W] on one device, or with `references` prepared of them.
+    """Compare samples with training images, both uint8 [*, C, H, W] on one device.
 
+    `references` are the training images prepared, which may then lie elsewhere themselves.
     Returns a summary for JSON, and verdicts bool [Q], distances int64 [Q, 2] and indices int64 [Q, 2].
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).

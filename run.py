@@ -47,6 +47,7 @@ ABOUT_BYTES = 2**24  # of what a samples file says of itself
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|_ALLOC_FAILED")  # says torch for GPU, CPU and NVIDIA's libraries
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # of flock on some file systems
 PLACES = ("data", "mix")  # options that say where data lie: what lies there is compared, by its fingerprint
+REMOVED = dict(compile=False)  # options that there were, and what a run without them had
 USAGE = 2          # exit status for options that cannot be, as argparse has it
 INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 
@@ -253,9 +254,8 @@ def processor():
 @functools.lru_cache
 def say(text):
     """Print a line on stderr: once a process, and of several under torchrun by one alone."""
-    if os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(OSError):  # nobody listens
-            print(text, file=sys.stderr, flush=True)
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -460,7 +460,7 @@ def differences(old, new, defaults={}):
     An option that one of them lacks counts as its default: scripts gain options, and old runs stay good. Where data lie
     does not count, but their fingerprints do.
     """
-    found = []
+    found, defaults = [], REMOVED | defaults
     for part in ("options", "data", "source"):
         there, asked = old.get(part) or {}, new.get(part) or {}
         if part == "options":

@@ -17,18 +17,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import data
 import parallel
 import run
 import unet
+from images import picture
 from kernels import Optimum
-from pixels import picture
+from kernels.graphs import Replayed
 from run import option
 
-CHUNK = 64, 256   # images a network sees at once, at least and at most, always: see `in_chunks`
-CHUNK_VALUES = 2**17  # in the first layer of so many images: small networks, whose time is overhead, see more at once
+# Images that a network sees at once, at least and at most, always (see `in_chunks`), and values in its first layer:
+# small networks, whose time is overhead, see more. A GPU takes as long for 4,096 small images as for 256; 2^26 values
+# of width 128 at 32x32 are 512 images and, with all that is kept of them, some 6 GB.
+CHUNK, CHUNK_VALUES = (64, 256), 2**17
+CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU = (64, 4096), 2**26
 LABELS_OPTION = option("uniform", "labels of the samples: any label as likely, as published, or as often as in training",
                        ("uniform", "training"))
+EVALUATIONS = 35   # of the denoiser a sample: 18 Heun steps, the last an Euler step
 MAX_SEEDS = 10**7  # in one file
 GRID = 10         # images a side of the grid
 GRID_PIXELS = 64  # small images are enlarged to about this
@@ -46,7 +52,7 @@ class Options(data.Options):
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
     rho: float = option(7.0, "exponent of the spacing of noise levels")
     precision: str = option("fp32", "of the network, whatever it was trained in; the sampler's state is float64", unet.PRECISIONS)
-    batch: int = option(256, "samples at once; changes no sample", recorded=False)
+    batch: int = option(256, "samples at once, more where a GPU wants more; changes no sample", recorded=False)
     out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
@@ -60,7 +66,9 @@ class Options(data.Options):
         if self.optimum and self.precision != "fp32":
             raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
-        given = [name for name, value in defaults.items() if getattr(self, name) != value and (name != "data" or not self.optimum)]
+        given = [name for name, value in defaults.items() if getattr(self, name) != value]
+        if self.optimum and "data" in given:  # of a run, where they lie now
+            given.remove("data")
         if self.run and given:
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
@@ -113,9 +121,10 @@ def heun(D, latents, sigmas, labels=None):
 
 
 def chunk(D):
-    """How many images the network of D sees at once."""
-    least, most = CHUNK
-    fit = CHUNK_VALUES // (D.config["width"] * D.config["img_resolution"]**2)
+    """How many images the network of D sees at once, by its size and the kind of its device."""
+    on_gpu = next(D.parameters()).is_cuda
+    (least, most), values = (CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU) if on_gpu else (CHUNK, CHUNK_VALUES)
+    fit = values // (D.config["width"] * D.config["img_resolution"]**2)
     return max(least, min(most, fit // least * least))
 
 
@@ -123,14 +132,16 @@ def in_chunks(D):
     """D, evaluated on exactly `chunk` images at a time, the last ones padded with copies.
 
     Convolution kernels change with the batch size, and with them the last bits of float32 and, now and then,
-    a pixel by one level. In chunks of one size, a sample is the same in whatever batch it is drawn.
+    a pixel by one level. In chunks of one size, a sample is the same in whatever batch it is drawn. On a GPU an
+    evaluation is replayed as a CUDA graph.
     """
-    size = chunk(D)
+    size, evaluate = chunk(D), Replayed(D, next(D.parameters()).is_cuda)
 
     def chunked(x, sigma, labels=None):
         pad = -len(x) % size
         index = torch.arange(len(x) + pad, device=x.device).clamp(max=len(x) - 1).split(size)
-        return torch.cat([D(x[i], sigma, labels[i] if labels is not None else None) for i in index])[:len(x)]
+        found = [evaluate(x[i], sigma, *(() if labels is None else (labels[i],))) for i in index]
+        return torch.cat(found)[:len(x)]
     return chunked
 
 
@@ -163,7 +174,11 @@ def draw(D, seeds, label_weights=None):
 def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
              batch=256, device="cpu"):
     """Samples of D, one a seed: uint8 [N, H, W, C] and their labels int64 [N] (None if unconditional)."""
-    denoise = in_chunks(D) if isinstance(D, unet.Denoiser) else D
+    denoise = D
+    if isinstance(D, unet.Denoiser):
+        denoise = in_chunks(D)
+        if next(D.parameters()).is_cuda:
+            batch = max(batch, chunk(D))  # fewer would be padded
     sigmas = noise_levels(max(sigma_min, D.sigma_min), min(sigma_max, D.sigma_max), steps, rho, device)
     images, labels = [], []
     for i in tqdm(range(0, len(seeds), batch), desc="sample", unit="batch", disable=None):
@@ -186,7 +201,8 @@ def sample(options):
     if model.is_dir():
         model = model / "model.safetensors"
     if options.optimum:
-        D = data.of_run(model.parent, "" if options.data == data.Options.data else options.data) if options.run else data.load(options)
+        moved = "" if options.data == data.Options.data else options.data
+        D = data.of_run(model.parent, moved) if options.run else data.load(options)
         D.resolution  # square, or an error
         source = dict(optimum_of=D.fingerprint()["sha256"])
         if D.label_dim:
@@ -206,7 +222,7 @@ def sample(options):
             counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
             D = Optimum(D.images.to(device), D.labels.to(device) if counts else None)
         else:
-            D, metadata = unet.load(model, device)
+            D, metadata = checkpoint.load_model(model, device)
             if options.run != str(model) and (different := foreign(metadata, run.read_json(model.parent / "config.json"))):
                 raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
             D.use(options.precision)
@@ -217,8 +233,9 @@ def sample(options):
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
             raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
-        evaluations = len(seeds) * (2 * options.heun_steps - 1) // parallel.size()
-        data.announce(options.device, device, None if options.optimum else D, evaluations)
+        if not options.optimum:
+            evaluations = len(seeds) * (2 * options.heun_steps - 1) / parallel.size()
+            data.announce(options.device, device, evaluations * D.flops())
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)

@@ -11,27 +11,23 @@ appendix A): a number of epochs and not of steps, so that steps grow with |D|. T
 where an interrupted run stopped; on a CPU, one machine and one software, to the same weights bit for bit.
 """
 import contextlib
-import hashlib
 import math
-import os
 import resource
-import shutil
 import sys
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import data
 import parallel
 import run
-import state
 import unet
 from run import option
+from steps import Optimizer, Work, mix
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 MOST_STEPS = 10**12      # typing errors end here
@@ -71,7 +67,6 @@ class Options(data.Options):
     ema_rampup_steps: int | None = option(None, "or over this many steps")
     ema_rate: float | None = option(None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
     precision: str = option("fp32", "of the network; weights, optimizer and loss stay float32", unet.PRECISIONS)
-    compile: bool = option(False, "torch.compile the network: minutes first, then faster steps")
     seed: int = option(0, "of initial weights, order of the data, noise and dropout")
     reshuffle: bool = option(False, "draw a new order of the data each epoch instead of one for all")
     # files
@@ -82,7 +77,6 @@ class Options(data.Options):
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores. Another number rounds sums in another order", recorded=False)
     deterministic: bool = option(False, "on CUDA, only kernels that give the same bits each time; slower", recorded=False)
-    plan: bool = option(False, "print what the run would cost on one H100 or A100, and train nothing", recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,44 +120,6 @@ def snapshot_steps(options, n):
     return sorted({round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)} - {0})
 
 
-def schedule(options, n, step):
-    """Learning-rate factor and EMA rate (weight of the old average) at a step, counted from 0.
-
-    As published, the first step has rate 0, and beta = 0.5^(1 / half-life) with a half-life that rises
-    from 0 over the first 200 epochs: 0.99929 thereafter at any |D| and batch. An `ema_rate` takes the place of
-    0.99929 and rises in the same way.
-    """
-    epoch = step * options.batch / n
-
-    def progress(epochs, steps):  # 0 to 1 over the given epochs, or steps
-        done, span = (epoch, epochs) if steps is None else (step, steps)
-        return min(done / span, 1.0) if span > 0 else float(step > 0)
-
-    halflife = options.ema_halflife * progress(options.ema_rampup_epochs, options.ema_rampup_steps)
-    beta = 0.5 ** (1 / halflife) if halflife > 0 else 0.0
-    if options.ema_rate is not None and beta:
-        beta *= options.ema_rate / 0.5 ** (1 / options.ema_halflife)
-    return progress(options.warmup_epochs, options.warmup_steps), beta
-
-
-def mix(*parts):
-    """A seed of 32 bits (all that torch's CPU generator takes) from numbers and words, well spread."""
-    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest(), "big")
-
-
-@lru_cache(maxsize=256)
-def _order(n, seed, epoch):
-    return np.random.RandomState(mix(seed, "order", epoch)).permutation(n)
-
-
-def batch_index(n, batch, step, seed, reshuffle=False):
-    """The images (int64 [batch]) of a step: the data in an order drawn by seed, read round and round."""
-    first = step * batch
-    epochs = range(first // n, (first + batch - 1) // n + 1)
-    order = np.concatenate([_order(n, seed, epoch if reshuffle else 0) for epoch in epochs])
-    return order[first % n:][:batch]
-
-
 def snapshots(directory):
     """The snapshot files of a run directory in order of their steps, the final model last."""
     directory = Path(directory)
@@ -172,7 +128,7 @@ def snapshots(directory):
 
 
 def train(options, each_snapshot=None):
-    """Train as the options say; returns the path of the final model (None for a plan). A finished run returns at once.
+    """Train as the options say; returns the path of the final model. A finished run returns at once.
 
     `each_snapshot(path)` is called with every snapshot, those of an earlier start and the final model included, in
     order of their steps; if it returns True the run stops there and that path is returned. The same call goes on.
@@ -182,19 +138,7 @@ def train(options, each_snapshot=None):
     D = data.load(options)
     out = Path(options.out)
     device = data.pick_device(options.device, options.threads, options.deterministic)
-    net = unet.Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim, options.width,
-                        options.blocks, options.channel_mult, options.attn_resolutions, options.embedding,
-                        options.skip_connections, options.dropout, torch.Generator().manual_seed(mix(options.seed, "weights")))
-    levels = [D.resolution >> level for level in range(len(options.channel_mult))]
-    if not set(options.attn_resolutions or ()) <= set(levels):
-        raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
-    if options.plan:
-        import plan  # torch's counters, which only this needs
-        print(plan.report(net, len(D), total_steps(options, len(D)), options.batch, options.batch_device,
-                          len(snapshot_steps(options, len(D)))))
-        return None
-    if options.compile:
-        find_compiler(device)
+    net = unet.build(options, D, torch.Generator().manual_seed(mix(options.seed, "weights")))
     net.to(device).use(options.precision)
     if each_snapshot is None:  # a search says it of all its data
         data.say_duplicates(D)
@@ -208,51 +152,38 @@ def train(options, each_snapshot=None):
             if each_snapshot and path.exists() and each_snapshot(path):  # it may remove others
                 return path
         if parallel.total((out / "model.safetensors").exists(), device):
-            if different := run.differences(unet.load(out / "model.safetensors")[1], about, run.defaults(Options)):
+            if different := run.differences(checkpoint.load_model(out / "model.safetensors")[1], about, run.defaults(Options)):
                 raise ValueError(f"{out / 'model.safetensors'} is of another run ({different}); remove it to train again")
             return out / "model.safetensors"
         return take_steps(options, D, net, out, device, about, each_snapshot or (lambda path: False))
-
-
-def find_compiler(device):
-    """Raise ValueError unless this machine has the compiler that torch.compile takes for the device."""
-    if device.type == "cuda":
-        names = [os.environ.get("CC"), "gcc", "clang"]  # Triton's
-    else:
-        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
-    if not any(name and shutil.which(name) for name in names):
-        raise ValueError(f"--compile needs a compiler, and there is no {' or '.join(filter(None, names))}; install one, "
-                         "or leave it out")
 
 
 def take_steps(options, D, net, out, device, about, each_snapshot):
     """The steps of `train` that are not done yet, in the run directory `out` that this process, or rank 0, holds."""
     n, writes = len(D), parallel.rank() == 0
     net.train()
-    if options.compile:
-        net.model.compile(dynamic=False)
     parameters = dict(net.model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = state.Optimizer(options, list(parameters.values()))
+    optimizer = Optimizer(options, list(parameters.values()))
     images, labels = D.images.to(device), D.labels.to(device) if D.label_dim else None
-    step, seconds = state.load(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
+    step, seconds = checkpoint.load_state(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
     log = run.Log(out / "log.jsonl", step) if writes else None
     total = total_steps(options, n)
-    data.announce(options.device, device, net, 3 * (total - step) * options.batch // parallel.size())
+    data.announce(options.device, device, 3 * (total - step) * options.batch / parallel.size() * net.flops())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
     snapshots_due = set(snapshot_steps(options, n))
     label_counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
 
     def write_snapshot(path):
-        unet.save(path, net, {**net.model.state_dict(), **ema}, step=step, epoch=step * options.batch / n,
+        checkpoint.save_model(path, net, {**net.model.state_dict(), **ema}, step=step, epoch=step * options.batch / n,
                   label_counts=label_counts, **about)
 
-    loss_of = parallel.wrap(net, device)
+    work = Work(options, net, ema, optimizer, images, labels)
     taken, tick, saved = [], time.perf_counter(), time.perf_counter()
     with run.interruptible(), Progress(out, step, total) as progress:
         while step < total:
-            taken.append(train_step(options, net, ema, optimizer, images, labels, step, loss_of))
+            taken.append(work.take(step))
             step += 1
             # on a GPU, asking would wait for it; the norm, because all processes have the same
             lost = device.type == "cpu" and not taken[-1][1].isfinite()
@@ -278,7 +209,7 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
             if writes:
                 log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
                           loss=loss, gradient_norm=norm, images_per_second=round(len(values) * options.batch / (now - tick), 1),
-                          memory_mb=memory_mb(device), seconds=round(seconds, 3))
+                          memory_mb=memory_mb(device), batch_device=work.part, seconds=round(seconds, 3))
             progress.update(step, loss)
             taken, tick = [], now
             snapshot = out / ("model.safetensors" if step == total else f"snapshot-{step:08d}.safetensors")
@@ -286,52 +217,22 @@ def take_steps(options, D, net, out, device, about, each_snapshot):
                 write_snapshot(snapshot)
             if step == total:
                 if writes:
-                    state.remove(out / "state.safetensors")
+                    (out / "state.safetensors").unlink(missing_ok=True)
+                work.rest()
                 each_snapshot(snapshot)
                 parallel.barrier()
                 return snapshot
             if due and writes:
-                state.save(out / "state.safetensors", net, ema, optimizer, step=step, seconds=seconds, **about)
+                checkpoint.save_state(out / "state.safetensors", net, ema, optimizer, step=step, seconds=seconds, **about)
             if due:
                 saved = time.perf_counter()
             if stop:
                 raise KeyboardInterrupt(f"the state of step {step} is in {out}; the same command goes on from there")
-            if step in snapshots_due and each_snapshot(snapshot):
-                return snapshot
+            if step in snapshots_due:
+                work.rest()
+                if each_snapshot(snapshot):
+                    return snapshot
             tick = time.perf_counter()
-
-
-def train_step(options, net, ema, optimizer, images, labels, step, loss_of=None):
-    """One step, in place; returns its mean loss and norm of the gradient [2] (this process's part of both) without waiting.
-
-    All randomness of a step comes from (seed, step). With `batch_device` or several processes the noise stays the
-    same; dropout, which is drawn in the forward pass, does not. `loss_of` is net.loss, or what adds up gradients
-    over the processes (`parallel.wrap`).
-    """
-    torch.manual_seed(mix(options.seed, step))
-    index = torch.from_numpy(batch_index(len(images), options.batch, step, options.seed, options.reshuffle)).to(images.device)
-    y = images[index].float() / 127.5 - 1                                   # [B, C, H, W]
-    sigma = net.training_sigma(len(y), device=y.device)
-    noise = torch.randn_like(y)
-    if parallel.size() > 1:
-        torch.manual_seed(mix(options.seed, step, parallel.rank()))  # of dropout
-    total = torch.zeros((), device=y.device)
-    net.zero_grad(set_to_none=True)
-    mine = parallel.share(len(y))
-    size = options.batch_device or len(y)
-    parts = [slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size)]
-    for part in parts:
-        last = loss_of is None or part is parts[-1]
-        with contextlib.nullcontext() if last else loss_of.no_sync():
-            loss = (loss_of or net.loss)(y[part], sigma[part], noise[part], labels[index[part]] if labels is not None else None)
-            loss = loss.sum() / len(y)
-            (loss * parallel.size()).backward()  # processes average their gradients
-        total += loss.detach()
-    factor, beta = schedule(options, len(images), step)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters()])
-    optimizer.step(options.learning_rate * factor)
-    torch._foreach_lerp_(list(ema.values()), [p.detach() for p in net.model.parameters()], 1 - beta)
-    return torch.stack([total, norm / parallel.size()])
 
 
 def check_finite(taken, step, ema, options):

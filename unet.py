@@ -17,8 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import layers
-import tensors
+from kernels import layers
 
 ARCHITECTURES = dict(
     ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1)),
@@ -319,8 +318,8 @@ class Denoiser(nn.Module):
             raise ValueError("--precision tf32 is a format of CUDA devices; on a CPU choose fp32 or bf16")
         elif precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
             warnings.warn("this CPU has no bfloat16 instructions: --precision bf16 is many times slower than fp32 here", stacklevel=2)
-        # tensor cores read channels_last, and so does the norm for GPUs (float32 convolutions take as long either way);
-        # for CPUs see layers.py
+        # tensor cores read channels_last, and so does the norm for GPUs, while convolutions in float32 take as long
+        # either way; for CPUs see layers.py
         last = device.type == "cuda" and (precision != "fp32" or layers.triton_norm(device) is not None)
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.precision = precision
@@ -361,6 +360,11 @@ class Denoiser(nn.Module):
             F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels)
         return c_skip * x + c_out * F_x.to(dtype)
 
+    def flops(self):
+        """About the FLOPs of one evaluation of an image: each weight meets each pixel of its level."""
+        layers_of = [*self.model.enc.items(), *self.model.dec.items()]  # names begin with the resolution: 32x32_conv
+        return sum(2 * p.numel() * int(name.split("x")[0])**2 for name, layer in layers_of for p in layer.parameters())
+
     def loss(self, y, sigma, noise, labels=None):
         """Denoising loss of each image [B]: weight(sigma) * |D(y + sigma noise; sigma) - y|^2 over pixels.
 
@@ -380,6 +384,16 @@ class Denoiser(nn.Module):
             else VE_SIGMA_MIN * (VE_SIGMA_MAX / VE_SIGMA_MIN) ** u
 
 
+def build(options, D, generator=None):
+    """The Denoiser that the options of train.py describe for the training set D (data.Images)."""
+    levels = [D.resolution >> level for level in range(len(options.channel_mult))]
+    if not set(options.attn_resolutions or ()) <= set(levels):
+        raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
+    return Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim, options.width,
+                    options.blocks, options.channel_mult, options.attn_resolutions, options.embedding,
+                    options.skip_connections, options.dropout, generator)
+
+
 def vp_sigma(t):
     """sigma(t) of the VP process. exp(.) - 1 and not expm1: in float32 these are the published noise levels."""
     return ((0.5 * VP_BETA_D * t**2 + VP_BETA_MIN * t).exp() - 1).sqrt()
@@ -394,45 +408,3 @@ def shapes(config):
     with torch.device("meta"):
         net = UNet(**{key: value for key, value in config.items() if key != "precond"})
     return {name: tuple(t.shape) for name, t in net.state_dict().items()}
-
-
-def load_weights(D, tensors):
-    """Put named weights into the U-Net of D. Published state dicts load too: a "model." prefix and stored
-    resampling filters (constants here) are dropped. Raises ValueError naming what is missing or left over."""
-    tensors = {name.removeprefix("model."): t for name, t in tensors.items() if not name.endswith("resample_filter")}
-    check_shapes({name: tuple(t.shape) for name, t in D.model.state_dict().items()}, tensors)
-    D.model.load_state_dict(tensors)
-
-
-def check_shapes(there, tensors):
-    """Raise ValueError, naming one, unless named tensors are those of a network: {name: shape}."""
-    wrong = [name for name in there.keys() | tensors.keys() if name not in there or name not in tensors
-             or there[name] != tuple(tensors[name].shape)]
-    if wrong:
-        raise ValueError(f"the weights do not fit the network: {len(wrong)} names or shapes differ, "
-                         f"such as {min(wrong)}")
-
-
-def save(path, D, weights=None, **metadata):
-    """Publish the U-Net's weights (those of D, or `weights` by name) and what rebuilds D as safetensors."""
-    tensors.write(path, weights if weights is not None else D.model.state_dict(), dict(network=D.config, **metadata))
-
-
-def read_metadata(path):
-    """What `save` stored beside the weights, as a dict. Raises ValueError if `path` is not such a file."""
-    about = tensors.read_about(path)
-    if "network" not in about:
-        raise ValueError(f"{path} is not a snapshot of train.py: it does not describe its network")
-    return about
-
-
-def load(path, device="cpu"):
-    """The Denoiser in a file that `save` made, in evaluation mode on `device`, and the file's metadata."""
-    metadata, weights = read_metadata(path), tensors.read(path)[0]
-    try:
-        check_shapes(shapes(metadata["network"]), weights)  # before memory is taken for what the file only says
-        D = Denoiser(**metadata["network"])
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} describes no network of these scripts ({error}); remove it") from None
-    load_weights(D, weights)
-    return D.to(device).eval().requires_grad_(False), metadata

@@ -1,9 +1,9 @@
-"""What the Triton kernel compiles to for GPUs that are not here, and what 10,000 x 50,000 images must cost.
+"""What the Triton kernels compile to for GPUs that are not here, and what 10,000 x 50,000 images must cost.
 
-    python bench/kernel_report.py [--D 3072]
+    python bench/kernel_report.py [--D 3072,49152]
 
-Compiles ahead of time (about 1 s a row), reads registers, spills, shared memory and instructions from the machine code,
-and prints the paper roofline of kernels/nearest_triton.py. No GPU is used: nothing here is a measured time.
+Compiles ahead of time (about 1 s a row), reads registers, spills, shared memory and instructions from the
+machine code, and prints the paper roofline of kernels/nearest_triton.py. No time here is measured.
 """
 import sys
 from dataclasses import dataclass
@@ -11,47 +11,70 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import norm_report  # noqa: E402
-from kernels.aot import SHARED_BYTES, WARP_THREADS, compile_nearest  # noqa: E402
-from kernels.nearest_triton import tiles  # noqa: E402
+from kernels import aot  # noqa: E402
+from kernels.nearest_triton import group_bits, tiles  # noqa: E402
 from run import option, stage  # noqa: E402
 
 Q, N = 10_000, 50_000
-# int8 operations and bytes a second: data sheets of the SXM models; L2 bandwidth as microbenchmarks find it
-ROOFLINES = {"H100": dict(capability=90, tops=1979e12, l2=5.5e12, hbm=3.35e12),
-             "A100": dict(capability=80, tops=624e12, l2=4.5e12, hbm=2.0e12)}
+# int8 operations, instructions (64 a clock and multiprocessor) and bytes a second, of data sheets of the SXM
+# models; from L2, what the kernel reached on an H200, and for an A100 what microbenchmarks find.
+ROOFLINES = {"H200": dict(capability=90, tops=1979e12, issued=64 * 132 * 1.76e9, l2=6.7e12, hbm=4.8e12),
+             "H100": dict(capability=90, tops=1979e12, issued=64 * 132 * 1.76e9, l2=6.7e12, hbm=3.35e12),
+             "A100": dict(capability=80, tops=624e12, issued=64 * 108 * 1.41e9, l2=4.5e12, hbm=2.0e12)}
 
 
 @dataclass(frozen=True)
 class Options:
-    D: int = option(3072, "values of an image")
+    D: tuple[int, ...] = option((3072, 49152), "values of an image")
 
 
 def machine_code(D):
-    print(f"nearest_two_kernel, D = {D}, by compute capability\n")
-    print("sm   tile (Q x N x pixels, warps, stages)  registers  spills  shared KiB (of)  tensor core          arithmetic/element")
-    for capability, limit in SHARED_BYTES.items():
-        tile, report = tiles(capability), compile_nearest(capability, D)
-        elements = tile["BQ"] * tile["BN"] / (tile["num_warps"] * WARP_THREADS)
-        shape = f"{tile['BQ']} x {tile['BN']} x {tile['BK']}, {tile['num_warps']}, {tile['num_stages']}"
-        opcode = " ".join(report.tensor_core)
-        print(f"{capability:<4} {shape:<37} {report.registers:>9} {report.spills:>7} {report.shared_bytes / 1024:>10.0f} "
-              f"({limit // 1024:>3})  {opcode:<21} {report.arithmetic / elements:>17.1f}")
+    """Prints a table; returns, by capability, the computing instructions of nearest_two_kernel an element."""
+    print(f"machine code for D = {D:,}, by compute capability\n")
+    print("sm   kernel   tile (Q x N x pixels, warps, stages)  registers  spills  shared KiB (of)  "
+          "tensor core            arithmetic/element")
+    kernels = dict(prepare=aot.compile_prepare, nearest=aot.compile_nearest, merge=aot.compile_merge)
+    arithmetic = {}
+    for capability, limit in aot.SHARED_BYTES.items():
+        tile = tiles(capability, D)
+        elements = tile["BQ"] * tile["BN"] / (tile["num_warps"] * aot.WARP_THREADS)
+        for name, compiled in kernels.items():
+            report, shape, last = compiled(capability, D), "", ""
+            if name == "nearest":
+                arithmetic[capability] = report.arithmetic / elements
+                shape = "{BQ} x {BN} x {BK}, {num_warps}, {num_stages}".format(**tile)
+                last = f"{arithmetic[capability]:.1f}"
+            print(f"{capability:<4} {name:<8} {shape:<37} {report.registers:>9} {report.spills:>7} "
+                  f"{report.shared_bytes // 1024:>10} ({limit // 1024:>3})  "
+                  f"{' '.join(report.tensor_core):<23} {last:>18}", flush=True)
+    return arithmetic
 
 
-def roofline(D):
-    print(f"\nroofline of {Q:,} x {N:,} images of {D:,} values, in milliseconds; the largest bounds it\n")
-    print("GPU   products  L2 to SM (GB)   HBM (GB)")
+def roofline(D, arithmetic):
+    """Prints gigabytes moved, the least there is to move, and milliseconds, of each part of a call."""
+    print(f"\n{Q:,} x {N:,} images of {D:,} values, on paper: GB moved (GB at least), ms\n")
+    print("GPU   references, once        queries  tiles, from L2           products  epilogue"
+          "            merge    a call")
     for name, gpu in ROOFLINES.items():
-        tile = tiles(gpu["capability"])
-        l2_bytes = Q * N * D * (1 / tile["BQ"] + 1 / tile["BN"])
-        hbm_bytes = (Q + N) * D
-        print(f"{name}  {2 * Q * N * D / gpu['tops'] * 1e3:>8.2f}  {l2_bytes / gpu['l2'] * 1e3:>8.2f} ({l2_bytes / 1e9:.1f})"
-              f"  {hbm_bytes / gpu['hbm'] * 1e3:>8.2f} ({hbm_bytes / 1e9:.1f})")
+        tile = tiles(gpu["capability"], D)
+        W = tile["BN"] >> group_bits(D, tile["BN"])
+        parts = {"references": (2 * N * D, 2 * N * D, "hbm"), "queries": (2 * Q * D, 2 * Q * D, "hbm"),
+                 "tiles": (Q * N * D * (1 / tile["BQ"] + 1 / tile["BN"]), (Q + N) * D, "l2"),
+                 "merge": (Q * (2 * W + 1) * D, 3 * Q * D, "hbm")}
+        ms = {part: 1e3 * moved / gpu[memory] for part, (moved, _, memory) in parts.items()}
+        text = {part: f"{moved / 1e9:.2f} ({least / 1e9:.2f}) {ms[part]:.2f}"
+                for part, (moved, least, _) in parts.items()}
+        products = 1e3 * 2 * Q * N * D / gpu["tops"]
+        epilogue = 1e3 * Q * N * arithmetic[gpu["capability"]] / gpu["issued"]
+        call = ms["queries"] + max(ms["tiles"], products + epilogue) + ms["merge"]
+        print(f"{name} {text['references']:>17} {text['queries']:>17} {text['tiles']:>19} {products:>15.2f} "
+              f"{epilogue:>9.2f} {text['merge']:>16} {call:>9.2f}")
 
 
 def report(options):
-    machine_code(options.D)
-    roofline(options.D)
+    for D in options.D:
+        roofline(D, machine_code(D))
+        print()
     norm_report.table()
 
 

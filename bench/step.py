@@ -25,7 +25,7 @@ import torch  # noqa: E402
 
 import data  # noqa: E402
 import sample  # noqa: E402
-import state  # noqa: E402
+import steps  # noqa: E402
 import train  # noqa: E402
 import unet  # noqa: E402
 from bench import machine  # noqa: E402
@@ -86,7 +86,7 @@ class Published:
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
 
     def step(self, step):
-        index = torch.from_numpy(train.batch_index(len(self.images), self.options.batch, step, 0))
+        index = steps.batch_index(len(self.images), self.options.batch, step, 0)
         self.optimizer.zero_grad(set_to_none=True)
         y = self.images[index].to(torch.float32) / 127.5 - 1
         self.loss(net=self.net, images=y, labels=None).sum().mul(1 / len(y)).backward()
@@ -106,15 +106,15 @@ class Published:
 
 class Ours:
     def __init__(self, options, D):
-        self.options, self.images = options, D.images
         self.net = unet.Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], 0, options.width, options.blocks,
                                  options.channel_mult, dropout=options.dropout).use(options.precision).train()
         parameters = dict(self.net.model.named_parameters())
-        self.ema = {name: p.detach().clone() for name, p in parameters.items()}
-        self.optimizer = state.Optimizer(options, list(parameters.values()))
+        ema = {name: p.detach().clone() for name, p in parameters.items()}
+        optimizer = steps.Optimizer(options, list(parameters.values()))
+        self.work = steps.Work(options, self.net, ema, optimizer, D.images, None)
 
     def step(self, step):
-        train.train_step(self.options, self.net, self.ema, self.optimizer, self.images, None, step)
+        self.work.take(step)
 
     def draw(self):
         count = sample.chunk(self.net)

@@ -14,8 +14,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.nearest_triton import (COLUMNS, GROUP, INT32_TERMS, MAX_INT32_PIXELS, ROWS, group_bits, merge_kernel,
-                                    merge_pixels, nearest_two_kernel, prepare_kernel, tiles)
+from kernels.nearest_triton import (COLUMNS, GROUP, INT32_TERMS, MAX_INT32_PIXELS, ROWS, group_bits,
+                                    merge_kernel, merge_pixels, nearest_two_kernel, prepare_kernel, tiles)
 from kernels.norm_triton import backward_kernel, forward_kernel, tiling
 
 WARP_THREADS = 32
@@ -80,11 +80,13 @@ def compile_product(capability):
 
 
 def compile_prepare(capability, D):
-    """A Report on prepare_kernel, which makes the int8 pixels and keys of references, for images of D values."""
+    """A Report on prepare_kernel, as it prepares references, for images of D values."""
     tile, padded, score = _shape(capability, D)
-    constants = dict(PIXELS=D, D=padded, G=group_bits(padded, tile["BN"]), BN=tile["BN"], ROWS=ROWS, COLUMNS=COLUMNS)
     pointers = dict(IMAGES="*i8", OUT="*i8", KEYS=score)
-    return compile_for(prepare_kernel, capability, pointers, dict(N="i32"), constants, num_warps=4, num_stages=3)
+    constants = dict(PIXELS=D, D=padded, G=group_bits(padded, tile["BN"]), BN=tile["BN"],
+                     ROWS=ROWS, COLUMNS=COLUMNS)
+    return compile_for(prepare_kernel, capability, pointers, dict(N="i32"), constants,
+                       num_warps=4, num_stages=3)
 
 
 def compile_nearest(capability, D):
@@ -101,7 +103,8 @@ def compile_nearest(capability, D):
 def compile_merge(capability, D):
     """A Report on merge_kernel for images of D values."""
     tile, D, score = _shape(capability, D)
-    pointers = dict(X="*i8", Y="*i8", SCORES=score, CODES="*i32", DISTANCES="*i64", INDEX="*i64", VERDICT="*i8")
+    pointers = dict(X="*i8", Y="*i8", SCORES=score, CODES="*i32",
+                    DISTANCES="*i64", INDEX="*i64", VERDICT="*i8")
     scalars = dict.fromkeys(("Q", "N", "splits", "p2", "q2"), "i32")
     W = tile["BN"] >> group_bits(D, tile["BN"])
     constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]))
@@ -109,15 +112,16 @@ def compile_merge(capability, D):
 
 
 def compile_norm(capability, HW, C, element, back=False):
-    """A Report on norm_triton's kernel forward or back, with all its parts: HW pixels, C channels of "fp32" or "bf16"."""
+    """A Report on norm_triton's kernel forward or back, with all its parts: HW pixels, C channels, "fp32" or "bf16"."""
     tile = tiling(HW, C, min(32, C // 4), 4 if element == "fp32" else 2)
-    pointers = dict(X=element, SHIFT=element, WEIGHT="fp32", BIAS="fp32", SEED="i64", MEAN="fp32", SCALE="fp32")
+    pointers = dict.fromkeys(("WEIGHT", "BIAS", "MEAN", "SCALE"), "fp32") | dict(X=element, SHIFT=element, SEED="i64")
     pointers |= dict(G=element, DX=element, SUMS="fp32") if back else dict(Y=element)
-    scalars = dict.fromkeys(("HW", "C", "B", "shift_row", "dropped"), "i32") | dict.fromkeys(("eps", "factor"), "fp32")
+    scalars = dict.fromkeys(("HW", "C", "B", "shift_row", "dropped"), "i32") | dict(eps="fp32", factor="fp32")
     multiples = [name for name, value in (("HW", HW), ("C", C), ("shift_row", C)) if value % 16 == 0]
     warps = tile.pop("num_warps")
-    return compile_for(backward_kernel if back else forward_kernel, capability, {name: f"*{e}" for name, e in pointers.items()},
-                       scalars, dict(SILU=True, **tile), warps, num_stages=3, multiples=multiples)
+    return compile_for(backward_kernel if back else forward_kernel, capability,
+                       {name: f"*{type}" for name, type in pointers.items()}, scalars, dict(SILU=True, **tile), warps,
+                       num_stages=3, multiples=multiples)
 
 
 def _shape(capability, D):

@@ -3,9 +3,9 @@
 Images are uint8, so squared distances are whole numbers; so is all arithmetic here, and the verdict
 that is made of it. float32 distances, the usual way, name wrong neighbours of near-duplicates.
 
-On a CPU `nearest_two` takes int8 products (nearest_cpu.py), on a GPU a Triton kernel (nearest_triton.py), and for
-images too large for the CPU's, or a GPU too old, the plain form that they are tested against. The Q x N matrix of
-distances is never held.
+On a CPU `nearest_two` takes int8 products (nearest_cpu.py), on a GPU a Triton kernel (nearest_triton.py), and
+for images too large for the CPU's, or a GPU too old, the plain form that they are tested against. The Q x N
+matrix of distances is never held.
 """
 import warnings
 from functools import lru_cache
@@ -24,17 +24,17 @@ MAX_INT8_PIXELS = 2**31 // 48896
 class References:
     """Images uint8 [N, D] or [N, C, H, W] to search, 2 <= N < 2^24, prepared once for any number of calls.
 
-    What is held is one int8 copy of them and a number for each. `prepare=False` leaves the preparation on a CPU
-    to every call, block by block, which takes less memory.
-    Raises ValueError for what is no such images.
+    It holds an int8 copy of them and a number for each, or, where only the plain form serves, the images.
+    `prepare=False` leaves the preparation on a CPU to every call, block by block: less memory, more time.
+    Raises ValueError for images that are not so.
     """
 
     def __init__(self, images, prepare=True):
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8, not {images.dtype}")
         if images.ndim < 2 or not 2 <= len(images) < 2**INDEX_BITS:
-            raise ValueError(f"{len(images)} reference images; the second nearest needs at least 2, and at most "
-                             f"{2**INDEX_BITS - 1} are served")
+            raise ValueError(f"{len(images)} reference images; the second nearest needs at least 2, and at "
+                             f"most {2**INDEX_BITS - 1} are served")
         self.shape, self.device = images.shape[1:], images.device
         self.images, self.norms, self.prepared = images.flatten(1), None, None
         D = self.images.shape[1]
@@ -49,14 +49,15 @@ class References:
             self.norms = squared_norms(self.images)
 
     def queries(self, images):
-        """`images` uint8 [Q, D] or [Q, C, H, W] as [Q, D]. Raises ValueError if they cannot be compared with these."""
+        """Queries uint8 [Q, D] or [Q, C, H, W] as [Q, D]. Raises ValueError if they cannot be compared."""
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8, not {images.dtype}")
         if images.device != self.device:
-            raise ValueError(f"queries are on {images.device}, references on {self.device}; move them to one device")
+            raise ValueError(f"queries are on {images.device}, references on {self.device}; move them to one "
+                             "device")
         if images.ndim < 2 or images.shape[1:] != self.shape:
-            raise ValueError(f"images of shape {list(images.shape[1:])} cannot be compared with images of shape "
-                             f"{list(self.shape)}; resize or convert one of them")
+            raise ValueError(f"images of shape {list(images.shape[1:])} cannot be compared with images of "
+                             f"shape {list(self.shape)}; resize or convert one of them")
         return images.flatten(1)
 
 

@@ -19,8 +19,8 @@ EXACT_TERMS = 1024
 def nearest_two_cpu(x, y, norms=None):
     """Distances int64 [Q, 2] and indices int64 [Q, 2] for uint8 images [Q, D], [N, D], D <= MAX_INT8_PIXELS.
 
-    With the `norms` of y, y is `centred` already. Memory beyond the images: a copy of x, and blocks that do not
-    grow with Q or N.
+    Where `norms` are given, y is `centred` already. Memory beyond the images: a copy of x, and blocks that do
+    not grow with Q or N.
     """
     x = centred(x)
     product = torch._int_mm if int8_products_are_exact(x.shape[1]) else float64_products

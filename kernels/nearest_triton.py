@@ -1,4 +1,4 @@
-"""nearest_two on CUDA: a fused Triton kernel over tiles of queries and references, between a preparation and a merge.
+"""nearest_two on CUDA: a Triton kernel over tiles of queries and references, one before and one after it.
 
 For pixels - 128 as int8, a reference y orders by its score s = |y|^2 - 2 x.y (|x|^2 is the same for all).
 A tile of products x.y comes from the int8 tensor cores as int32 and never leaves the registers:
@@ -13,25 +13,25 @@ them over all splits of the references, measures those two groups again, and wri
 
 No overflow: s lies in [-2^14 D, 48896 D], so |s - 16256 D| <= 32640 D, and G is the most bits for which
 32640 D 2^G + 2^G - 1 < 2^31 - 1 (`group_bits`): at 3,072 pixels 4, at 12,288 2, at MAX_INT32_PIXELS 1. Larger
-images have int64 scores, sums of int32 products of INT32_TERMS pixels each, in a smaller tile.
+images have int64 scores, sums of int32 products of INT32_TERMS pixels each, in smaller tiles.
 
-10,000 x 50,000 x 3,072, on paper (`make kernel-report`) and on an H200, which ran it with 3 stages, groups of 32
-query tiles and 5 splits; 4, 8 and 10, as here, were each a little faster:
+10,000 x 50,000 x 3,072, on paper (`make kernel-report`) and on an H200, which ran it with 3 stages, groups of
+32 query tiles and 5 splits; 4, 8 and 10, as here, were each a little faster:
 
-    products    3.07e12 int8 operations: 1.55 ms at the 1,979 TOPS of an H100 SXM or H200, 4.92 at an A100's 624
+    products    3.07e12 int8 operations: 1.55 ms at the 1,979 TOPS of an H100 or H200, 4.92 at an A100's 624
     L2 to SM    a tile loads (BQ + BN) D bytes for BQ BN elements: 18 GB at 128 x 256, 24 GB at 128 x 128;
-                at an assumed 5.5 TB/s (H100) and 4.5 TB/s (A100) 3.3 and 4.0 ms, against 4.4 and 5.4
-    epilogue    7 to 8.5 instructions an element: 0.25 and 0.45 ms at 64 a clock, beside no product of its block
-    together    2.72 ms on the H200: 1,130 TOPS, 6.7 TB/s from L2. cuBLAS's bare product took 4.15 ms
+                at 6.7 TB/s, as the H200 loads them, 2.7 and 3.6 ms, at an A100's assumed 4.5 4.0 and 5.4
+    epilogue    7 to 8.5 instructions an element: 0.23 and 0.43 ms at 64 a clock, beside no product
+    together    2.72 ms on the H200: 1,130 TOPS. cuBLAS's bare product took 4.15 ms
     merge       two groups of 16 images a query, 1.0 GB: 0.25 ms there
-    pixels      read and written: 0.02 ms for the queries and, once, 0.08 ms for the references, on paper
+    pixels      read and written: 0.02 ms for the queries and, once, 0.07 ms for the references, on paper
 
-so a call is expected to take 3.0 ms there. An H100 is bound by L2 and wants the wide tile, an A100 is near the
-balance. Two blocks a multiprocessor, to hide the epilogue of one behind the products of the other, need the narrow
-tile, whose traffic costs more than they win. Descriptors (TMA) compile to fewer registers, the same tensor-core
-instructions and the same one block, so pointers stay. Blocks run in groups of GROUP query tiles: 3.1 MB of X and a
-few tiles of Y at 3,072 pixels, which stay in the L2 cache. The references are split so that the last wave wastes
-least.
+so a call is expected to take 3.0 ms there. An H100 is bound by L2 and wants the wide tile, an A100 is near
+the balance. Two blocks a multiprocessor, to hide the epilogue of one behind the products of the other, need
+the narrow tile, whose traffic costs more than they win. Descriptors (TMA) compile to fewer registers, the same
+tensor-core instructions and the same one block, so pointers stay. Blocks run in groups of GROUP query tiles:
+3.1 MB of X and a few tiles of Y at 3,072 pixels, which stay in the L2 cache. The references are split so that
+the last wave wastes least.
 """
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ import triton.language as tl
 
 REACH = 32640          # of the scores of a pixel, from their middle
 MAX_INT32_PIXELS = (2**31 - 2) // (2 * REACH)  # an image whose scores leave a bit of an int32 for the group
-INT32_TERMS = 2**16    # products of int8 values that an int32 sums, where scores are int64
+INT32_TERMS = 2**17 - 2**12  # products of int8 values that an int32 sums, where scores are int64
 GROUP = 8              # query tiles that run beside each other
 MAX_SPLITS = 64
 ROWS, COLUMNS = 8, 512  # images and pixels that a program of `prepare_kernel` reads at one time
@@ -54,12 +54,14 @@ TILES = {
     90: dict(BQ=128, BN=256, BK=128, num_warps=8, num_stages=4),
     100: dict(BQ=128, BN=128, BK=128, num_warps=8, num_stages=3),  # wider ones spill in Triton 3.6
 }
-INT64_TILE = dict(BQ=64, BN=128, BK=128, num_warps=8, num_stages=3)  # of any GPU, where scores are int64
 
 
 def tiles(capability, D=1):
     """The tile for a compute capability such as 90, its own or that of the next lower one, and D pixels."""
-    return TILES[max(c for c in TILES if c <= capability)] if D <= MAX_INT32_PIXELS else INT64_TILE
+    if D <= MAX_INT32_PIXELS:
+        return TILES[max(c for c in TILES if c <= capability)]
+    # scores are int64, and stay in registers where they are sums of several int32
+    return dict(BQ=128 if D <= INT32_TERMS else 64, BN=128, BK=128, num_warps=8, num_stages=3)
 
 
 def group_bits(D, BN):
@@ -77,10 +79,11 @@ def merge_pixels(W, BK):
 
 
 def best_splits(q_tiles, n_tiles, at_once):
-    """Into how many parts to cut n_tiles, if `at_once` blocks run at one time: as many as cost no more than 2% above
-    the least time. Short blocks level out: for 79 x 196 tiles an H200 took 2% less in 10 parts than in 5.
+    """Into how many parts to cut n_tiles, if `at_once` blocks run at one time.
 
-    Times are in tiles. A block takes half a tile's time to fill its pipeline and to write.
+    The most that cost up to 2% above the least time, as short blocks level out: for 79 x 196 tiles an H200
+    took 2% less in 10 parts than in 5. Times are in tiles; a block takes half a tile's to fill its pipeline
+    and to write.
     """
     def time(splits):
         return triton.cdiv(q_tiles * splits, at_once) * (triton.cdiv(n_tiles, splits) + 0.5)
@@ -90,11 +93,12 @@ def best_splits(q_tiles, n_tiles, at_once):
 
 
 @triton.jit(do_not_specialize=["N"])
-def prepare_kernel(IMAGES, OUT, KEYS, N, PIXELS: tl.constexpr, D: tl.constexpr, G: tl.constexpr, BN: tl.constexpr,
-                   ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def prepare_kernel(IMAGES, OUT, KEYS, N, PIXELS: tl.constexpr, D: tl.constexpr, G: tl.constexpr,
+                   BN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """OUT int8 [rows, D] = pixels - 128 of IMAGES [N, PIXELS] (uint8, seen as int8), padded with zeros.
 
-    KEYS int32 or int64 [rows] = (|y|^2 - 16256 D) 2^G + group, the largest number in the padding; none if BN is 0.
+    KEYS int32 or int64 [rows] = (|y|^2 - 16256 D) 2^G + group, in the padding the largest number; none if BN
+    is 0.
     """
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     n64 = n[:, None].to(tl.int64)
@@ -133,9 +137,10 @@ def nearest_two_kernel(X, Y, KEYS, SCORES, CODES, Q, N, tiles_a_split, splits, D
                        TERMS: tl.constexpr):
     """Two smallest scores, and the codes (tile * 2^G + group) that hold them, of BQ queries in one split.
 
-    X int8 [>= Q, D], Y int8 [>= N, D] and KEYS [>= N] are `prepare_kernel`'s, padded to whole tiles. SCORES is of
-    the type of KEYS, CODES int32, both [splits, Q, 2]. TERMS products are summed in an int32, and those in a score.
+    X int8 [>= Q, D], Y int8 [>= N, D] and KEYS [>= N] are of `prepare_kernel`, padded to whole tiles. SCORES
+    [splits, Q, 2] is of the type of KEYS, CODES [splits, Q, 2] int32. An int32 sums TERMS products at most.
     """
+    tl.static_assert(TERMS % BK == 0)
     program, q_tiles = tl.program_id(0), tl.cdiv(Q, BQ)
     first_q_tile = program // (GROUP * splits) * GROUP
     height = tl.minimum(q_tiles - first_q_tile, GROUP)
@@ -158,7 +163,8 @@ def nearest_two_kernel(X, Y, KEYS, SCORES, CODES, Q, N, tiles_a_split, splits, D
         for first in tl.range(0, D, TERMS, num_stages=1):
             dots = tl.zeros((BQ, BN), tl.int32)
             for i in range(first, tl.minimum(first + TERMS, D), BK):
-                dots = tl.dot(tl.load(x_pointers + i), tl.trans(tl.load(y_pointers + i)), dots, out_dtype=tl.int32)
+                x, y = tl.load(x_pointers + i), tl.load(y_pointers + i)
+                dots = tl.dot(x, tl.trans(y), dots, out_dtype=tl.int32)
             p -= dots.to(KEYS.dtype.element_ty) * (2 << G)
         p += tl.load(KEYS + n)[None, :]
         # the first round of the tournament is between columns that one thread holds: no second smallest yet
@@ -250,15 +256,15 @@ def nearest_two_cuda(x, y, threshold=(1, 3), splits=None):
     p, q = threshold
     with torch.cuda.device(device if device.type == "cuda" else -1):
         nearest_two_kernel[(q_tiles * splits,)](
-            x, y.images, y.keys, scores, codes, Q, N, tiles_a_split, splits, D, G, BQ, BN, BK, GROUP, INT32_TERMS,
-            num_warps=y.tile["num_warps"], num_stages=y.tile["num_stages"])
-        merge_kernel[(Q,)](x, y.images, scores, codes, distances, index, verdict.view(torch.int8), Q, N, splits,
-                           p * p, q * q, D, BN >> G, merge_pixels(BN >> G, BK))
+            x, y.images, y.keys, scores, codes, Q, N, tiles_a_split, splits, D, G, BQ, BN, BK, GROUP,
+            INT32_TERMS, num_warps=y.tile["num_warps"], num_stages=y.tile["num_stages"])
+        merge_kernel[(Q,)](x, y.images, scores, codes, distances, index, verdict.view(torch.int8), Q, N,
+                           splits, p * p, q * q, D, BN >> G, merge_pixels(BN >> G, BK))
     return verdict, distances, index
 
 
 def _pixels(images, rows, columns, keys=False):
-    """uint8 images [N, D] as int8, padded to multiples of rows and columns, and keys if asked for, in one launch."""
+    """uint8 images [N, D] as int8, padded to multiples of rows and columns, and, if asked for, their keys."""
     (N, PIXELS), device = images.shape, images.device
     padded, D = triton.cdiv(N, rows) * rows, triton.cdiv(PIXELS, columns) * columns
     out = torch.empty(padded, D, dtype=torch.int8, device=device)

@@ -1,17 +1,18 @@
-"""Group norm of x + shift, silu and dropout on CUDA: one Triton kernel forward and one back, in channels_last.
+"""Group norm of x + shift, silu and dropout on CUDA: a Triton kernel forward and one back, in channels_last.
 
-    h = (x + shift - mean) scale weight + bias;   y = mask h sigmoid(h)         mean, scale = 1 / deviation of a group
+    h = (x + shift - mean) scale weight + bias;   y = mask h sigmoid(h);   scale = 1 / deviation of a group
 
-In channels_last an image is [HW, C], and a group a block of C / groups columns. A program has one image and the fewest
-whole groups whose channels fill ROW_BYTES of a pixel: what it reads of a pixel is one run of memory, and its neighbours,
-which run at the same time, read the rest of the line. Where its block of x fits into registers (`tiling`) it is read
-once, which is the least there is: 2 passes over memory forward (x, y) and 3 back (gradient, x, its gradient). Else it
-goes over the block twice, in tiles of pixels.
+In channels_last an image is [HW, C], and a group a block of C / groups columns. A program has one image and as many
+whole groups as fit into ROW_BYTES of a pixel: what it reads of a pixel is one run of memory, and its neighbours, which
+run at the same time, read the rest of the line. Where its block of x fits into registers (`tiling`) it is read once,
+which is the least there is: 2 passes over memory forward (x, y) and 3 back (gradient, x, its gradient). Else it goes
+over the block twice, in tiles of pixels, the second time in the L2 cache: what runs at one time takes 17 to 34 MB.
 
-All arithmetic is in float32, whatever x is; the variance is of differences from the mean, and tiles are combined as by
-Chan et al. Dropout is drawn here, from one seed in the device's memory: back, the same mask is drawn again and never
-stored. It takes 16 bits a value (p is rounded to 1 / 65,536) of Philox with 7 rounds, the fewest that pass BigCrush
-(Salmon et al. 2011): with 10, and 32 bits a value, drawing would take longer than the memory.
+All arithmetic is in float32, whatever x is; the variance is of differences from the mean, and tiles are combined as
+by Chan et al. Dropout is drawn here, from one seed in the device's memory: back, the same mask is drawn again and
+never stored. It takes 16 bits a value (p is rounded to 1 / 65,536) of Philox with 7 rounds, the fewest that pass
+BigCrush (Salmon et al. 2011): with 10, and a number of its own for each value, drawing would outlast the memory.
+`make kernel-report` prints registers, spills and the floor of each shape.
 """
 import warnings
 from functools import lru_cache
@@ -20,12 +21,12 @@ import torch
 import triton
 import triton.language as tl
 
-from layers import gradients, plain_backward, plain_norm
+from kernels.layers import gradients, plain_backward, plain_norm
 
 ROW_BYTES = 64          # of a pixel that a program reads at one time: two sectors of a GPU's memory
 WHOLE = 2**13           # values of x that a program keeps in registers: 512 pixels of 16 channels
 TILE = 2**12            # values at one time where there are more; read again, they are still in L2
-VALUES = 32, 16         # a thread, of a whole block and of a tile: no spills, and two programs or more a multiprocessor
+VALUES = 32, 16         # a thread, of a whole block and of a tile: without spills
 ROUNDS = tl.constexpr(7)
 
 
@@ -37,8 +38,8 @@ def tiling(HW, C, groups, bytes):
     P = max(16, triton.next_power_of_2(HW))
     whole = P * K <= WHOLE
     P = P if whole else max(16, TILE // K)
-    warps = P * K // (32 * VALUES[0 if whole else 1])
-    return dict(SIZE=size, GROUPS=together, K=K, P=P, WHOLE=whole, DRAWN=16 // bytes, num_warps=max(1, min(16, warps)))
+    warps = max(1, P * K // (32 * VALUES[0 if whole else 1]))
+    return dict(SIZE=size, GROUPS=together, K=K, P=P, WHOLE=whole, DRAWN=16 // bytes, num_warps=warps)
 
 
 @triton.jit
@@ -66,7 +67,7 @@ def _read(X, pixel, HW, channel, there, C):
 
 @triton.jit
 def _kept(seed, pixel, HW, dropped, K: tl.constexpr, DRAWN: tl.constexpr):
-    """Which values [P, K] dropout keeps: DRAWN of one Philox number lie side by side, as a thread reads them."""
+    """Which values [P, K] dropout keeps. DRAWN of one Philox number lie side by side, as a thread reads them."""
     row = tl.program_id(0) * HW + pixel
     at = row[:, None] * (K // DRAWN) + tl.arange(0, K // DRAWN)[None, :]
     a, b, c, d = tl.randint4x(seed, at, ROUNDS)
@@ -80,7 +81,7 @@ def _kept(seed, pixel, HW, dropped, K: tl.constexpr, DRAWN: tl.constexpr):
 
 @triton.jit
 def _moments(x, mask, count, K: tl.constexpr, SIZE: tl.constexpr):
-    """For each channel [K], the mean of its group over `count` pixels, and the sum of squared differences from it."""
+    """For each channel [K], its group's mean over `count` pixels, and the sum of squared differences from it."""
     mean = _group(tl.sum(x, 0), K, SIZE) / (count * SIZE)
     x = tl.where(mask, x - mean[None, :], 0.0)
     return mean, _group(tl.sum(x * x, 0), K, SIZE)
@@ -99,11 +100,13 @@ def _write(Y, x, a, b, pixel, HW, channel, there, C, seed, dropped, factor,
 
 
 @triton.jit
-def forward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, Y, HW, C, B, shift_row, eps, dropped, factor, SILU: tl.constexpr,
-                   SIZE: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr, P: tl.constexpr, WHOLE: tl.constexpr,
-                   DRAWN: tl.constexpr):
-    """X, Y [B, HW, C]; SHIFT [B, C], one row where shift_row is 0, or None; SEED None without dropout; MEAN, SCALE
-    float32 [B, groups]."""
+def forward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, Y, HW, C, B, shift_row, eps, dropped, factor,
+                   SILU: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
+                   WHOLE: tl.constexpr, DRAWN: tl.constexpr):
+    """X, Y [B, HW, C]; SHIFT [B, C], one row where shift_row is 0, or None; SEED None without dropout.
+
+    MEAN, SCALE float32 [B, groups]. A value is dropped whose 16 bits are below `dropped`; `factor` makes up for it.
+    """
     DROPOUT: tl.constexpr = SEED is not None
     image, channel, there = _place(C, P, K, SIZE, GROUPS)
     X += image.to(tl.int64) * HW * C
@@ -135,7 +138,8 @@ def forward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, Y, HW, C, B, shift
     else:
         for first in range(0, HW, P):
             x, _ = _read(X, first + pixel, HW, channel, there, C)
-            _write(Y, x, a, b, first + pixel, HW, channel, there, C, seed, dropped, factor, K, SILU, DROPOUT, DRAWN)
+            _write(Y, x, a, b, first + pixel, HW, channel, there, C, seed, dropped, factor,
+                   K, SILU, DROPOUT, DRAWN)
 
 
 @triton.jit
@@ -155,10 +159,10 @@ def _inner(X, G, shift, mean, scale, weight, bias, pixel, HW, channel, there, C,
 
 
 @triton.jit
-def backward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, G, DX, SUMS, HW, C, B, shift_row, eps, dropped, factor,
-                    SILU: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
-                    WHOLE: tl.constexpr, DRAWN: tl.constexpr):
-    """G, DX [B, HW, C], gradients of Y and X; SUMS float32 [3, B, C]: of each image, those of weight, bias and shift."""
+def backward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, G, DX, SUMS, HW, C, B, shift_row, eps, dropped,
+                    factor, SILU: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
+                    P: tl.constexpr, WHOLE: tl.constexpr, DRAWN: tl.constexpr):
+    """G, DX [B, HW, C], gradients of Y and X; SUMS float32 [3, B, C]: each image's of weight, bias and shift."""
     DROPOUT: tl.constexpr = SEED is not None
     image, channel, there = _place(C, P, K, SIZE, GROUPS)
     X += image.to(tl.int64) * HW * C
@@ -175,14 +179,15 @@ def backward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, G, DX, SUMS, HW, 
     bias = tl.load(BIAS + channel, mask=there, other=0.0).to(tl.float32)
     seed = tl.load(SEED) if DROPOUT else 0
     if WHOLE:
-        z, g = _inner(X, G, shift, mean, scale, weight, bias, pixel, HW, channel, there, C, seed, dropped, factor,
-                      K, SILU, DROPOUT, DRAWN)
+        z, g = _inner(X, G, shift, mean, scale, weight, bias, pixel, HW, channel, there, C, seed, dropped,
+                      factor, K, SILU, DROPOUT, DRAWN)
         sum_z, sum_g, sum_gz = tl.sum(z, 0), tl.sum(g, 0), tl.sum(g * z, 0)
     else:
-        sum_z, sum_g, sum_gz = tl.zeros((K,), tl.float32), tl.zeros((K,), tl.float32), tl.zeros((K,), tl.float32)
+        sum_z = tl.zeros((K,), tl.float32)
+        sum_g, sum_gz = sum_z, sum_z
         for first in range(0, HW, P):
-            z, g = _inner(X, G, shift, mean, scale, weight, bias, first + pixel, HW, channel, there, C, seed, dropped,
-                          factor, K, SILU, DROPOUT, DRAWN)
+            z, g = _inner(X, G, shift, mean, scale, weight, bias, first + pixel, HW, channel, there, C, seed,
+                          dropped, factor, K, SILU, DROPOUT, DRAWN)
             sum_z += tl.sum(z, 0)
             sum_g += tl.sum(g, 0)
             sum_gz += tl.sum(g * z, 0)
@@ -200,11 +205,12 @@ def backward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, G, DX, SUMS, HW, 
         tl.store(DX + pixel[:, None] * C + channel[None, :], dx.to(DX.dtype.element_ty), mask=mask)
     else:
         for first in range(0, HW, P):
-            z, g = _inner(X, G, shift, mean, scale, weight, bias, first + pixel, HW, channel, there, C, seed, dropped,
-                          factor, K, SILU, DROPOUT, DRAWN)
+            z, g = _inner(X, G, shift, mean, scale, weight, bias, first + pixel, HW, channel, there, C, seed,
+                          dropped, factor, K, SILU, DROPOUT, DRAWN)
             mask = (first + pixel < HW)[:, None] & there[None, :]
             dx = g * a[None, :] - constant[None, :] - z * slope[None, :]
-            tl.store(DX + (first + pixel)[:, None] * C + channel[None, :], dx.to(DX.dtype.element_ty), mask=mask)
+            at = (first + pixel)[:, None] * C + channel[None, :]
+            tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=mask)
 
 
 def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
@@ -266,7 +272,7 @@ def _launch(kernel, x, weight, bias, shift, *tensors, how):
 
 @lru_cache(maxsize=None)
 def serves(device):
-    """Whether the kernels serve here: an NVIDIA GPU of compute capability 8.0 or later, and they build and are right."""
+    """Whether the kernels serve: an NVIDIA GPU of compute capability 8.0 or later, and they build and are right."""
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     x = torch.arange(32.0, device=device).sin().view(1, 8, 2, 2)
@@ -274,6 +280,6 @@ def serves(device):
     try:
         y = norm(x, one, one, 2, 1e-6, silu=True)
     except Exception as error:  # whatever its compilers raise
-        warnings.warn(f"the Triton norm does not run here ({error!r}); the plain form serves, which is slower")
+        warnings.warn(f"the Triton norm does not run here ({error!r}); the plain form serves, slower")
         return False
     return torch.allclose(y, plain_norm(x, one, one, None, None, 2, 1e-6, True), atol=1e-5)

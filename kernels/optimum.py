@@ -27,7 +27,7 @@ X_ERROR, WEIGHT_ERROR = 2e-6, 1e-6
 
 
 class Optimum:
-    """D*(x; sigma, labels) of images uint8 [N, C, H, W] and their labels int64 [N], called like `unet.Denoiser`.
+    """D*(x; sigma, labels) of images uint8 [N, C, H, W] and labels int64 [N], called like `unet.Denoiser`.
 
     Within 1e-5 of `optimum_reference`. `block_bytes` bounds the memory beyond the images, a second copy of
     them on a CPU, and x and the result themselves.
@@ -41,7 +41,7 @@ class Optimum:
         N, D = self.images.shape
         rows, columns, most = BLOCKS[images.device.type]
         half = (block_bytes or most) // 2
-        # bytes of a row: logits, weights, their digits; x, its digits, products; of an image: float64 and int8
+        # bytes of a row: logits, weights, their digits; x, its digits, products. Of an image: float64, int8
         self.rows = max(1, min(rows, half // (24 * N + 64 * D)))
         self.columns = max(1, min(columns, half // (20 * D)))
         # 127.5 |y|^2 / 2 up to a constant, where y in [-1, 1] is (pixel - 127.5) / 127.5
@@ -100,18 +100,20 @@ class Optimum:
 
     def _float64_mean(self, x, sigma, kept):
         """`_mean` by float64 products."""
-        used = torch.arange(len(self.images), device=x.device)
-        if kept is not None:
-            used = used[kept.any(0)]
-        logits = x.new_empty(len(x), len(used))
-        for index, block in zip(used.split(self.columns), logits.split(self.columns, dim=1)):
-            torch.sub(x @ self.images[index].to(torch.float64).T, self.half_norms[index], out=block)
+        used = None if kept is None else kept.any(0).nonzero()[:, 0]
+        count = len(self.images if kept is None else used)
+        parts = [slice(n, n + self.columns) for n in range(0, count, self.columns)]
+        images = parts if kept is None else [used[part] for part in parts]
+        logits = x.new_empty(len(x), count)
+        for i, part in zip(images, parts):
+            y = self.images[i].to(torch.float64)
+            torch.addmm(self.half_norms[i], x, y.T, beta=-1, out=logits[:, part])
         if kept is not None:
             logits.masked_fill_(~kept[:, used], -math.inf)
         weights = logits.div_(127.5 * sigma**2).softmax(1)  # the rest of -|x - y|^2 / 2 is the same for all y
         mean = torch.zeros_like(x)
-        for index, block in zip(used.split(self.columns), weights.split(self.columns, dim=1)):
-            mean.addmm_(block, self.images[index].to(torch.float64))
+        for i, part in zip(images, parts):
+            mean.addmm_(weights[:, part], self.images[i].to(torch.float64))
         return mean.div_(127.5).sub_(1)
 
     def _digits_mean(self, x, sigma, largest, digits, kept):
@@ -125,7 +127,7 @@ class Optimum:
         if kept is not None:
             logits.masked_fill_(~kept, -math.inf)
 
-        # Two digits leave an error of unit / 256 a pixel: two logits are off by this much, and differ by the log.
+        # Two digits leave an error of unit / 256 a pixel: logits are off by this, and may differ by the log.
         margin = 127.5 * (2 * D / 256 + sigma**2 / unit * math.log(N / DROPPED_WEIGHT))
         best = logits.amax(1, keepdim=True)
         kept = logits >= best - margin
@@ -171,7 +173,7 @@ class Optimum:
 
 
 def optimum_reference(x, images, sigma):
-    """`Optimum` in its plain form: float64 [b, D] of x [b, D], sigma [b, 1], float64, and images uint8 [N, D]."""
+    """`Optimum` in its plain form: float64 [b, D] of x [b, D] and sigma [b, 1], float64, and uint8 [N, D]."""
     y = images.to(torch.float64) / 127.5 - 1
     logits = (x @ y.T - y.square().sum(1) / 2) / sigma**2  # softmax does not see |x|^2, the same for all
     return logits.softmax(1) @ y

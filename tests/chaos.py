@@ -26,17 +26,17 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import bad_input  # noqa: E402
-import compare  # noqa: E402
+from paper import compare  # noqa: E402
 import emm  # noqa: E402
-import experiments  # noqa: E402
+from paper import experiments  # noqa: E402
 import images  # noqa: E402
 import inputs  # noqa: E402
 import memorize  # noqa: E402
 import plot  # noqa: E402
-import report  # noqa: E402
+from paper import report  # noqa: E402
 import run  # noqa: E402
 import sample  # noqa: E402
-import tensors  # noqa: E402
+import checkpoint  # noqa: E402
 import train  # noqa: E402
 from kernels import nearest  # noqa: E402
 from run import option  # noqa: E402
@@ -120,8 +120,8 @@ def content(path):
     if path.suffix == ".jsonl":
         return without_times(run.read_log(path))
     if path.suffix == ".safetensors":
-        found, about = tensors.read(path)
-        return tensors.digest(found), without_times(about)
+        found, about = checkpoint.read(path)
+        return checkpoint.digest(found), without_times(about)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return {key: hashlib.sha256(file[key]).hexdigest() for key in file.files}
@@ -295,9 +295,10 @@ def fuzz(count, folder, rng):
                                                 made / "flipped.zip", made / "labels.npz", made / "strange" / "dataset.json")]
     list(inputs.read(folder / "inputs"))
     readers += [(images.read, folder / "inputs" / name) for name in (
-        "formats/1.WebP", "formats/2.bmp", "formats/4.tif", "gif/0.gif", "phone/a.jpg", "turned-PNG/6.png", "opaque/2.png", "a.npy", "keras.NPZ.npz",
-        "labels-one-hot/dataset.json", "mnist/raw/train-images-idx3-ubyte.gz", "mnist/raw/t10k-images-idx3-ubyte")]
-    readers += [(tensors.read, folder / "run" / "model.safetensors"), (run.about, folder / "run" / "model.safetensors"),
+        "formats/1.WebP", "formats/2.bmp", "formats/4.tif", "gif/0.gif", "phone/a.jpg", "turned-PNG/6.png",
+        "opaque/2.png", "fortran.npy", "keras.npz", "labels-one-hot/dataset.json",
+        "mnist/train-images-idx3-ubyte.gz", "mnist/t10k-images-idx3-ubyte")]
+    readers += [(checkpoint.read, folder / "run" / "model.safetensors"), (run.about, folder / "run" / "model.safetensors"),
                 (run.read_log, folder / "run" / "log.jsonl"), (run.read_json, folder / "run" / "config.json")]
     values = ["", "0", "-1", "nan", "1e999", "none", "1,2", ",", "x", "\0", "9" * 30, "%s", "é", "--", "-", "1/3", "random:", "0-9", "9-", "../..", "auto"]
     odd = []
@@ -329,7 +330,7 @@ def fuzz(count, folder, rng):
             shutil.copy(made / "colour32" / "0.png", place)
         (place / path.name).write_bytes(data)
         try:
-            whole = path.suffix.lower() in images.SUFFIXES or path.name == "dataset.json"
+            whole = path.suffix.lower() in images.files.SUFFIXES or path.name == "dataset.json"
             reader(place if whole else place / path.name)
         except ValueError:
             pass

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-import compare
+from paper import compare
 import data
 import run
 import train
@@ -56,7 +56,7 @@ def test_against_the_optimum(trained, tmp_path):
 
 def test_losses_are_those_of_the_definition(trained):
     images = data.of_run(trained).images
-    D = {"a": lambda x, sigma, labels: optimum_reference(x.flatten(1), images.flatten(1), sigma.reshape(1, 1)).reshape(x.shape),
+    D = {"a": lambda x, sigma, _: optimum_reference(x.flatten(1), images.flatten(1), sigma).reshape(x.shape),
          "b": lambda x, sigma, labels: torch.zeros_like(x)}
     loss, apart = compare.losses(D, images, 300, seed=1)
     y = images[torch.arange(300) % 20].double() / 127.5 - 1
@@ -72,11 +72,12 @@ def test_losses_are_those_of_the_definition(trained):
 
 @pytest.mark.parametrize("labels, outside", [("true", 1797 - 20), ("unique", 0)])
 def test_given_labels(tmp_path, labels, outside):
-    """The optimum of an image's own label knows it better; that of a label for each image knows it at any noise."""
+    """The optimum given an image's label knows it better; with a label for each image, at any noise."""
     train.train(train.Options(**TRAINING, labels=labels, out=str(tmp_path)))
     result = run.read_json(compare.compare(options(tmp_path)))
     optimum, images = result["closed form"], data.of_run(tmp_path).images
-    assert optimum["ratio"] == 1 and result["images_outside"] == outside and ("loss_outside" in optimum) == bool(outside)
+    assert optimum["ratio"] == 1
+    assert result["images_outside"] == outside and ("loss_outside" in optimum) == bool(outside)
     without, _ = compare.losses(dict.fromkeys("ab", Optimum(images)), images, 40)
     assert all(loss <= other + 1e-12 for loss, other in zip(optimum["loss"], without["a"]))
     assert optimum["loss"][-1] < 0.6 * without["a"][-1]  # 2 digits of a class, or 1, and not 20

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import compare
+from paper import compare
 import data
 import memorize
 import plan
@@ -207,7 +207,7 @@ def test_a_run_is_tied_to_its_data_and_not_to_where_they_lie(tmp_path, write_ima
     monkeypatch.chdir(tmp_path / "b")
     assert len(data.of_run(out)) == 6 and trained("../a/imgs") == model
     os.rename(tmp_path / "a", tmp_path / "c")
-    with pytest.raises(ValueError, match="a/imgs, which .*run was trained on, is not there; if it has moved, say where to by --data"):
+    with pytest.raises(ValueError, match="a/imgs, which .*run was trained on, is not there.* by --data"):
         data.of_run(out)
     assert torch.equal(data.of_run(out, "../c/imgs").images, data.load(data.Options(data="../c/imgs")).images)
     assert trained("../c/imgs") == model and recorded() == str(tmp_path / "c" / "imgs") and len(data.of_run(out)) == 6
@@ -261,9 +261,10 @@ def test_a_run_is_scored_from_any_folder_and_after_its_data_moved(tmp_path, writ
         return run.read_json("../run/compare.json")["source"]
     found = score("")
     (tmp_path / "imgs").rename(tmp_path / "moved")
-    for stage in (lambda: sample.sample(sample.Options(**where, **few)), lambda: compare.compare(compare.Options(**where))):
-        with pytest.raises(ValueError, match="imgs, which ../run was trained on, is not there; .* say where to by --data"):
-            stage()
+    for stage, options in ((sample.sample, sample.Options(**where, **few)),
+                           (compare.compare, compare.Options(**where))):
+        with pytest.raises(ValueError, match="imgs, which ../run was trained on, is not there"):
+            stage(options)
     assert score("../moved") == found  # the same files, of which none is refused
     with pytest.raises(ValueError, match="has its own data; leave out n"):
         sample.Options(**where, **few, data="../moved", n=3)

@@ -79,7 +79,7 @@ def test_bracket_and_what_is_kept_and_reused(tmp_path, ratios, monkeypatch):
     assert len(train.snapshots(whole)) <= 2 and not (whole / "state.safetensors").exists()
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_step", lambda *a: pytest.fail("trained again"))
+        patch.setattr(train.Work, "take", lambda *a: pytest.fail("trained again"))
         patch.setattr(emm.sample, "generate", lambda *a, **k: pytest.fail("sampled again"))
         again = run.read_json(emm.find(options(out, tolerance=1.0)))
         assert {p["n"]: p for p in again["probes"]} == {p["n"]: p for p in result["probes"]}
@@ -269,10 +269,10 @@ def test_seeds(tmp_path, ratios, capsys):
 
 
 def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):
-    pixels, decode, names = noise(40, 8, 8, 1), images.decode, []
+    pixels, decode, names = noise(40, 8, 8, 1), images.files.decode, []
     pixels[1] = pixels[0]
     write_images(tmp_path / "imgs", pixels)
-    monkeypatch.setattr(images, "decode", lambda content, name: names.append(name) or decode(content, name))
+    monkeypatch.setattr(images.files, "decode", lambda content, name: names.append(name) or decode(content, name))
     monkeypatch.chdir(tmp_path)
     run.say.cache_clear()
     how = dict(data="imgs", sizes=(10, 20, 30), seeds=(0, 1))
@@ -281,7 +281,7 @@ def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write
     assert capsys.readouterr().err.count("1 of 40 training images repeat an earlier one") == 1  # for all seeds and sizes
     (tmp_path / "imgs").rename(tmp_path / "moved")
     monkeypatch.chdir("/")
-    monkeypatch.setattr(train, "train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(train.Work, "take", lambda *a: pytest.fail("trained again"))
     emm.find(options(tmp_path / "emm", **how | dict(data=f"{tmp_path}/./moved/")))
 
 

@@ -6,12 +6,12 @@ import subprocess
 import pytest
 
 import emm
-import experiments
-import protocol
+from paper import experiments
+from paper import protocol
 import run
 import unet
 from conftest import ROOT
-from experiments import EXPERIMENTS, Options
+from paper.experiments import EXPERIMENTS, Options
 from PIL import Image
 
 
@@ -144,4 +144,4 @@ def test_make_knows_every_experiment():
     targets = re.search(r"^EXPERIMENTS = (.+)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
     assert targets == list(EXPERIMENTS)
     text = subprocess.run(["make", "-n", "-C", ROOT, "PYTHON=python", "labels", "SCALE=paper", "PLAN=1", "SEEDS=0 1"], capture_output=True, text=True).stdout
-    assert "experiments.py --name labels --scale paper --runs runs --out results --seeds 0,1" in text and "--dry-run" in text
+    assert "-m paper.experiments --name labels --scale paper --runs runs --out paper/results --seeds 0,1" in text and "--dry-run" in text

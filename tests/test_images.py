@@ -44,7 +44,8 @@ def test_files_that_are_refused(made):
             found, labels, _ = images.read(path, resolution)
             wrong.append(f"{path}: read as {list(found.shape)}, classes {labels.tolist()}")
         except ValueError as error:
-            if words not in str(error) or str(path) not in str(error) or "BytesIO" in str(error) or "\n" in str(error):
+            said = str(error)
+            if words not in said or str(path) not in said or "BytesIO" in said or "\n" in said:
                 wrong.append(f"{path}: {error}, not {words}")
     assert not wrong, "\n".join(wrong)
 
@@ -94,8 +95,8 @@ def test_damaged_archives(tmp_path, noise):
 
 
 def test_a_source_is_decoded_once_until_it_changes(tmp_path, write_images, noise, monkeypatch):
-    folder, decode, names = write_images(tmp_path / "a", noise(3, 8, 8, 3)), images.decode, []
-    monkeypatch.setattr(images, "decode", lambda content, name: names.append(name) or decode(content, name))
+    folder, decode, names = write_images(tmp_path / "a", noise(3, 8, 8, 3)), images.files.decode, []
+    monkeypatch.setattr(images.files, "decode", lambda content, name: names.append(name) or decode(content, name))
     first = read(str(folder))[0]
     assert torch.equal(read(folder)[0], first) and len(names) == 3
     assert read(f"{folder}:0")[0].shape == (3, 3, 8, 8) and len(names) == 3
@@ -112,9 +113,11 @@ def test_a_folder_of_a_standard_name_is_not_shadowed_in_silence(tmp_path, noise,
     monkeypatch.chdir(tmp_path)
     run.say.cache_clear()
     assert len(read("digits")[0]) == 1797
-    assert capsys.readouterr().err == "digits is the standard data set, and not what is called so here; give ./digits for that\n"
+    said = "digits is the standard data set, and not what is called so here; give ./digits for that\n"
+    assert capsys.readouterr().err == said
     assert len(read("./digits")[0]) == len(read("digits/")[0]) == 1 and not capsys.readouterr().err
-    assert images.place("digits:3") == "digits:3" and images.place("./digits") == images.place("digits/") == str(tmp_path / "digits")
+    assert images.place("digits:3") == "digits:3" and images.place("") == ""
+    assert images.place("./digits") == images.place("digits/") == str(tmp_path / "digits")
 
 
 def test_many_links_do_not_multiply(tmp_path, noise):

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import bench.nearest
 import kernels.nearest
 import kernels.nearest_cpu
 from conftest import ROOT
 from kernels import References, memorized, nearest_two
+from kernels.nearest import nearest_two_reference
 
 
 def brute_force(queries, references):
@@ -65,6 +67,17 @@ def test_references_prepared_once(noise, shape):
         nearest_two(whole.float(), references)
 
 
+def test_verdicts_that_hang_on_one_unit(noise):
+    """The benchmark's hard set: squared distances a and 9 a - 1, 9 a or 9 a + 1; only the last is a copy."""
+    x, y = bench.nearest.near_ties(torch.from_numpy(noise(600, 3072)))
+    verdict, distances, index = memorized(x, y)
+    a, more = 1 + torch.arange(256) % 340, torch.arange(256) % 3 - 1
+    assert torch.equal(distances, torch.stack([a, 9 * a + more], 1))
+    assert torch.equal(index, 344 + torch.stack([torch.arange(256), torch.arange(256) + 256], 1))
+    assert torch.equal(verdict, more == 1)
+    assert bench.nearest.wrong(nearest_two, torch.from_numpy(noise(600, 3072)), "cpu") == 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(Q=st.integers(1, 20), N=st.integers(2, 60), D=st.integers(1, 40), levels=st.sampled_from([1, 2, 4, 256]), seed=st.integers(0, 99))
 def test_any_shape_over_several_blocks(Q, N, D, levels, seed):
@@ -75,7 +88,7 @@ def test_any_shape_over_several_blocks(Q, N, D, levels, seed):
         patch.setattr(kernels.nearest, "BLOCK_BYTES", 8 * 7 * D)
         patch.setattr(kernels.nearest_cpu, "REFERENCES_A_BLOCK", 7)
         patch.setattr(kernels.nearest_cpu, "QUERIES_A_BLOCK", 3)
-        found = [nearest_two(x, y), nearest_two(x, References(y)), kernels.nearest.nearest_two_reference(x, y)]
+        found = [nearest_two(x, y), nearest_two(x, References(y)), nearest_two_reference(x, y)]
     for distances, index in found:
         assert torch.equal(distances, expected[0]) and torch.equal(index, expected[1])
 

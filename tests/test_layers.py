@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-import layers
+from kernels import layers
 
 NEAR = 1e-4  # of the largest value: a group of two values that are nearly the same divides their rounding by their distance
 

@@ -1,4 +1,4 @@
-"""The fused norm for CUDA: right under Triton's interpreter (or on a GPU, if there is one), sound as machine code for others.
+"""The fused norm for CUDA: right under Triton's interpreter (or on a GPU), sound as machine code for others.
 
 As in test_nearest_triton.py, what launches the kernels runs in a second pytest with TRITON_INTERPRET=1.
 """
@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-import layers
+from kernels import layers
 import unet
 from conftest import ROOT
-from layers import plain_norm
+from kernels.layers import plain_norm
 
 pytest.importorskip("triton")
 import interpreter  # noqa: E402
@@ -23,7 +23,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if GPU else "cpu"
 EPS = 1e-3
 NEAR = {torch.float32: 1e-5,    # float32 sums over a group, of the largest value
-        torch.bfloat16: 8e-3}   # 8 bits of mantissa in what is stored: half a unit of 2^-7, and float32 inside
+        torch.bfloat16: 8e-3}   # 8 bits of mantissa in what is stored, 2^-7 a unit, and float32 inside
 launches = pytest.mark.skipif(not (GPU or INTERPRETED), reason="needs a GPU or TRITON_INTERPRET=1")
 compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 if INTERPRETED:
@@ -47,7 +47,8 @@ def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0,
     """The kernels' value and gradients beside the plain form's in float64, under the mask that they drew."""
     inputs = [draw(B, C, H, W, dtype=dtype) + mean, 1 + 0.3 * draw(C, seed=1), 0.3 * draw(C, seed=2)]
     inputs += [draw(shifted, C, seed=3, dtype=dtype)] if shifted else [None]
-    g, seed = draw(B, C, H, W, seed=4, dtype=dtype), torch.tensor([2**40 + 5], device=DEVICE) if dropout else None
+    g = draw(B, C, H, W, seed=4, dtype=dtype)
+    seed = torch.tensor([2**40 + 5], device=DEVICE) if dropout else None
     how = groups(C), EPS, silu, dropout
     mask = mask_of(inputs[0], seed, how).double() if dropout else None
     found = []
@@ -62,17 +63,17 @@ def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0,
 
 @pytest.mark.skipif(GPU or INTERPRETED, reason="this is the second process, or a GPU runs them here")
 def test_under_the_interpreter():
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", __file__],
-                          cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", __file__]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " 0 passed" not in done.stdout and "passed" in done.stdout
 
 
 @launches
 @pytest.mark.parametrize("dtype", NEAR, ids=str)
-@pytest.mark.parametrize("B, C, H, W", [(2, 4, 1, 1), (3, 8, 2, 2), (1, 16, 3, 5), (2, 96, 4, 4), (2, 128, 8, 8), (2, 160, 2, 2),
-                                        (1, 192, 4, 4), (1, 320, 3, 3), (1, 1024, 2, 1), (1, 12, 32, 32), (2, 20, 40, 30),
-                                        (1, 128, 17, 31)])
+@pytest.mark.parametrize("B, C, H, W", [
+    (2, 4, 1, 1), (3, 8, 2, 2), (1, 16, 3, 5), (2, 96, 4, 4), (2, 128, 8, 8), (2, 160, 2, 2), (1, 192, 4, 4),
+    (1, 320, 3, 3), (1, 1024, 2, 1), (1, 12, 32, 32), (2, 20, 40, 30), (1, 128, 17, 31)])
 def test_right_at_any_shape(B, C, H, W, dtype):
     check(B, C, H, W, dtype, shifted=B)
 
@@ -91,7 +92,7 @@ def test_right_with_and_without_its_parts(shifted, silu, dropout, dtype):
 @launches
 @pytest.mark.parametrize("H", [8, 23])  # whole, and in tiles
 def test_a_large_mean_costs_no_precision(H):
-    check(1, 16, H, H, mean=1000.0, tolerance=1e-3)  # float32 numbers lie 6e-5 apart there; squares that cancel would be 0.1 off
+    check(1, 16, H, H, mean=1000.0, tolerance=1e-3)  # float32 numbers lie 6e-5 apart; squares would be 0.1 off
 
 
 @launches
@@ -101,11 +102,11 @@ def test_dropout_has_its_rate_and_its_seed(H, dtype):
     x, p = draw(2, 32, H, H, dtype=dtype), 0.13
     masks = [mask_of(x, torch.tensor([seed], device=DEVICE), (8, EPS, True, p)) for seed in (1, 1, 2)]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
-    assert masks[0].unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-4)  # p is rounded to 1 / 65,536
+    assert masks[0].unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-4)  # p rounded to 1 / 65,536
     count = masks[0].numel()
     same = (masks[0] == masks[2]).float().mean()  # of two independent masks
-    for share, expected, n in (((masks[0] > 0).float().mean(), 1 - p, count), (same, p**2 + (1 - p)**2, count),
-                               *(((masks[0][:, i::8] > 0).float().mean(), 1 - p, count / 8) for i in range(8))):
+    kept = [((masks[0][:, i::step] > 0).float().mean(), 1 - p, count / step) for step in (1, 8) for i in range(step)]
+    for share, expected, n in (*kept, (same, p**2 + (1 - p)**2, count)):
         assert abs(share - expected) < 5 * (expected * (1 - expected) / n) ** 0.5
     first, second = masks[0][:, :, :-1], masks[0][:, :, 1:]  # neighbours, too
     assert abs((first == second).float().mean() - (p**2 + (1 - p)**2)) < 5 * (0.18 / first.numel()) ** 0.5
@@ -136,7 +137,7 @@ def test_second_derivatives():
 
 @launches
 def test_a_network_of_these_norms(monkeypatch):
-    """A whole U-Net beside the same one of plain norms: values, every gradient, and dropout by torch's seed."""
+    """A U-Net beside the same one of plain norms: values, every gradient, and dropout by torch's seed."""
     found, x = [], draw(2, 3, 8, 8)
     for kernel in (norm, None):
         monkeypatch.setattr(layers, "triton_norm", lambda device: kernel)
@@ -162,12 +163,14 @@ def test_tiles():
     for HW, C in ((1, 4), (4, 1024), (64, 128), (256, 256), (1024, 512), (4096, 20), (1000, 320)):
         for bytes in (2, 4):
             t = tiling(HW, C, groups(C), bytes)
-            assert t["SIZE"] * groups(C) == C and t["SIZE"] * t["GROUPS"] <= t["K"] and t["P"] * t["K"] <= WHOLE
+            assert t["SIZE"] * groups(C) == C and t["SIZE"] * t["GROUPS"] <= t["K"]
+            assert t["P"] * t["K"] <= WHOLE
             assert t["WHOLE"] == (t["P"] >= HW) and t["K"] % t["DRAWN"] == 0
 
 
 @compiles
-@pytest.mark.parametrize("capability, HW, C", [(90, 256, 256), *((c, 1024, 384) for c in (80, 86, 89, 90, 100, 120))])
+@pytest.mark.parametrize("capability, HW, C",
+                         [(90, 256, 256), *((c, 1024, 384) for c in (80, 86, 89, 90, 100, 120))])
 @pytest.mark.parametrize("element", ["fp32", "bf16"])
 def test_machine_code(capability, HW, C, element):  # whole, and in tiles
     from kernels.aot import compile_norm

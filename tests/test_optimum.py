@@ -111,7 +111,7 @@ def test_a_sigma_for_each_row_and_no_row_sees_another(hard):
 @pytest.mark.parametrize("int8", [pytest.param(True, marks=needs_int8), False])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_given_labels(hard, sigma, int8, monkeypatch):
-    """The mean over the images of a row's label alone: of 97 images, of 100, of two that are nearly equal, of one."""
+    """The mean over the images of a row's label alone: of about 99 images, of two nearly equal, of one."""
     if not int8:
         monkeypatch.setattr(kernels.optimum, "int8_products_are_exact", lambda D: False)
     of_images = torch.arange(300) % 3

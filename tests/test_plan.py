@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import layers
-import plan
+from kernels import layers
+from bench import plan
 import unet
 from conftest import ROOT
 
@@ -27,7 +27,7 @@ def evaluate(D):
 
 
 @pytest.mark.parametrize("given", [given for given in NETWORKS if given.get("arch") != "ncsnpp"])
-def test_flops_are_those_worked_out_by_hand(given):
+def test_flops_are_those_worked_out_by_hand(given, monkeypatch):
     D, flops = network(**given), {}
 
     def note(module, inputs, output):  # two a product
@@ -36,12 +36,20 @@ def test_flops_are_those_worked_out_by_hand(given):
             flops[module] = 2 * module.affine.weight.numel() + module.attention * 2 * 2 * (height * width)**2 * channels
         else:
             flops[module] = 2 * output.numel() * module.weight[0].numel()
-            if getattr(module, "resample", None) == "up" and module.weight[0, 0].numel() == 1:
-                flops[module] //= 4  # convolved before it is enlarged
 
+    def convolve(module, *arguments):
+        output = convolved(module, *arguments)
+        note(module, arguments, output)
+        if module.resample == "up" and module.weight[0, 0].numel() == 1:
+            flops[module] //= 4  # convolved before it is enlarged
+        return output
+
+    convolved = unet.Conv2d.convolve
     handles = [module.register_forward_hook(note) for module in D.modules()
-               if isinstance(module, (unet.Block, unet.Conv2d, unet.Linear))]
-    evaluate(D)
+               if isinstance(module, (unet.Block, unet.Linear))]
+    with monkeypatch.context() as patch:
+        patch.setattr(unet.Conv2d, "convolve", convolve)
+        evaluate(D)
     for handle in handles:
         handle.remove()
     needless = flops[D.model.enc["16x16_conv"]]  # a gradient for the image, and for what no weight decides
@@ -138,3 +146,16 @@ def test_the_base_run_of_the_paper_and_the_document():
     flops = f"{cost.evaluation_flops / 1e9:.1f} | {cost.step_flops / 1e9:.1f}"
     assert f"| 128 | 2 | {cost.parameters / 1e6:.1f} | {flops} | {cost.kept_bytes / 2**20:.1f} |" in printed
     assert str(plan.FRAGMENTATION) in printed and plan.row("assumed utilisation", "60%", "30%", "20%") in printed
+
+
+def test_a_run_of_train_is_priced_by_its_options(capsys, monkeypatch):
+    monkeypatch.setattr(plan.sys, "argv", ["plan.py", "--data", "digits", "--n", "20", "--width", "8", "--steps", "3"])
+    plan.main()
+    text = capsys.readouterr().out
+    assert "20 images, 3 steps of 512" in text and "GFLOP an image" in text and "H100" in text
+    assert not list(plan.Path("runs").glob("train/*"))
+
+
+def test_a_quick_count_is_near_the_exact_one():
+    D = network()
+    assert D.flops() == pytest.approx(plan.cost(D).evaluation_flops, rel=0.3)

@@ -5,10 +5,10 @@ import re
 import pytest
 from PIL import Image
 
-import report
+from paper import report
 import run
 from conftest import ROOT
-from protocol import ALL, FIRST, LAST, Claim, EXPERIMENTS
+from paper.protocol import ALL, FIRST, LAST, Claim, EXPERIMENTS
 
 
 def made(name, measure):
@@ -124,7 +124,7 @@ def test_the_committed_report_is_that_of_the_committed_results(monkeypatch):
     o = report.Options(out="docs/results.md")
     results = report.read(o)
     assert [r["name"] for r in results] == list(EXPERIMENTS) and all(len(r["seeds"]) >= 3 for r in results)
-    assert (ROOT / "docs" / "results.md").read_text() == "\n".join(report.markdown(o, results, report.notes(ROOT / "results" / "cpu")))
+    assert (ROOT / "docs" / "results.md").read_text() == "\n".join(report.markdown(o, results, report.notes(ROOT / "paper" / "results" / "cpu")))
 
 
 def test_every_experiment_has_a_finding():

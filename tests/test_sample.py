@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 import data
 from images import read
 import sample
-import tensors
+import checkpoint
 import train
 import unet
 from kernels import Optimum
@@ -82,6 +83,16 @@ def test_a_sample_depends_on_its_seed_alone(arch):
         assert np.array_equal(images, whole[[69, 3, 12, 40]]) and np.array_equal(drawn, labels[[69, 3, 12, 40]])
 
 
+def test_chunks_fill_a_gpu():
+    """By the size of the network: 4,096 small images, 512 of the paper's base run."""
+    def size(width, resolution, on_gpu):
+        D = SimpleNamespace(config=dict(width=width, img_resolution=resolution),
+                            parameters=lambda: iter([SimpleNamespace(is_cuda=on_gpu)]))
+        return sample.chunk(D)
+    assert [size(w, r, True) for w, r in ((8, 8), (64, 8), (128, 32), (320, 32))] == [4096, 4096, 512, 192]
+    assert [size(8, 8, False), size(16, 8, False), size(128, 32, False)] == [256, 128, 64]
+
+
 def test_labels_are_drawn_by_their_weights():
     assert sample.weigh_labels([5, 0, 10, 5]) == [1, 1, 1, 1], "as published, also labels that no image has"
     assert sample.weigh_labels([5, 0, 10, 5], "training") == [5, 0, 10, 5] and sample.weigh_labels(None) is None
@@ -101,7 +112,7 @@ def test_labels_of_a_conditional_run(trained, tmp_path):
                                      out=str(tmp_path / f"{how}.npz")))
         with np.load(path) as file:
             drawn[how] = np.bincount(file["labels"], minlength=3) / 600
-    counts = unet.read_metadata(trained / "model.safetensors")["label_counts"]
+    counts = checkpoint.read_metadata(trained / "model.safetensors")["label_counts"]
     assert np.allclose(drawn["uniform"], 1 / 3, atol=0.08)
     assert np.allclose(drawn["training"], np.array(counts) / sum(counts), atol=0.08)
 
@@ -162,7 +173,8 @@ def test_optimum_replays_its_training_set(tmp_path, trained):
     assert (gap <= 1).all()
     of_run = sample.sample(options(optimum=True, run=str(trained), out=str(tmp_path / "b.npz")))
     D = data.of_run(trained)
-    direct, _ = sample.generate(Optimum(D.images, D.labels), list(range(10)), torch.bincount(D.labels).tolist())
+    counts = torch.bincount(D.labels).tolist()
+    direct, _ = sample.generate(Optimum(D.images, D.labels), list(range(10)), counts)
     assert np.array_equal(np.load(of_run)["arr_0"], direct)
 
 
@@ -171,7 +183,8 @@ def test_optimum_given_labels(tmp_path):
     given = dict(optimum=True, data="digits", n=40, seeds="0-49")
     drawn = {}
     for labels in ("none", "true", "unique", "random:100"):
-        with np.load(sample.sample(options(**given, labels=labels, out=str(tmp_path / f"{labels[:6]}.npz")))) as file:
+        out = tmp_path / f"{labels[:6]}.npz"
+        with np.load(sample.sample(options(**given, labels=labels, out=str(out)))) as file:
             drawn[labels] = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2), file.get("labels")
     assert drawn["none"][1] is None
     for labels, gap in (("true", 1), ("unique", 0), ("random:100", 1)):
@@ -184,9 +197,10 @@ def test_optimum_given_labels(tmp_path):
     images = data.load(data.Options(data="digits", n=40)).images
     assert (np.load(out)["arr_0"] == images[7].permute(1, 2, 0).numpy()).all()
     unused = min(set(range(100)) - set(D.labels.tolist()))
-    for label, words in ((unused, f"label {unused}: no training image has it"), (100, "there are 100 labels")):
+    for label, words in ((unused, f"label {unused}: no training image has it"), (100, "are 100 labels")):
         with pytest.raises(ValueError, match=words):
-            sample.sample(options(**given, labels="random:100", label=label, out=str(tmp_path / "unused.npz")))
+            out = tmp_path / "unused.npz"
+            sample.sample(options(**given, labels="random:100", label=label, out=str(out)))
     assert not (tmp_path / "unused.npz").exists()
     with pytest.raises(ValueError, match="labels: 'none' there, 'unique' asked"):
         sample.sample(options(**given, labels="unique", out=str(tmp_path / "none.npz")))
@@ -211,18 +225,18 @@ def test_a_model_of_another_run_is_refused(tmp_path, trained):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(trained / name, tmp_path / name)
     o = sample.Options(run=str(tmp_path), seeds="0-1", heun_steps=2, device="cpu")
-    metadata = unet.read_metadata(tmp_path / "model.safetensors")
-    weights, _ = tensors.read(tmp_path / "model.safetensors")
-    tensors.write(tmp_path / "model.safetensors", weights, metadata | dict(options=metadata["options"] | dict(seed=7, later=1)))
+    metadata = checkpoint.read_metadata(tmp_path / "model.safetensors")
+    weights, _ = checkpoint.read(tmp_path / "model.safetensors")
+    checkpoint.write(tmp_path / "model.safetensors", weights, metadata | dict(options=metadata["options"] | dict(seed=7, later=1)))
     with pytest.raises(ValueError, match="is not of the run in .*seed: 7 there, 0 asked"):
         sample.sample(o)
-    tensors.write(tmp_path / "model.safetensors", weights, metadata | dict(options=metadata["options"] | dict(later=1)))
+    checkpoint.write(tmp_path / "model.safetensors", weights, metadata | dict(options=metadata["options"] | dict(later=1)))
     assert sample.sample(o).exists()  # an option that the run did not know yet tells nothing
 
 
 def test_a_snapshot_that_claims_more_than_it_holds_takes_no_memory(tmp_path, trained):
-    weights, metadata = tensors.read(trained / "model.safetensors")
+    weights, metadata = checkpoint.read(trained / "model.safetensors")
     for network, words in ((metadata["network"] | dict(width=4096), "do not fit"), (metadata["network"] | dict(odd=1), "describes no network")):
-        tensors.write(tmp_path / "model.safetensors", weights, metadata | dict(network=network))
+        checkpoint.write(tmp_path / "model.safetensors", weights, metadata | dict(network=network))
         with pytest.raises(ValueError, match=words):
-            unet.load(tmp_path / "model.safetensors")
+            checkpoint.load_model(tmp_path / "model.safetensors")

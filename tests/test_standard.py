@@ -13,18 +13,18 @@ import data
 import images
 import inputs
 import run
-import standard
+from images import standard
 from images import read
 
 
 @pytest.fixture(autouse=True)
 def folders(monkeypatch, tmp_path):
-    """Standard data of this machine are out of sight: they are looked for in tmp_path/data and tmp_path/more."""
-    images._read.cache_clear()
+    """Standard data are looked for in tmp_path/data and tmp_path/more, and not in this machine's."""
+    images.files._read.cache_clear()
     run.say.cache_clear()
     monkeypatch.setattr(standard, "FOLDERS", (tmp_path / "data", tmp_path / "more"))
     yield tmp_path / "data", tmp_path / "more"
-    images._read.cache_clear()
+    images.files._read.cache_clear()
 
 
 def cifar(name, noise):
@@ -35,7 +35,8 @@ def cifar(name, noise):
         for half, members in enumerate(halves):
             rows.append([])
             for i, member in enumerate(members):
-                part = np.concatenate([noise(4, labels, seed=i + half) % 100, noise(4, 3072, seed=7 * i + half)], 1)
+                pixels = noise(4, 3072, seed=7 * i + half)
+                part = np.concatenate([noise(4, labels, seed=i + half) % 100, pixels], 1)
                 info = tarfile.TarInfo(member)
                 info.size = part.size
                 tar.addfile(info, io.BytesIO(part.tobytes()))
@@ -48,19 +49,21 @@ def test_cifar_of_its_authors_archive(name, folders, monkeypatch, tmp_path, nois
     archive, content, halves = cifar(name, noise)
     (tmp_path / archive).write_bytes(content)
     monkeypatch.setattr(standard, "CIFAR_URL", f"{tmp_path.as_uri()}/")
-    with pytest.raises(ValueError, match="cannot be downloaded .its checksum is wrong.* use --data with digits"):
+    with pytest.raises(ValueError, match="cannot be downloaded .its checksum is wrong.* --data with digits"):
         read(name)
     assert not (folders[1] / archive).exists()
     _, _, labels, members = standard.CIFAR[name]
     monkeypatch.setitem(standard.CIFAR, name, (archive, hashlib.md5(content).hexdigest(), labels, members))
     for half, rows in zip(("", "-test"), halves):
         found, classes, names = read(name + half)
-        assert (found.reshape(len(rows), -1).numpy() == rows[:, labels:]).all() and found.shape[1:] == (3, 32, 32)
-        assert classes.tolist() == rows[:, labels - 1].tolist() and names[1] == f"{name}{half}/00001"  # the last label is the fine one
-    assert (folders[1] / archive).read_bytes() == content and capsys.readouterr().err.count("downloading") == 1
+        assert (found.flatten(1).numpy() == rows[:, labels:]).all() and found.shape[1:] == (3, 32, 32)
+        assert classes.tolist() == rows[:, labels - 1].tolist()  # the last label is the fine one
+        assert names[1] == f"{name}{half}/00001"
+    assert (folders[1] / archive).read_bytes() == content
+    assert capsys.readouterr().err.count("downloading") == 1
     assert torch.equal(read(tmp_path / archive)[0], read(name)[0])  # by its path
     (folders[1] / archive).write_bytes(content[:1000])
-    images._read.cache_clear()
+    images.files._read.cache_clear()
     with pytest.raises(ValueError, match=f"{archive} is damaged"):
         read(name)
     (folders[1] / archive).unlink()
@@ -71,20 +74,24 @@ def test_cifar_of_its_authors_archive(name, folders, monkeypatch, tmp_path, nois
 
 @pytest.mark.parametrize("name, folder", [("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw")])
 def test_idx_files_where_torchvision_puts_them(name, folder, folders, monkeypatch, tmp_path, noise):
-    halves, files = [(noise(20, 28, 28, seed=1), noise(20, seed=2) % 10), (noise(10, 28, 28, seed=3), noise(10, seed=4) % 10)], {}
+    halves = [(noise(n, 28, 28, seed=n), noise(n, seed=n + 1) % 10) for n in (20, 10)]
+    files = {}
     for half, (pixels, labels) in zip(("train", "t10k"), halves):
-        files |= {f"{half}-images-idx3-ubyte": inputs.idx(pixels), f"{half}-labels-idx1-ubyte": inputs.idx(labels)}
+        files[f"{half}-images-idx3-ubyte"] = inputs.idx(pixels)
+        files[f"{half}-labels-idx1-ubyte"] = inputs.idx(labels)
     sums = [hashlib.md5(content).hexdigest() for content in files.values()]
-    url = inputs.put(tmp_path / "host", {f"{file}.gz": gzip.compress(content) for file, content in files.items()})
+    packed = {f"{file}.gz": gzip.compress(content) for file, content in files.items()}
+    url = inputs.put(tmp_path / "host", packed)
     monkeypatch.setitem(standard.MNIST, name, (folder, (), f"{url.as_uri()}/", (sums[:2], sums[2:])))
 
     def check():
         for half, (pixels, labels) in zip(("", "-test"), halves):
             found, classes, names = read(name + half)
-            assert (found[:, 0].numpy() == pixels).all() and classes.tolist() == labels.tolist() and names[3] == f"{name}{half}/00003"
-        images._read.cache_clear()
+            assert (found[:, 0].numpy() == pixels).all() and classes.tolist() == labels.tolist()
+            assert names[3] == f"{name}{half}/00003"
+        images.files._read.cache_clear()
     check()  # downloaded
-    assert sorted(path.name for path in (folders[1] / folder).iterdir()) == sorted(f"{file}.gz" for file in files)
+    assert {path.name for path in (folders[1] / folder).iterdir()} == set(packed)
     inputs.put(folders[0] / folder, files)
     for path in (folders[1] / folder).iterdir():
         path.write_bytes(b"")
@@ -103,7 +110,8 @@ def test_real_fashion_mnist():
     assert found.shape == (60_000, 1, 28, 28) and torch.bincount(classes).tolist() == [6000] * 10
     test, classes, _ = read("fashion-mnist-test")
     assert test.shape == (10_000, 1, 28, 28) and torch.bincount(classes).tolist() == [1000] * 10
-    assert abs(float(found.double().mean()) / 255 - 0.2860) < 5e-5  # as published, and so its standard deviation
+    # as published: mean and standard deviation
+    assert abs(float(found.double().mean()) / 255 - 0.2860) < 5e-5
     assert abs(float(found.double().std()) / 255 - 0.3530) < 5e-5
     D = data.load(data.Options(data="fashion-mnist", n=100, labels="true", resolution=16))
     assert D.label_dim == 10 and D.images.shape == (100, 1, 16, 16)

@@ -7,21 +7,17 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-import data
 import run
-import state
+import steps
 import train
-import unet
+import checkpoint
 from conftest import ROOT
 
-SCHEDULE = json.loads((ROOT / "tests" / "golden" / "schedule.json").read_text())
 TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=12, warmup_steps=3,
             learning_rate=2e-3, snapshots=3, log_steps=5, device="cpu")
-SAME_GRADIENT = 1e-5  # float32 sums in another order, relative to the largest weight change
 
 
 def options(out, **given):
@@ -30,24 +26,6 @@ def options(out, **given):
 
 def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize("row", SCHEDULE["rows"], ids=lambda row: f"{row['n_train']}-{row['batch']}-{row['step']}")
-def test_published_schedule(row):
-    o = train.Options(batch=row["batch"])
-    factor, beta = train.schedule(o, row["n_train"], row["step"])
-    assert factor == pytest.approx(row["lr_factor"], rel=1e-9) and beta == pytest.approx(row["ema_beta"], rel=1e-9, abs=1e-12)
-
-
-def test_schedule_in_steps_and_fixed_rates():
-    o = train.Options(warmup_steps=10, ema_rate=0.9, ema_rampup_steps=10)
-    # final_ema / ema_constant * 0.5^(512 / halflife / progress) of the published code, halflife 500,000 images
-    half = 0.9 / 0.5 ** (512 / 500_000) * 0.5 ** (512 / 500_000 / 0.5)
-    for step, expected in {0: (0.0, 0.0), 5: (0.5, half), 10: (1.0, 0.9), 20: (1.0, 0.9)}.items():
-        assert train.schedule(o, 100, step) == pytest.approx(expected, rel=1e-12)
-    o = train.Options(warmup_epochs=0, ema_halflife=4, ema_rampup_steps=2)
-    assert train.schedule(o, 100, 0) == (0.0, 0.0) and train.schedule(o, 100, 1) == (1.0, 0.5 ** (1 / 2))
-    assert train.schedule(train.Options(ema_rate=0.0), 100, 9)[1] == 0
 
 
 def test_steps_grow_with_the_data():
@@ -69,29 +47,16 @@ def test_snapshots_lie_apart_in_steps_or_in_images():
         train.snapshot_steps(train.Options(snapshot_images=1), 500)
 
 
-@pytest.mark.parametrize("n, batch", [(10, 4), (5, 16), (7, 7), (1, 3)])
-@pytest.mark.parametrize("reshuffle", [False, True])
-def test_data_are_read_round_and_round(n, batch, reshuffle):
-    stream = np.concatenate([train.batch_index(n, batch, k, 5, reshuffle) for k in range(20)])
-    epochs = [stream[i:i + n] for i in range(0, len(stream) - n + 1, n)]
-    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
-    if n > 4:
-        same = [np.array_equal(epochs[0], epoch) for epoch in epochs]
-        assert all(same) if not reshuffle else not all(same)
-        other = np.concatenate([train.batch_index(n, batch, k, 6, reshuffle) for k in range(20)])
-        assert not np.array_equal(stream, other)
-
-
 def test_a_run_and_its_files(tmp_path):
     o = options(tmp_path / "run", labels="true")
     model = train.train(o)
-    D, about = unet.load(model)
+    D, about = checkpoint.load_model(model)
     assert about["step"] == 12 and about["options"]["n"] == 20 and about["label_counts"] == [2] * 10
     assert D.config["label_dim"] == 10 and D.config["img_resolution"] == 8 and about["device"] == "cpu"
-    assert [unet.read_metadata(p)["step"] for p in train.snapshots(o.out)] == [4, 8, 12]
+    assert [checkpoint.read_metadata(p)["step"] for p in train.snapshots(o.out)] == [4, 8, 12]
     log = run.read_log(tmp_path / "run" / "log.jsonl")
     assert [line["step"] for line in log] == [4, 5, 8, 10, 12] and log[-1]["images"] == 192
-    assert {"epoch", "loss", "images_per_second", "memory_mb", "seconds"} <= set(log[0])
+    assert {"epoch", "loss", "images_per_second", "memory_mb", "batch_device", "seconds"} <= set(log[0])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["data"]["count"] == 20 and config["versions"]["torch"] == torch.__version__.split("+")[0]
     assert not (tmp_path / "run" / "state.safetensors").exists()
@@ -102,7 +67,7 @@ def test_a_run_and_its_files(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):
-    weights = [unet.load(train.train(options(tmp_path / name, seed=seed, steps=4)))[0].model.state_dict()
+    weights = [checkpoint.load_model(train.train(options(tmp_path / name, seed=seed, steps=4)))[0].model.state_dict()
                for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     assert all(torch.equal(x, y) for x, y in zip(weights[0].values(), weights[1].values()))
     assert not all(torch.equal(x, y) for x, y in zip(weights[0].values(), weights[2].values()))
@@ -110,22 +75,22 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
 
 def test_interrupted_anywhere_and_gone_on_is_the_same_run(tmp_path, monkeypatch):
     whole = train.train(options(tmp_path / "whole", dropout=0.13))
-    o, calls, step = options(tmp_path / "broken", dropout=0.13), [], train.train_step
+    o, calls, take = options(tmp_path / "broken", dropout=0.13), [], steps.Work.take
 
-    def interrupt(*arguments):
-        calls.append(arguments[6])  # step
+    def interrupt(work, step):
+        calls.append(step)
         if len(calls) in (1, 4, 8):
             os.kill(os.getpid(), signal.SIGINT)
-        return step(*arguments)
+        return take(work, step)
 
-    monkeypatch.setattr(train, "train_step", interrupt)
+    monkeypatch.setattr(steps.Work, "take", interrupt)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt, match="goes on from there"):
             train.train(o)
     broken = train.train(o)
     assert calls == list(range(12))  # nothing done twice
     for a, b in zip(train.snapshots(tmp_path / "whole"), train.snapshots(tmp_path / "broken")):
-        wa, wb = unet.load(a)[0].model.state_dict(), unet.load(b)[0].model.state_dict()
+        wa, wb = checkpoint.load_model(a)[0].model.state_dict(), checkpoint.load_model(b)[0].model.state_dict()
         assert all(torch.equal(wa[name], wb[name]) for name in wa)
     assert digest(whole) == digest(broken)
 
@@ -163,58 +128,6 @@ def test_ctrl_c_saves_and_says_so_in_one_line(tmp_path):
     assert (tmp_path / "run" / "state.safetensors").exists()
 
 
-def one_step(given, net=None):
-    o = options("unused", **given)
-    D = data.load(o)
-    net = unet.Denoiser("ddpmpp", o.precond, 8, 1, D.label_dim, 4, 1, (1, 1), dropout=o.dropout,
-                        generator=torch.Generator().manual_seed(0)).train()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    before = {name: p.detach().clone() for name, p in net.model.named_parameters()}
-    ema = {name: p.clone() for name, p in before.items()}
-    optimizer = state.Optimizer(o, list(net.parameters()))
-    loss, _ = train.train_step(o, net, ema, optimizer, D.images, D.labels if D.label_dim else None, 3)
-    gradients = {name: p.grad for name, p in net.model.named_parameters()}
-    return loss, before, dict(net.model.named_parameters()), gradients, ema, o
-
-
-@pytest.mark.parametrize("precond", unet.PRECONDITIONINGS)
-@pytest.mark.parametrize("labels", ["none", "unique"])
-def test_gradient_accumulation_changes_nothing(precond, labels):
-    whole, parts = (one_step(dict(precond=precond, labels=labels, dropout=0.0, batch_device=b)) for b in (0, 4))
-    assert torch.allclose(whole[0], parts[0])
-    for name, g in whole[3].items():
-        assert (g - parts[3][name]).abs().max() <= SAME_GRADIENT * max(g.abs().max(), 1), name
-
-
-def test_loss_is_summed_over_pixels_and_averaged_over_images():
-    loss, _, _, _, _, o = one_step(dict(dropout=0.0))
-    D = data.load(o)
-    y = D.images[train.batch_index(20, 16, 3, 0)].float() / 127.5 - 1
-    net = one_step(dict(dropout=0.0, learning_rate=0.0))[2]
-    N = unet.Denoiser("ddpmpp", "vp", 8, 1, 0, 4, 1, (1, 1), dropout=0.0)
-    unet.load_weights(N, {name: p.detach() for name, p in net.items()})
-    torch.manual_seed(train.mix(o.seed, 3))
-    sigma = N.training_sigma(16)
-    x = y + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(y)
-    expected = ((N(x, sigma) - y) ** 2 / sigma.reshape(-1, 1, 1, 1) ** 2).sum() / 16
-    assert torch.allclose(loss, expected)
-
-
-def test_weight_decay_is_an_l2_penalty_and_sgd_is_sgd():
-    given = dict(optimizer="sgd", momentum=0.0, dropout=0.0, warmup_steps=6)  # step 3: half the rate
-    _, before, after, gradients, _, o = one_step(dict(given, weight_decay=0.1))
-    for name, p in after.items():
-        assert torch.allclose(p, before[name] - 0.5 * o.learning_rate * (gradients[name] + 0.1 * before[name]), atol=1e-7), name
-
-
-def test_ema_follows_the_rate():
-    _, before, after, _, ema, o = one_step(dict(ema_rate=0.75, ema_rampup_steps=0))
-    for name, average in ema.items():
-        assert torch.allclose(average, 0.75 * before[name] + 0.25 * after[name], atol=1e-7)
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was(tmp_path):
     o = options(tmp_path / "run", learning_rate=1e30, steps=40, snapshots=40, warmup_steps=0)
     with pytest.raises(ValueError, match=r"the (loss of step \d+ is|weights are not finite after step).*--learning-rate"):
@@ -222,14 +135,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was(tmp_path):
     kept = train.snapshots(o.out)
     assert kept and not (tmp_path / "run" / "model.safetensors").exists()
     for path in kept:
-        assert all(t.isfinite().all() for t in unet.load(path)[0].model.state_dict().values())
+        assert all(t.isfinite().all() for t in checkpoint.load_model(path)[0].model.state_dict().values())
 
 
 def test_weights_that_are_not_finite_are_never_published(tmp_path):
     o = options(tmp_path / "run", optimizer="sgd", learning_rate=1e38, warmup_steps=0, steps=2)
     with pytest.raises(ValueError, match="weights are not finite after step 2"):
         train.train(o)
-    kept = [unet.load(path)[0] for path in train.snapshots(o.out)]
+    kept = [checkpoint.load_model(path)[0] for path in train.snapshots(o.out)]
     assert all(p.isfinite().all() for D in kept for p in D.parameters()) and len(kept) == 1  # after step 1 they were
 
 
@@ -244,84 +157,39 @@ def test_bad_options_are_named(tmp_path, given, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_states_are_named_and_the_one_before_is_taken(tmp_path, capsys, monkeypatch):
+def test_a_damaged_state_is_named(tmp_path):
     whole = train.train(options(tmp_path / "whole"))
     out = tmp_path / "run"
-    o = options(out, save_seconds=0.0)
-    stopped = train.train(o, lambda path: path.name == "snapshot-00000008.safetensors")
-    assert stopped.name == "snapshot-00000008.safetensors"
-    states = out / "state.safetensors", out / "state-previous.safetensors"
-    assert [json.loads(json.dumps(run.about(s)["step"])) for s in states] == [8, 7]
-    data = bytearray(states[0].read_bytes())
-    data[len(data) // 2] ^= 1
-    states[0].write_bytes(data)
-    with pytest.raises(ZeroDivisionError):  # stopped at once: the good state must be there yet
-        with monkeypatch.context() as patch:
-            patch.setattr(train, "train_step", lambda *arguments: 1 / 0)
+    o, state = options(out, save_seconds=0.0), out / "state.safetensors"
+    train.train(o, lambda path: path.name == "snapshot-00000008.safetensors")
+    assert run.about(state)["step"] == 8
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged, words in ((content, "is damaged: the checksum of its tensors differs"), (b"torn", "is not a whole")):
+        state.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"state.safetensors {words}.*; remove it"):
             train.train(o)
-    assert run.about(states[0])["step"] == 7 and not states[1].exists()
-    assert digest(train.train(o)) == digest(whole)
-    said = capsys.readouterr().err
-    assert "state.safetensors is damaged" in said and "Going on from" in said and "step 7" in said
-    assert not any(s.exists() for s in states)
-    (out / "model.safetensors").unlink()
-    states[0].write_bytes(b"torn")
-    with pytest.raises(ValueError, match="state.safetensors is not a whole .*without them it trains from the start"):
-        train.train(o)
-    states[0].unlink()
+    state.unlink()
     train.train(options(tmp_path / "other", seed=1, save_seconds=0.0), lambda path: True)
-    (tmp_path / "other" / "state.safetensors").rename(states[0])
+    (tmp_path / "other" / "state.safetensors").rename(state)
     with pytest.raises(ValueError, match="the state of another run .seed: 1 there, 0 asked"):
         train.train(o)
+    state.unlink()
+    assert digest(train.train(o)) == digest(whole), "without it, from the start, to the same weights"
 
 
 def test_a_gradient_that_is_not_finite_stops_at_its_step(tmp_path, monkeypatch):
-    steps, real = [], torch.nn.utils.get_total_norm
+    taken, real = [], torch.nn.utils.get_total_norm
 
     def norm(gradients):
-        steps.append(1)
-        return real(gradients) * (float("nan") if len(steps) == 6 else 1)
+        taken.append(1)
+        return real(gradients) * (float("nan") if len(taken) == 6 else 1)
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm)
     o = options(tmp_path / "run")
     with pytest.raises(ValueError, match="norm of the gradient of step 6 is nan; what was saved before is kept. Lower --learning-rate"):
         train.train(o)
     assert [path.name for path in train.snapshots(o.out)] == ["snapshot-00000004.safetensors"]
     assert "of step 6 is nan" in run.read_log(tmp_path / "run" / "log.jsonl")[-1]["stopped"]
-
-
-def test_plan_trains_nothing(tmp_path, capsys):
-    assert train.train(options(tmp_path / "a", plan=True)) is None
-    text = capsys.readouterr().out
-    assert "parameters" in text and "GFLOP an image" in text and "H100" in text and not (tmp_path / "a").exists()
-
-
-def test_compile_without_a_compiler_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"--compile needs a compiler, and there is no \S+; install one"):
-        train.train(options(tmp_path / "run", compile=True))
-    assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="no my-cc or gcc or clang"):
-        monkeypatch.setenv("CC", "my-cc")
-        train.find_compiler(torch.device("cuda"))
-
-
-@pytest.mark.parametrize("given, plain", [
-    (dict(optimizer="adam"), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.99), weight_decay=0.1)),
-    (dict(optimizer="sgd"), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8, weight_decay=0.1))])
-def test_optimizers_are_torchs(tmp_path, given, plain):
-    o = options(tmp_path, momentum=0.8, beta2=0.99, weight_decay=0.1, **given)
-    ours = [torch.nn.Parameter(torch.randn(5, 7, generator=torch.Generator().manual_seed(i))) for i in range(3)]
-    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    optimizer, reference = state.Optimizer(o, ours), plain(theirs)
-    for step in range(5):
-        for p, q in zip(ours, theirs):
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
-            q.grad = p.grad.clone()
-        optimizer.step(0.01)
-        reference.step()
-    for p, q in zip(ours, theirs):
-        assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)  # roundings of the plain loop and the fused kernel
 
 
 HEAVY = ("matplotlib", "sklearn", "torchvision", "triton", "torch._dynamo")
@@ -347,10 +215,10 @@ assert not heavy, heavy
 def test_a_file_of_weights_is_written_without_copies(tmp_path):
     """128 MB of weights, whose file took three more such pieces of memory once."""
     script = f"""
-import pathlib, re, sys, torch; sys.path.insert(0, {str(ROOT)!r}); import tensors
+import pathlib, re, sys, torch; sys.path.insert(0, {str(ROOT)!r}); import checkpoint
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
 weights = {{name: torch.ones(16, 1024, 1024) for name in "ab"}}
-before = peak(); tensors.write(pathlib.Path("weights.safetensors"), weights, dict(step=1)); print(peak() - before)
+before = peak(); checkpoint.write(pathlib.Path("weights.safetensors"), weights, dict(step=1)); print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64, "megabytes"

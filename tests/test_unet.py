@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-import layers
+from kernels import layers
+import checkpoint
 import unet
 from conftest import ROOT, SHARED
 from unet import Denoiser
@@ -35,7 +36,7 @@ def golden(path):
             z = np.float32(0.1) * z
         tensors[name] = torch.from_numpy(z)
     D = Denoiser(**{key: value for key, value in config.items() if key not in ("parameters", "sigma_min", "sigma_max")})
-    unet.load_weights(D, tensors)
+    checkpoint.load_weights(D, tensors)
     arrays = {key: torch.from_numpy(file[key]) for key in file.files if file[key].ndim}
     labels = arrays["labels_onehot"].argmax(1) if "labels_onehot" in arrays else None
     return config, arrays, D.eval(), labels
@@ -256,8 +257,8 @@ def test_dropout_only_while_training():
 
 def test_save_and_load(tmp_path):
     D = Denoiser("ncsnpp", "edm", 8, 1, label_dim=3, width=8, skip_connections=[1, 0] * 4 + [1]).eval()
-    unet.save(tmp_path / "a.safetensors", D, step=7, options=dict(seed=1))
-    again, metadata = unet.load(tmp_path / "a.safetensors")
+    checkpoint.save_model(tmp_path / "a.safetensors", D, step=7, options=dict(seed=1))
+    again, metadata = checkpoint.load_model(tmp_path / "a.safetensors")
     assert metadata["step"] == 7 and metadata["options"] == dict(seed=1) and again.config == D.config and not again.training
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
@@ -268,21 +269,21 @@ def test_published_state_dicts_load_as_they_are():
     D, other = (Denoiser("ddpmpp", "vp", 8, 1, width=8, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     published = {"model." + name: t for name, t in D.model.state_dict().items()}
     published["model.enc.4x4_down.conv0.resample_filter"] = torch.full((1, 1, 2, 2), 0.25)
-    unet.load_weights(other, published)
+    checkpoint.load_weights(other, published)
     assert all(torch.equal(a, b) for a, b in zip(D.model.state_dict().values(), other.model.state_dict().values()))
     published.pop("model.map_layer0.bias")
     with pytest.raises(ValueError, match="map_layer0.bias"):
-        unet.load_weights(other, published)
+        checkpoint.load_weights(other, published)
 
 
 def test_damaged_snapshots_are_named(tmp_path):
     path = tmp_path / "a.safetensors"
-    unet.save(path, Denoiser("ddpmpp", "vp", 8, 1, width=8))
+    checkpoint.save_model(path, Denoiser("ddpmpp", "vp", 8, 1, width=8))
     whole = path.read_bytes()
     for bad in (b"", b"torn", whole[:len(whole) // 2]):
         path.write_bytes(bad)
         with pytest.raises(ValueError, match="a.safetensors"):
-            unet.load(path)
+            checkpoint.load_model(path)
 
 
 BFLOAT16_NEAR = 0.05  # 8 bits of mantissa, 0.4% a rounding, through some forty layers

@@ -197,7 +197,7 @@ EXPERIMENTS = {
         "share of a second, more diverse source", "share of the second source",
         "The more of the diverse source, the less is memorized.",
         [Claim("the first source alone is memorized more than the second alone", ("", FIRST), ("", LAST))],
-        # imagenet-dogs: a flat folder of 2,000 pictures of dogs, cropped to squares, which the user makes of ImageNet
+        # imagenet-dogs: a flat folder of 2,000 pictures of dogs, which the user makes of ImageNet
         over("--data cifar10:5 --mix imagenet-dogs --resolution 32 --n-max 2000 --mix-share", *SHARES),
         over("--data digits:0 --mix digits:8 --mix-share", *SHARES, n=8)),
 }

@@ -1,7 +1,7 @@
 """Run the experiments of the paper, which protocol.py lists, at the paper's scale or in minutes on a CPU.
 
-    python experiments.py --name width --scale cpu                 results/cpu/width.json and .png
-    python experiments.py --name width --scale paper --dry-run     the commands, and what they cost
+    python -m paper.experiments --name width --scale cpu                 paper/results/cpu/width.json and .png
+    python -m paper.experiments --name width --scale paper --dry-run     the commands, and what they cost
     make width SCALE=cpu
 
 Every point is an emm.py command, printed before it runs: sizes measured in full, or a search for EMM. Its directory is
@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import compare
 import data
 import emm
-import plan
 import plot
 import run
 import search
 import train
 import unet
 from images import read
-from protocol import BASE, EMM_RANGE, EXPERIMENTS, NATIVE, SCALES
+from bench import plan
+from paper import compare
+from paper.protocol import BASE, EMM_RANGE, EXPERIMENTS, NATIVE, SCALES
 from run import option
 
 ASSUMED_EMM = dict(paper=1000, cpu=8)  # to price searches: the paper's base run, and this table's on a CPU
@@ -39,7 +39,7 @@ class Options:
     seeds: tuple[int, ...] = option((0, 1, 2), "a run of every point for each")
     words: str = option("", "options of emm.py for all points, such as '--data my.zip --device cuda:1'")
     runs: str = option("runs", "directory of the runs")
-    out: str = option("results", "directory of result files and figures")
+    out: str = option("paper/results", "directory of result files and figures")
     dry_run: bool = option(False, "print the commands and what they cost, and run nothing")
 
     def __post_init__(self):
@@ -120,7 +120,8 @@ def price(options, words, done=()):
 def source_shape(o):
     """Images, channels, pixels a side and classes of a command's data; what is not here counts as CIFAR-10."""
     name, _, one_class = o.data.partition(":")
-    known = dict(cifar10=(50_000, 3, 32, 10), digits=(1797, 1, 8, 10))  # not downloaded to be priced
+    known = {"digits": (1797, 1, 8, 10), "cifar10": (50_000, 3, 32, 10), "cifar100": (50_000, 3, 32, 100),
+             "mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10)}  # not downloaded to be priced
     if name not in known and Path(o.data).exists():
         images, labels, _ = read(o.data, o.resolution)
         count, channels, side, classes = len(images), images.shape[1], images.shape[-1], len(labels.unique())

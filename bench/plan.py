@@ -1,8 +1,8 @@
 """What a run costs before it is made: parameters, FLOPs, memory, and hours on one H100 and one A100.
 
-    print(report(D, n=2000, steps=156_250, batch=512, batch_device=64, snapshots=16))
-    python plan.py > docs/cost.md                                          the paper's networks, in half a minute
-    python plan.py --machine "2-core AMD EPYC (Zen 4)" > docs/cost.md      and the memory checked here, 2 minutes
+    python bench/plan.py --n 2000 --width 256            what train.py would cost with the same options
+    python bench/plan.py --document > docs/cost.md       the paper's networks, in half a minute
+    python bench/plan.py --machine "2-core AMD EPYC (Zen 4)" > docs/cost.md    and the memory checked here, 2 minutes
 
 FLOPs and memory are counted on torch's meta device, where tensors have a shape and no data: nothing is computed, and a
 network of any width takes a second. Hours are FLOPs over the peak of a data sheet times an assumed utilisation.
@@ -19,16 +19,19 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import run
-import unet
-from run import option
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data  # noqa: E402
+import run  # noqa: E402
+import train  # noqa: E402
+import unet  # noqa: E402
+from run import option  # noqa: E402
+from sample import EVALUATIONS  # noqa: E402
 
 # FLOP/s, without sparsity, from the data sheets of the SXM models; fp32 is that of the CUDA cores
 PEAK = dict(H100=dict(fp32=67e12, tf32=494e12, bf16=989e12), A100=dict(fp32=19.5e12, tf32=156e12, bf16=312e12))
 # Shares of that peak, assumed. fp32 is bound by its convolutions. With tensor cores more of the time goes to norms,
 # silu, dropout and sums, which are bound by memory and get no faster: the faster the cores, the smaller the share.
 UTILISATION = dict(fp32=0.6, tf32=0.3, bf16=0.2)
-EVALUATIONS = 35      # of the denoiser a sample: 18 Heun steps, the last an Euler step
 SAMPLES = 10_000      # a snapshot, as published
 
 FLOAT_BYTES = 4       # weights and activations are float32, with tf32 too; bf16 activations need less
@@ -177,8 +180,8 @@ def document(machine):
     yield f"""\
 # What the paper's runs cost
 
-Printed by `plan.py`: change that and not this. **All of it is estimated; nothing was measured on a GPU.**
-`python train.py --plan` prints the same for the options given, and trains nothing.
+Printed by `bench/plan.py --document`: change that and not this. **All of it is estimated; nothing was measured on a GPU.**
+`python bench/plan.py` with the options of a run prints what that would cost.
 
 CIFAR-10 (32x32x3), DDPM++, VP, batch {BATCH}, {EPOCHS:,} epochs whatever the number of images, {SNAPSHOTS} snapshots,
 {SAMPLES:,} samples of each.
@@ -238,8 +241,8 @@ estimate in several runs).
 
 def measured_peak(width, images, environment):
     """Peak resident bytes of a fresh process that runs `pass_once`."""
-    code = f"import plan; plan.pass_once({width}, {images})"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, cwd=Path(__file__).parent,
+    code = f"from bench import plan; plan.pass_once({width}, {images})"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, cwd=Path(__file__).resolve().parent.parent,
                           check=True, capture_output=True, text=True)
     return int(done.stdout)
 
@@ -256,12 +259,22 @@ def pass_once(width, images):
 
 
 @dataclass(frozen=True)
-class Options:
-    machine: str = option("", "name of this machine, to check the memory of an image on it too (Linux)")
+class Options(train.Options):
+    document: bool = option(False, "print docs/cost.md instead")
+    machine: str = option("", "print it with a check of the memory of an image here; the name of this machine (Linux)")
+
+
+def plan(options):
+    """What is printed, in lines: the cost of a run of train.py with these options, or docs/cost.md."""
+    if options.document or options.machine:
+        return "\n".join(document(options.machine))
+    D = data.load(options)
+    return report(unet.build(options, D), len(D), train.total_steps(options, len(D)), options.batch,
+                  options.batch_device, len(train.snapshot_steps(options, len(D))))
 
 
 def main():
-    run.stage(lambda options: print(*document(options.machine), sep="\n"), Options, __doc__)
+    run.stage(plan, Options, __doc__, say=str)
 
 
 if __name__ == "__main__":

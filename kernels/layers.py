@@ -1,4 +1,4 @@
-"""Convolution, group norm with silu and dropout, and attention, in the forms that are fastest on a CPU and on a GPU.
+"""Convolution, norm with silu and dropout, and attention, in the forms that are fastest on a CPU and on a GPU.
 
     y = conv2d(x, weight, bias)                                          # padded to the same size
     y = norm(x, weight, bias, groups, eps, shift, silu=True, dropout=p)
@@ -7,12 +7,12 @@ On a CPU convolutions are two thirds of a training step, and oneDNN's are a thir
 side by side (torch.channels_last): it need not reorder all else there and back. torch's group norm is slower there, and
 so it is written out here, in passes over [B, HW, C]. What each gave: README, "Speed".
 
-On a GPU the channels lie side by side too, as tensor cores read them. torch's group norm there gives back the other
-layout, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128, batch 512, TF32, an H200), beside passes of
-their own for silu and dropout; kernels/norm_triton.py does all that in one.
+On a GPU the channels lie side by side too, as tensor cores read them. torch's group norm there gives back the
+other layout, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128, batch 512, TF32, an H200), beside
+passes of their own for silu and dropout; kernels/norm_triton.py does all that in one.
 
-The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on other devices
-each function is the plain one that stands beside it, and so is the gradient of a gradient.
+The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on other
+devices each function is the plain one that stands beside it, and so is the gradient of a gradient.
 """
 from functools import lru_cache
 
@@ -24,7 +24,7 @@ FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowes
 
 
 def transformed():
-    """Whether torch.func (jvp, vjp, jacrev, vmap) or forward-mode differentiation is at work: they see plain operations only."""
+    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation is at work, which see plain operations only."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -130,7 +130,7 @@ def plain_norm(x, weight, bias, shift, mask, groups, eps, silu):
     """`norm` with dropout's factors, a mask like x or None."""
     if shift is not None:
         x = x + shift[:, :, None, None]
-    x = F.group_norm(x, groups, weight, bias, eps)
+    x = F.group_norm(x.contiguous(), groups, weight, bias, eps)  # its derivatives fail in other layouts
     x = F.silu(x) if silu else x
     return x if mask is None else x * mask
 
@@ -188,7 +188,7 @@ class GroupNorm(torch.autograd.Function):
 
 def scaled_sum(conv, h, x, skip, scale):
     """(conv(h) + skip(x)) scale, of convolutions as unet.Conv2d; skip may be None."""
-    if fused(h):  # what would be a pass over memory goes into the weights, and biases where a product adds them
+    if fused(h):  # no passes over memory of their own: the scale is the weights', and a product adds the biases
         if skip is None:
             return torch.add(conv.convolve(h, scale * conv.bias, scale), x, alpha=scale)
         return conv.convolve(h, None, scale) + skip.convolve(x, scale * (conv.bias + skip.bias), scale)

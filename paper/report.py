@@ -1,7 +1,7 @@
 """What the experiments found, beside what the paper claims: one self-contained HTML page, or a Markdown file.
 
-    python report.py --scale cpu                                   report.html
-    python report.py --scale cpu --out docs/results.md
+    python -m paper.report --scale cpu                                   report.html
+    python -m paper.report --scale cpu --out docs/results.md
 
 Reads results/SCALE/NAME.json and the figures beside them, as experiments.py wrote them, and results/SCALE/notes.md, in which
 `## NAME` heads what a person has to say of an experiment. A claim is judged by the differences between its two places, seed
@@ -18,14 +18,14 @@ from pathlib import Path
 
 import emm
 import run
-from protocol import ALL, EXPERIMENTS, FIRST, LAST, SCALES
+from paper.protocol import ALL, EXPERIMENTS, FIRST, LAST, SCALES
 from run import option
 
 
 @dataclass(frozen=True)
 class Options:
     scale: str = option("cpu", "results to report", SCALES)
-    results: str = option("results", "directory of result files, as --out of experiments.py")
+    results: str = option("paper/results", "directory of result files, as --out of experiments.py")
     out: str = option("report.html", "page to write: .html, with everything inside, or .md, which links its figures")
 
     def __post_init__(self):
@@ -181,7 +181,7 @@ def markdown(options, results, said):
     def table(head, rows):
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
 
-    yield f"# Results at {options.scale} scale\n\nWritten by `python report.py --scale {options.scale} --results {options.results} --out {options.out}`: change that, or notes.md, and not this.\n"
+    yield f"# Results at {options.scale} scale\n\nWritten by `python -m paper.report --scale {options.scale} --results {options.results} --out {options.out}`: change that, or notes.md, and not this.\n"
     yield from (text + "\n" for text in introduction(options, results))
     yield table(["experiment", *CLAIM_HEAD], summary(results))
     for r in results:

@@ -1,12 +1,12 @@
 """Set a trained model beside the closed-form optimum of its training set: copies, nearest distances, loss at each noise level.
 
-    python compare.py --run runs/n64 --samples 1000        runs/n64/compare.json; seconds for digits on two CPU cores
+    python -m paper.compare --run runs/n64 --samples 1000        runs/n64/compare.json; seconds for digits on two CPU cores
 
 The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over the training
 images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is E |D - D*|^2 / dim. Over images
 of the same source outside the training set it is the optimum that fails: what a model does better there, it generalizes.
-With labels, both are given the same: the drawn one of a sample, an image's own. Outside, images count whose label
-a training image has too.
+With labels, both are given the same: the drawn one of a sample, an image's own. Outside, images count whose
+label a training image has too.
 """
 import dataclasses
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import data
 import memorize
 import run
@@ -74,14 +75,14 @@ def compare(options):
     if D.label_dim:
         known = torch.isin(outside_labels, D.labels)
         outside, outside_labels = outside[known], outside_labels[known]
-    trained, metadata = unet.load(model, device)
+    trained, metadata = checkpoint.load_model(model, device)
     if different := sample.foreign(metadata, run.read_json(folder / "config.json")):
         raise ValueError(f"{model} is not of the run in {folder} ({different}); restore it, or train again")
     optimum = Optimum(D.images.to(device), D.labels.to(device) if D.label_dim else None)
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
-    data.announce(options.device, device, trained, 35 * options.samples)  # 18 Heun steps
+    data.announce(options.device, device, sample.EVALUATIONS * options.samples * trained.flops())
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)
@@ -112,8 +113,8 @@ def quantiles(distances):
 def losses(denoisers, images, draws, seed=0, labels=None):
     """The loss of each of {name: denoiser} at `SIGMAS` on images uint8 [N, C, H, W], and E |D - D*|^2 / dim of the two.
 
-    All get the same noisy images: `draws` of them, each image as often, or evenly chosen ones where they are more; and
-    their labels, if `labels` int64 [N] are given.
+    All get the same noisy images: `draws` of them, each image as often, or evenly chosen ones where they are
+    more; and their labels, if `labels` int64 [N] are given.
     """
     loss, apart = {name: [] for name in denoisers}, []
     index = torch.arange(draws, device=images.device)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pixels import MAX_BYTES, MAX_LABEL, check_labels, decode, picture, read_npy, read_npz, resize, to_array
+from images.pixels import MAX_BYTES, MAX_LABEL, check_labels, decode, picture, read_npy, read_npz, resize, to_array
 from run import ZIP_ERRORS, member, say
-from standard import ARCHIVES, STANDARD, find_idx, read_cifar, read_idx_pair, read_standard
+from images.standard import ARCHIVES, STANDARD, find_idx, read_cifar, read_idx_pair, read_standard
 
 SUFFIXES = ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 # Folders of thumbnails and trash that file managers, NAS boxes and archivers make, beside hidden ones
@@ -164,8 +164,8 @@ def read_zip(path, resolution=0):
                 return member(archive, name, MAX_FILE_BYTES)
             for info in archive.infolist():
                 if stat.S_ISLNK(info.external_attr >> 16):
-                    raise ValueError(f"{path}: {info.filename} is a link, which is not followed in a zip; pack "
-                                     "the files themselves")
+                    raise ValueError(f"{path}: {info.filename} is a link, which is not followed in a zip; "
+                                     "pack the files themselves")
             files = [name for name in archive.namelist() if not name.endswith(("/", "\\"))]
             return _read_files(str(path), files, content, resolution)
     except (OSError, *ZIP_ERRORS) as error:

@@ -161,7 +161,7 @@ def _chosen(path, headers):
 
 
 def _check_images(name, shape, dtype, either=False):
-    """Raise ValueError, with the line of numpy that helps, unless an array is uint8 [N, H, W, C] or [N, H, W],
+    """Raise ValueError, with a line of numpy that helps, unless an array is uint8 [N, H, W, C] or [N, H, W],
     or [N, C, H, W] where `either` will do."""
     channels_last = len(shape) == 4 and shape[3] in (1, 3, 4)
     channels_first = len(shape) == 4 and shape[1] in (1, 3) and not channels_last

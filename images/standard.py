@@ -21,7 +21,7 @@ import numpy as np
 from run import publish, say
 
 # Looked for in these folders, and downloaded into the last
-FOLDERS = Path("data"), Path(__file__).resolve().parent / "data"
+FOLDERS = Path("data"), Path(__file__).resolve().parent.parent / "data"
 # The form of CIFAR's authors that holds no pickles: archive, its MD5 as they give it, labels of an image (the
 # last is its class), files of the training and of the test half
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"

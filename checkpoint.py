@@ -1,0 +1,131 @@
+"""Weights, and what a training step changes, in files: safetensors with a dict about them and checksums of both.
+
+    save_model, load_model     the U-Net of a Denoiser and what rebuilds it: a snapshot
+    save_state, load_state     all that the next training step needs
+    write, read, read_about    named tensors
+
+No code is read from a file.
+"""
+import hashlib
+import json
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+import unet
+from run import differences, publish, sealed, unsealed
+
+
+def save_model(path, D, weights=None, **metadata):
+    """Publish the U-Net's weights (those of D, or `weights` by name) and what rebuilds D as safetensors."""
+    write(path, weights if weights is not None else D.model.state_dict(), dict(network=D.config, **metadata))
+
+
+def read_metadata(path):
+    """What `save_model` stored beside the weights, as a dict. Raises ValueError if `path` is not such a file."""
+    about = read_about(path)
+    if "network" not in about:
+        raise ValueError(f"{path} is not a snapshot of train.py: it does not describe its network")
+    return about
+
+
+def load_model(path, device="cpu"):
+    """The Denoiser in a file that `save_model` made, in evaluation mode on `device`, and the file's metadata."""
+    metadata, weights = read_metadata(path), read(path)[0]
+    try:
+        check_shapes(unet.shapes(metadata["network"]), weights)  # before memory is taken for what the file only says
+        D = unet.Denoiser(**metadata["network"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} describes no network of these scripts ({error}); remove it") from None
+    load_weights(D, weights)
+    return D.to(device).eval().requires_grad_(False), metadata
+
+
+def load_weights(D, tensors):
+    """Put named weights into the U-Net of D. Published state dicts load too: a "model." prefix and stored
+    resampling filters (constants here) are dropped. Raises ValueError naming what is missing or left over."""
+    tensors = {name.removeprefix("model."): t for name, t in tensors.items() if not name.endswith("resample_filter")}
+    check_shapes({name: tuple(t.shape) for name, t in D.model.state_dict().items()}, tensors)
+    D.model.load_state_dict(tensors)
+
+
+def check_shapes(there, tensors):
+    """Raise ValueError, naming one, unless named tensors are those of a network: {name: shape}."""
+    wrong = [name for name in there.keys() | tensors.keys() if name not in there or name not in tensors
+             or there[name] != tuple(tensors[name].shape)]
+    if wrong:
+        raise ValueError(f"the weights do not fit the network: {len(wrong)} names or shapes differ, "
+                         f"such as {min(wrong)}")
+
+
+def save_state(path, net, ema, optimizer, **about):
+    """Publish all that the next step needs: weights, their average, the optimizer's state, the step."""
+    tensors = {f"net.{name}": t for name, t in net.model.state_dict().items()}
+    tensors |= {f"ema.{name}": t for name, t in ema.items()}
+    tensors |= {f"optimizer.{i}.{name}": t for name, all in optimizer.state.items() for i, t in enumerate(all)}
+    write(path, tensors, about)
+
+
+def load_state(path, net, ema, optimizer, about, defaults):
+    """Put a saved state in place; returns its step and the seconds trained so far, or 0, 0 if there is none.
+
+    `about` has the options and the data of this run, `defaults` the values of options that a file does not know.
+    Raises ValueError for a state that is damaged or of another run.
+    """
+    if not path.exists():
+        return 0, 0.0
+    tensors, there = read(path)
+    if "step" not in there:
+        raise ValueError(f"{path} was written by another version of these scripts; remove it to train from the start")
+    if different := differences(there, about, defaults):
+        raise ValueError(f"{path} is the state of another run ({different}); remove it to train from the start")
+    load_weights(net, {name[4:]: t for name, t in tensors.items() if name.startswith("net.")})
+    for name, t in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "ema":
+            ema[rest].copy_(t)
+        elif kind == "optimizer":
+            i, key = rest.split(".")
+            optimizer.state[key][int(i)].copy_(t)
+    return int(there["step"]), float(there["seconds"])
+
+
+def write(path, tensors, about):
+    """Publish named tensors and a dict about them as safetensors, with checksums of both."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = sealed(about | dict(tensors_sha256=digest(tensors)))
+    with publish(path) as temporary:
+        # one entry: safetensors writes several in random order, and equal snapshots would differ in their bytes
+        save_file(tensors, temporary, dict(about=json.dumps(about)))
+
+
+def read_about(path):
+    """The dict that `write` stored. Raises ValueError if `path` is not such a file, or is damaged there."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); remove it") from None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is no safetensors file of these scripts")
+    return unsealed(about, path)
+
+
+def read(path):
+    """The tensors that `write` stored, and the dict about them. Raises ValueError if they are damaged."""
+    about = read_about(path)
+    tensors = load_file(path)
+    if about.get("tensors_sha256", "") not in ("", digest(tensors)):
+        raise ValueError(f"{path} is damaged: the checksum of its tensors differs; remove it")
+    return tensors, about
+
+
+def digest(tensors):
+    """SHA-256 of named tensors on the CPU: names, dtypes, shapes and values."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name]
+        sha.update(f"{name} {t.dtype} {list(t.shape)}".encode())
+        sha.update(t.contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()

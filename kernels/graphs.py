@@ -1,0 +1,49 @@
+"""CUDA graphs: launches recorded once and then replayed, for work that takes less time than launching it."""
+import sys
+
+import torch
+
+WARM_UP = 2  # calls launched one by one: they compile kernels, choose algorithms and reserve workspaces
+
+
+class Replayed:
+    """A function of tensors, of the same shapes in every call, replayed as a CUDA graph from the third call on.
+
+    The graph holds the very launches of the function, and so gives the same bits, random numbers included: torch's
+    default generator, seeded before a call as ever, is read at each replay. The function may not wait for the device.
+    Where it cannot be recorded that is said on stderr, once, and it is called as it is.
+    """
+
+    def __init__(self, function, wanted=True):
+        self.function, self.wanted, self.calls = function, wanted, 0
+        self.graph = self.held = self.result = None
+
+    def __call__(self, *tensors):
+        self.calls += 1
+        if self.wanted and self.calls == WARM_UP + 1:
+            self.record(tensors)
+        if self.graph is None:
+            return self.function(*tensors)
+        for held, tensor in zip(self.held, tensors):
+            held.copy_(tensor)
+        self.graph.replay()
+        return self.result.clone()
+
+    def forget(self):
+        """Give back the memory that the graph holds; the next call records another."""
+        self.graph = self.held = self.result = None
+        self.calls = min(self.calls, WARM_UP)
+
+    def record(self, tensors):
+        self.held = [tensor.clone() for tensor in tensors]
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):  # gives back the memory that the calls before have used
+                self.result = self.function(*self.held)
+        except RuntimeError as error:
+            self.wanted = False
+            self.forget()
+            print(f"no CUDA graph ({str(error).splitlines()[0]}): kernels are launched one by one, which takes "
+                  "longer where they are small", file=sys.stderr, flush=True)
+        else:
+            self.graph = graph

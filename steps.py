@@ -1,0 +1,176 @@
+"""A training step: which images, which learning rate and EMA rate, and what it does to the weights.
+
+All that happens in step k depends on (seed, k) alone, so that a run goes on anywhere.
+"""
+import contextlib
+import hashlib
+import sys
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+import parallel
+from kernels.graphs import Replayed
+
+ADAM_EPS = 1e-8  # as published
+
+
+def schedule(options, n, step):
+    """Learning-rate factor and EMA rate (weight of the old average) at a step, counted from 0.
+
+    As published, the first step has rate 0, and beta = 0.5^(1 / half-life) with a half-life that rises
+    from 0 over the first 200 epochs: 0.99929 thereafter at any |D| and batch. An `ema_rate` takes the place of
+    0.99929 and rises in the same way.
+    """
+    epoch = step * options.batch / n
+
+    def progress(epochs, steps):  # 0 to 1 over the given epochs, or steps
+        done, span = (epoch, epochs) if steps is None else (step, steps)
+        return min(done / span, 1.0) if span > 0 else float(step > 0)
+
+    halflife = options.ema_halflife * progress(options.ema_rampup_epochs, options.ema_rampup_steps)
+    beta = 0.5 ** (1 / halflife) if halflife > 0 else 0.0
+    if options.ema_rate is not None and beta:
+        beta *= options.ema_rate / 0.5 ** (1 / options.ema_halflife)
+    return progress(options.warmup_epochs, options.warmup_steps), beta
+
+
+def mix(*parts):
+    """A seed of 32 bits (all that torch's CPU generator takes) from numbers and words, well spread."""
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest(), "big")
+
+
+@lru_cache(maxsize=64)
+def _order(n, seed, epoch, device):
+    return torch.from_numpy(np.random.RandomState(mix(seed, "order", epoch)).permutation(n)).to(device)
+
+
+def batch_index(n, batch, step, seed, reshuffle=False, device=torch.device("cpu")):
+    """The images (int64 [batch]) of a step: the data in an order drawn by seed, read round and round."""
+    first = step * batch
+    epochs = range(first // n, (first + batch - 1) // n + 1)
+    order = torch.cat([_order(n, seed, epoch if reshuffle else 0, device) for epoch in epochs])
+    return order[first % n:][:batch]
+
+
+class Work:
+    """The steps of a run, in place: `take(step)`. `part` images are in memory at once.
+
+    On a GPU the part is the largest that fits, found by the first step, unless --batch-device says another; and from
+    the third step on the work of one is replayed as a CUDA graph.
+    """
+
+    def __init__(self, options, net, ema, optimizer, images, labels):
+        self.options, self.net, self.ema, self.optimizer = options, net, list(ema.values()), optimizer
+        self.images, self.labels, self.parameters = images, labels, list(net.model.parameters())
+        self.part = options.batch_device or options.batch
+        self.may_shrink = not options.batch_device and parallel.size() == 1
+        self.loss_of = parallel.wrap(net, images.device)  # None for one process
+        self.replayed = Replayed(self.run, images.is_cuda and parallel.size() == 1)
+
+    def take(self, step):
+        """Take one step; returns its mean loss and norm of the gradient [2] (this process's part of both), not waiting.
+
+        All randomness comes from (seed, step). With another part or several processes the noise stays the same;
+        dropout, which is drawn in the forward pass, does not.
+        """
+        o, self.step = self.options, step
+        index = batch_index(len(self.images), o.batch, step, o.seed, o.reshuffle, self.images.device)
+        factor, beta = schedule(o, len(self.images), step)
+        numbers = self.numbers(o.learning_rate * factor, 1 - beta)
+        while True:
+            torch.manual_seed(mix(o.seed, step))
+            try:
+                return self.replayed(index, *numbers)
+            except RuntimeError as error:
+                full = isinstance(error, torch.OutOfMemoryError) or "_ALLOC_FAILED" in str(error)  # of torch, of cuBLAS
+                if not full or not self.may_shrink or self.part == 1:
+                    raise
+            self.shrink()  # here, where nothing holds the memory of what failed
+
+    def numbers(self, *numbers):
+        """As the work takes them: a graph would hold numbers fast, and so a GPU gets tensors."""
+        device = self.images.device
+        return [torch.full((), x, device=device) for x in numbers] if device.type == "cuda" else numbers
+
+    def shrink(self):
+        """Halve the part, to a divisor of the batch."""
+        self.part = next(part for part in range(self.part // 2, 0, -1) if self.options.batch % part == 0)
+        self.net.zero_grad(set_to_none=True)
+        if self.images.is_cuda:
+            torch.cuda.empty_cache()
+
+    def rest(self):
+        """Give back the memory that a graph holds between steps: a sampler wants it."""
+        self.replayed.forget()
+        self.net.zero_grad(set_to_none=True)
+
+    def run(self, index, rate, weight):
+        """The work on images `index` [batch]; `weight` is that of the new weights in their average."""
+        loss = self.gradients(index)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+        if self.may_shrink and self.part < self.options.batch:
+            print(f"--batch {self.options.batch} does not fit into memory at once: {self.part} images at a time, "
+                  "with the same gradients", file=sys.stderr, flush=True)
+        self.may_shrink = False  # the weights change from here on
+        self.optimizer.step(rate)
+        average(self.ema, self.parameters, weight)
+        return torch.stack([loss, norm / parallel.size()])
+
+    def gradients(self, index):
+        """Put the gradients of the batch in place, part by part; returns its mean loss."""
+        y = self.images[index].float() / 127.5 - 1                              # [B, C, H, W]
+        sigma = self.net.training_sigma(len(y), device=y.device)
+        noise = torch.randn_like(y)
+        if parallel.size() > 1:
+            torch.manual_seed(mix(self.options.seed, self.step, parallel.rank()))  # of dropout
+        total = torch.zeros((), device=y.device)
+        self.net.zero_grad(set_to_none=True)
+        mine = parallel.share(len(y))
+        parts = [slice(i, min(i + self.part, mine.stop)) for i in range(mine.start, mine.stop, self.part)]
+        for part in parts:
+            labels = None if self.labels is None else self.labels[index[part]]
+            last = self.loss_of is None or part is parts[-1]
+            with contextlib.nullcontext() if last else self.loss_of.no_sync():
+                loss_of = self.loss_of or self.net.loss
+                loss = loss_of(y[part], sigma[part], noise[part], labels).sum() / len(y)
+                (loss * parallel.size()).backward()  # processes average their gradients
+            total += loss.detach()
+        return total
+
+
+class Optimizer:
+    """torch's fused Adam, or its SGD, in place. Their classes in torch.optim import the compiler: 2 to 4 seconds."""
+
+    def __init__(self, options, parameters):
+        def zeros():
+            return [torch.zeros_like(p) for p in parameters]
+        self.options, self.parameters = options, parameters
+        self.state = dict(momentum_buffer=zeros()) if options.optimizer == "sgd" else dict(
+            exp_avg=zeros(), exp_avg_sq=zeros(), step=[torch.zeros((), device=p.device) for p in parameters])
+
+    @torch.no_grad()
+    def step(self, learning_rate):
+        """One step by the gradients that are in place; the rate is a number, or a tensor on the same GPU."""
+        o, gradients = self.options, [p.grad for p in self.parameters]
+        if o.optimizer == "sgd":
+            sgd(self.parameters, gradients, self.state["momentum_buffer"], momentum=o.momentum, dampening=0.0, nesterov=False,
+                maximize=False, weight_decay=o.weight_decay, lr=learning_rate,
+                **{"fused" if isinstance(learning_rate, torch.Tensor) else "foreach": True})
+        else:
+            adam(self.parameters, gradients, self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"],
+                 amsgrad=False, beta1=o.momentum, beta2=o.beta2, eps=ADAM_EPS, weight_decay=o.weight_decay,
+                 maximize=False, lr=learning_rate, fused=True)
+
+
+@torch.no_grad()
+def average(ema, parameters, weight):
+    """ema += weight (parameters - ema), in place; the weight is a number, or a tensor on the same GPU."""
+    if not isinstance(weight, torch.Tensor):
+        return torch._foreach_lerp_(ema, parameters, weight)
+    change = torch._foreach_sub(parameters, ema)
+    torch._foreach_mul_(change, weight)
+    torch._foreach_add_(ema, change)

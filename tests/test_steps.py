@@ -1,0 +1,214 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from kernels import graphs
+import checkpoint
+import steps
+import train
+import unet
+from conftest import ROOT
+from steps import Work, batch_index, mix, schedule
+
+SCHEDULE = json.loads((ROOT / "tests" / "golden" / "schedule.json").read_text())
+TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, warmup_steps=3,
+            learning_rate=2e-3, device="cpu")
+SAME_GRADIENT = 1e-5  # float32 sums in another order, relative to the largest weight change
+
+
+@pytest.mark.parametrize("row", SCHEDULE["rows"], ids=lambda row: f"{row['n_train']}-{row['batch']}-{row['step']}")
+def test_published_schedule(row):
+    o = train.Options(batch=row["batch"])
+    factor, beta = schedule(o, row["n_train"], row["step"])
+    assert factor == pytest.approx(row["lr_factor"], rel=1e-9) and beta == pytest.approx(row["ema_beta"], rel=1e-9, abs=1e-12)
+
+
+def test_schedule_in_steps_and_fixed_rates():
+    o = train.Options(warmup_steps=10, ema_rate=0.9, ema_rampup_steps=10)
+    # final_ema / ema_constant * 0.5^(512 / halflife / progress) of the published code, halflife 500,000 images
+    half = 0.9 / 0.5 ** (512 / 500_000) * 0.5 ** (512 / 500_000 / 0.5)
+    for step, expected in {0: (0.0, 0.0), 5: (0.5, half), 10: (1.0, 0.9), 20: (1.0, 0.9)}.items():
+        assert schedule(o, 100, step) == pytest.approx(expected, rel=1e-12)
+    o = train.Options(warmup_epochs=0, ema_halflife=4, ema_rampup_steps=2)
+    assert schedule(o, 100, 0) == (0.0, 0.0) and schedule(o, 100, 1) == (1.0, 0.5 ** (1 / 2))
+    assert schedule(train.Options(ema_rate=0.0), 100, 9)[1] == 0
+
+
+@pytest.mark.parametrize("n, batch", [(10, 4), (5, 16), (7, 7), (1, 3)])
+@pytest.mark.parametrize("reshuffle", [False, True])
+def test_data_are_read_round_and_round(n, batch, reshuffle):
+    stream = np.concatenate([batch_index(n, batch, k, 5, reshuffle) for k in range(20)])
+    epochs = [stream[i:i + n] for i in range(0, len(stream) - n + 1, n)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    if n > 4:
+        same = [np.array_equal(epochs[0], epoch) for epoch in epochs]
+        assert all(same) if not reshuffle else not all(same)
+        other = np.concatenate([batch_index(n, batch, k, 6, reshuffle) for k in range(20)])
+        assert not np.array_equal(stream, other)
+
+
+def work(device="cpu", **given):
+    """The Work of a small run, and its network, both with weights of some size."""
+    o = train.Options(**TINY | given)
+    D = data.load(o)
+    net = unet.Denoiser("ddpmpp", o.precond, 8, 1, D.label_dim, o.width, 1, (1, 1), dropout=o.dropout,
+                        generator=torch.Generator().manual_seed(0)).train()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    net.to(device).use(o.precision)
+    ema = {name: p.detach().clone() for name, p in net.model.named_parameters()}
+    optimizer = steps.Optimizer(o, list(net.parameters()))
+    return Work(o, net, ema, optimizer, D.images.to(device), D.labels.to(device) if D.label_dim else None)
+
+
+def one_step(given):
+    one = work(**given)
+    before = {name: p.detach().clone() for name, p in one.net.model.named_parameters()}
+    loss, _ = one.take(3)
+    after = dict(one.net.model.named_parameters())
+    gradients, ema = {name: p.grad for name, p in after.items()}, dict(zip(after, one.ema))
+    return loss, before, after, gradients, ema, one.options
+
+
+@pytest.mark.parametrize("precond", unet.PRECONDITIONINGS)
+@pytest.mark.parametrize("labels", ["none", "unique"])
+def test_gradient_accumulation_changes_nothing(precond, labels):
+    whole, parts = (one_step(dict(precond=precond, labels=labels, dropout=0.0, batch_device=b)) for b in (0, 4))
+    assert torch.allclose(whole[0], parts[0])
+    for name, g in whole[3].items():
+        assert (g - parts[3][name]).abs().max() <= SAME_GRADIENT * max(g.abs().max(), 1), name
+
+
+def test_loss_is_summed_over_pixels_and_averaged_over_images():
+    loss, _, _, _, _, o = one_step(dict(dropout=0.0))
+    D = data.load(o)
+    y = D.images[batch_index(20, 16, 3, 0)].float() / 127.5 - 1
+    net = one_step(dict(dropout=0.0, learning_rate=0.0))[2]
+    N = unet.Denoiser("ddpmpp", "vp", 8, 1, 0, 4, 1, (1, 1), dropout=0.0)
+    checkpoint.load_weights(N, {name: p.detach() for name, p in net.items()})
+    torch.manual_seed(mix(o.seed, 3))
+    sigma = N.training_sigma(16)
+    x = y + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(y)
+    expected = ((N(x, sigma) - y) ** 2 / sigma.reshape(-1, 1, 1, 1) ** 2).sum() / 16
+    assert torch.allclose(loss, expected)
+
+
+def test_weight_decay_is_an_l2_penalty_and_sgd_is_sgd():
+    given = dict(optimizer="sgd", momentum=0.0, dropout=0.0, warmup_steps=6)  # step 3: half the rate
+    _, before, after, gradients, _, o = one_step(dict(given, weight_decay=0.1))
+    for name, p in after.items():
+        assert torch.allclose(p, before[name] - 0.5 * o.learning_rate * (gradients[name] + 0.1 * before[name]), atol=1e-7), name
+
+
+def test_ema_follows_the_rate():
+    _, before, after, _, ema, o = one_step(dict(ema_rate=0.75, ema_rampup_steps=0))
+    for name, average in ema.items():
+        assert torch.allclose(average, 0.75 * before[name] + 0.25 * after[name], atol=1e-7)
+
+
+@pytest.mark.parametrize("given, plain", [
+    (dict(optimizer="adam"), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.99), weight_decay=0.1)),
+    (dict(optimizer="sgd"), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8, weight_decay=0.1))])
+def test_optimizers_are_torchs(given, plain):
+    o = train.Options(momentum=0.8, beta2=0.99, weight_decay=0.1, **given)
+    ours = [torch.nn.Parameter(torch.randn(5, 7, generator=torch.Generator().manual_seed(i))) for i in range(3)]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizer, reference = steps.Optimizer(o, ours), plain(theirs)
+    for step in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            q.grad = p.grad.clone()
+        optimizer.step(0.01)
+        reference.step()
+    for p, q in zip(ours, theirs):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)  # roundings of the plain loop and the fused kernel
+
+
+@pytest.mark.parametrize("at_once", [8, 3])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(monkeypatch, capsys, at_once):
+    """The step is that of the whole batch, and later steps do not try again."""
+    whole, parts = (work(dropout=0.0, batch=24) for _ in range(2))
+    real, tried = parts.net.loss, []
+
+    def loss(y, *more):
+        tried.append(len(y))
+        if len(y) > at_once:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB.")
+        return real(y, *more)
+    monkeypatch.setattr(parts.net, "loss", loss)
+    fits = {8: 6, 3: 3}[at_once]
+    for step in (3, 4):
+        assert torch.allclose(parts.take(step), whole.take(step))
+        for p, q in zip(whole.parameters, parts.parameters):
+            assert (p.grad - q.grad).abs().max() <= SAME_GRADIENT * max(p.grad.abs().max(), 1)
+    assert parts.part == fits and tried == [24, 12] + [6] * (at_once == 3) + [fits] * (2 * 24 // fits)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{fits} images at a time" in said
+
+
+def test_running_out_of_memory_later_or_for_a_given_part_is_an_error(monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    given, later, single = work(batch_device=8), work(), work(batch=1, n=20)
+    later.take(0)
+    for one in (given, later, single):
+        monkeypatch.setattr(one.net, "loss", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            one.take(1)
+
+
+class Graph:
+    """A stand-in for a CUDA graph on a CPU: what was recorded is done when it is replayed."""
+
+    def __init__(self, replayed):
+        self.replayed = replayed
+
+    def replay(self):
+        self.replayed.result = self.replayed.function(*self.replayed.held)
+
+
+def test_the_graph_is_of_the_step_itself(monkeypatch, capsys):
+    """Recorded after the first steps, and given each step's images and rates; random numbers are torch's."""
+    def record(replayed, tensors):
+        replayed.held, replayed.graph = [t.clone() for t in tensors], Graph(replayed)
+    monkeypatch.setattr(graphs.Replayed, "record", record)
+    plain, recorded = work(reshuffle=True), work(reshuffle=True)
+    recorded.numbers = lambda *numbers: [torch.tensor(number) for number in numbers]
+    recorded.replayed.wanted = True
+    for step in range(6):
+        assert torch.equal(plain.take(step), recorded.take(step))
+        assert (recorded.replayed.graph is not None) == (step >= graphs.WARM_UP)
+    for p, q in zip(plain.parameters, recorded.parameters):
+        assert torch.equal(p, q)
+    for p, q in zip(plain.ema, recorded.ema):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-8)  # the average by a tensor rounds otherwise
+
+
+def test_where_no_graph_can_be_recorded_it_goes_on_without(capsys):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    replayed = graphs.Replayed(lambda x: x + x.sum().item())  # there is no GPU, or a graph cannot hold the question
+    for _ in range(5):
+        assert replayed(torch.ones(2, device=device)).tolist() == [3, 3]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("given", [dict(), dict(precision="bf16", labels="true"),
+                                   dict(optimizer="sgd", batch_device=8)])
+def test_on_this_gpu_a_graph_gives_the_same_weights(given, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        plain, recorded = work("cuda", **given), work("cuda", **given)
+        plain.replayed.wanted = False
+        for step in range(8):
+            assert torch.equal(plain.take(step), recorded.take(step))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert recorded.replayed.graph is not None
+    for p, q in zip([*plain.parameters, *plain.ema], [*recorded.parameters, *recorded.ema]):
+        assert torch.equal(p, q)
