@@ -260,8 +260,8 @@ def pick_device(name, threads=0, deterministic=False):
 
 @lru_cache
 def set_up():
-    """Once a process: TF32 off, unless Denoiser.use asks for it; no attention of cuDNN's; and memory of large tensors that
-    glibc reuses instead of giving it back and faulting it in again (5% of a step)."""
+    """Once a process: TF32 off, unless Denoiser.use asks for it; and memory of large tensors that glibc reuses
+    instead of giving it back and faulting it in again (5% of a step)."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library

@@ -72,6 +72,7 @@ def test_storages_count_once_and_parameters_not_at_all():
 @pytest.mark.parametrize("given", NETWORKS)
 def test_bytes_are_those_of_a_real_step(given, monkeypatch):
     monkeypatch.setattr(layers, "fast", lambda x: False)  # as on a GPU
+    monkeypatch.setattr(layers, "attention", F.scaled_dot_product_attention)
     D = network(**given).train()
     y = torch.zeros(3, D.config["img_channels"], 16, 16)
     labels = torch.zeros(3, dtype=torch.int64) if D.config["label_dim"] else None
