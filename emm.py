@@ -29,6 +29,7 @@ import run
 import sample
 import search
 import train
+import unet
 from kernels import References, memorized
 from run import option
 from search import CONFIDENCE
@@ -234,6 +235,9 @@ def source(options):
 
 def find(options):
     """Search for EMM as the options say, with a line for each snapshot; returns the path of OUT/emm.json."""
+    devices = options.devices or (options.device,)
+    device = data.pick_device(devices[0])
+    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     if options.seeds:
         return find_each(options)
     out, start = Path(options.out), time.perf_counter()
@@ -247,9 +251,8 @@ def find(options):
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; {fewer}take more images")
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
-    devices = options.devices or (options.device,)
     about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
-                 **run.provenance(data.pick_device(devices[0])))
+                 **run.provenance(device))
     del whole  # the source stays in memory, and need not twice
 
     def price(n):

@@ -7,6 +7,7 @@ Makes an npz (arr_0 uint8 [N, H, W, C], seeds, labels, and the options as JSON) 
 first hundred as PNG. The sampler is the published one: deterministic Heun, 18 steps, float64 state (EDM,
 algorithm 1; paper, section 2). Sample i depends on its seed alone.
 """
+import dataclasses
 import hashlib
 import json
 import math
@@ -51,7 +52,8 @@ class Options(data.Options):
     sigma_min: float = option(0.002, "lowest noise level, raised to the network's")
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
     rho: float = option(7.0, "exponent of the spacing of noise levels")
-    precision: str = option("fp32", "of the network, whatever it was trained in; the sampler's state is float64", unet.PRECISIONS)
+    precision: str = option("auto", "of the network's products, whatever it was trained in; auto is tf32 on CUDA, else "
+                            "fp32. The sampler's state is float64", unet.PRECISIONS)
     batch: int = option(256, "samples at once, more where a GPU wants more; changes no sample", recorded=False)
     out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
@@ -63,7 +65,7 @@ class Options(data.Options):
         parse_seeds(self.seeds)
         if not self.run and not self.optimum:
             raise ValueError("nothing to sample from; give --run RUN, or --optimum and --data")
-        if self.optimum and self.precision != "fp32":
+        if self.optimum and self.precision not in ("auto", "fp32"):
             raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
         given = [name for name, value in defaults.items() if getattr(self, name) != value]
@@ -197,6 +199,8 @@ def sample(options):
     device = data.pick_device(options.device, options.threads)
     model = run.Directory(options.run).model if Path(options.run).is_dir() else Path(options.run)
     files = run.Directory(model.parent)
+    precision = "fp32" if options.optimum else unet.precision_on(device, options.precision)
+    options = dataclasses.replace(options, precision=precision)
     if options.optimum:
         moved = "" if options.data == data.Options.data else options.data
         D = data.of_run(model.parent, moved) if options.run else data.load(options)

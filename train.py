@@ -11,6 +11,7 @@ appendix A): a number of epochs and not of steps, so that steps grow with |D|. T
 where an interrupted run stopped; on a CPU, one machine and one software, to the same weights bit for bit.
 """
 import contextlib
+import dataclasses
 import math
 import resource
 import sys
@@ -66,7 +67,7 @@ class Options(data.Options):
     ema_rampup_epochs: float = option(200, "the half-life rises linearly over this many epochs")
     ema_rampup_steps: int | None = option(None, "or over this many steps")
     ema_rate: float | None = option(None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
-    precision: str = option("fp32", "of the network; weights, optimizer and loss stay float32", unet.PRECISIONS)
+    precision: str = option("auto", "of the network's products; auto is tf32 on CUDA, else fp32", unet.PRECISIONS)
     seed: int = option(0, "of initial weights, order of the data, noise and dropout")
     reshuffle: bool = option(False, "draw a new order of the data each epoch instead of one for all")
     # files
@@ -139,6 +140,7 @@ def training(options, alone=False):
     D = data.load(options)
     files = run.Directory(options.out)
     device = data.pick_device(options.device, options.threads, options.deterministic)
+    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     net = unet.build(options, D, torch.Generator().manual_seed(mix(options.seed, "weights")))
     net.to(device).use(options.precision)
     if alone:

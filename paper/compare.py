@@ -38,7 +38,7 @@ class Options:
     out: str = option("", "JSON to write; compare.json in the run directory by default", recorded=False)
     pairs: str = option("", "also draw the model's samples beside their originals in this PNG, the optimum's in NAME-closed-form.png", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
-    precision: str = option("fp32", "of the trained network", unet.PRECISIONS)
+    precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32", unet.PRECISIONS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
@@ -58,6 +58,7 @@ def compare(options):
     Raises ValueError if the run is not finished, its model of another run or the JSON there of another model.
     """
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
+    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
     files = run.Directory(folder)
     model = files.model

@@ -52,6 +52,7 @@ def test_a_run_and_its_files(tmp_path):
     o = options(tmp_path / "run", labels="true")
     model = train.train(o)
     D, about = checkpoint.load_model(model)
+    assert about["options"]["precision"] == "fp32", "what auto means on a CPU"
     assert about["step"] == 12 and about["options"]["n"] == 20 and about["label_counts"] == [2] * 10
     assert D.config["label_dim"] == 10 and D.config["img_resolution"] == 8 and about["device"] == "cpu"
     assert [checkpoint.read_metadata(p)["step"] for p in run.Directory(o.out).snapshots()] == [4, 8, 12]
