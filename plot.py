@@ -1,4 +1,5 @@
-"""Draw results: of emm.py, the memorization ratio against |D|, and against epochs for each size; of paper.experiments, its points.
+"""Draw results: of emm.py, the memorization ratio against |D|, and against epochs for each size; of
+paper.experiments, its points.
 
     python plot.py --emm runs/emm/emm.json                              makes runs/emm/emm.png and trajectory.png
     python plot.py --emm w128/emm.json,w256/emm.json --out width.png    several searches; and width-trajectory.png

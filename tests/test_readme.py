@@ -52,9 +52,9 @@ def test_every_command_parses(page):
 
 
 @pytest.mark.parametrize("line", [
-    "make emn", "make emm WDITH=256", "make emm FLAGS=--wdith", "pip install torch", "python train.py --wdith 2",
+    "make emn", "make emm WDITH=256", "make emm FLAGS=--wdith 2", "python train.py --wdith 256",
     "python -m paper.experiments --name wdith", "torchrun --standalone -- train.py --wdith 256",
-    "python run.py shew x"])
+    "python run.py shew x", "pip install torch"])
 def test_commands_with_a_typing_error_are_found(line):
     with pytest.raises((SystemExit, AssertionError)):
         check(shlex.split(line))
