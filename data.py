@@ -11,7 +11,6 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -169,14 +168,14 @@ def of_run(directory, moved=""):
             raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, "
                              "say where it is now by --data")
     D = load(options)
-    if D.fingerprint() != read_json(Path(directory) / "config.json")["data"]:
+    if D.fingerprint() != read_json(run.Directory(directory).config)["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
     return D
 
 
 def options_of_run(directory, moved=""):
     """The `Options` of the training set of a run directory of train.py; `moved`, if given, is where data lie."""
-    path = Path(directory) / "config.json"
+    path = run.Directory(directory).config
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
         raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
@@ -261,11 +260,9 @@ def pick_device(name, threads=0, deterministic=False):
 
 @lru_cache
 def set_up():
-    """Once a process: TF32 off, unless Denoiser.use asks for it; no attention of cuDNN's; and memory of large tensors that
-    glibc reuses instead of giving it back and faulting it in again (5% of a step)."""
+    """Once a process: TF32 off, unless Denoiser.use asks for it; and memory of large tensors that glibc reuses
+    instead of giving it back and faulting it in again (5% of a step)."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    # torch 2.11 prefers it for bf16 on Hopper, where it may have no backward pass for 256 channels
-    torch.backends.cuda.enable_cudnn_sdp(False)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             mallopt = ctypes.CDLL("libc.so.6").mallopt

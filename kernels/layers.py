@@ -220,8 +220,8 @@ def attention(q, k, v):
     """Softmax attention of q, k, v [B, 1, HW, C], without holding the HW x HW weights where torch has a kernel for that."""
     if transformed():
         return plain_attention(q, k, v)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return Attention.apply(q, k, v)
+    if q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return Attention.apply(q, k, v)  # on a GPU a graph of a step could not record it
     return F.scaled_dot_product_attention(q, k, v)
 
 

@@ -59,10 +59,11 @@ def compare(options):
     """
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
     D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
-    model = folder / "model.safetensors"
+    files = run.Directory(folder)
+    model = files.model
     if not model.is_file():
         raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
-    out = Path(options.out) if options.out else folder / "compare.json"
+    out = Path(options.out) if options.out else files.compare
     about = dict(options=run.recorded(options), source=dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"]))
     sheets = [Path(options.pairs).with_stem(Path(options.pairs).stem + end) for end in ("", "-closed-form")] if options.pairs else []
     if out.is_file():
@@ -76,7 +77,7 @@ def compare(options):
         known = torch.isin(outside_labels, D.labels)
         outside, outside_labels = outside[known], outside_labels[known]
     trained, metadata = checkpoint.load_model(model, device)
-    if different := sample.foreign(metadata, run.read_json(folder / "config.json")):
+    if different := sample.foreign(metadata, run.read_json(files.config)):
         raise ValueError(f"{model} is not of the run in {folder} ({different}); restore it, or train again")
     optimum = Optimum(D.images.to(device), D.labels.to(device) if D.label_dim else None)
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
