@@ -3,10 +3,11 @@
     python -m paper.report --scale cpu                                   report.html
     python -m paper.report --scale cpu --out docs/results.md
 
-Reads paper/results/SCALE/NAME.json and the figures beside them, as paper.experiments wrote them, and notes.md there, in
-which `## NAME` heads what a person has to say of an experiment. A claim is judged by the differences between its
-two places, seed by seed (the same seed has the same training set where the data are the same): it agrees, or
-disagrees, if Student's 95% interval of their mean lies on one side of zero, and is not resolved if zero lies inside.
+Reads paper/results/SCALE/NAME.json and the figures beside them, as paper.experiments wrote them, and
+notes.md there, in which `## NAME` heads what a person has to say of an experiment. A claim is judged by the
+differences between its two places, seed by seed (the same seed has the same training set where the data are
+the same): it agrees, or disagrees, if Student's 95% interval of their mean lies on one side of zero, and is
+not resolved if zero lies inside.
 """
 import base64
 import html
