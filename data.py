@@ -1,6 +1,6 @@
 """Images and labels in, training sets out.
 
-A source (images.py) gives uint8 images [N, C, H, W] and int64 class labels [N]. A training set D is a
+A source (images/) gives uint8 images [N, C, H, W] and int64 class labels [N]. A training set D is a
 class-balanced subset of a source (nested: the subset of 500 lies inside that of 1,000), resized and
 labelled for the experiment (paper, sections 3 and 5).
 """
@@ -19,7 +19,7 @@ import run
 from images import place, read, there
 from run import option, processor, rank, read_json, size
 
-CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths of 16 and 32 on a Zen 4 (README, Speed)
+CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths 16 and 32 on a Zen 4 (docs/performance.md)
 DAY = 24 * 3600   # seconds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 

@@ -318,7 +318,7 @@ class Denoiser(nn.Module):
         elif precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
             warnings.warn("this CPU has no bfloat16 instructions: --precision bf16 is many times slower than fp32 here", stacklevel=2)
         # tensor cores read channels_last, and so does the norm for GPUs, while convolutions in float32 take as long
-        # either way; for CPUs see layers.py
+        # either way; for CPUs see kernels/layers.py
         last = device.type == "cuda" and (precision != "fp32" or layers.triton_norm(device) is not None)
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.precision = precision
