@@ -14,8 +14,19 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.nearest_triton import (COLUMNS, GROUP, INT32_TERMS, MAX_INT32_PIXELS, ROWS, group_bits,
-                                    merge_kernel, merge_pixels, nearest_two_kernel, prepare_kernel, tiles)
+from kernels.nearest_triton import (
+    COLUMNS,
+    GROUP,
+    INT32_TERMS,
+    MAX_INT32_PIXELS,
+    ROWS,
+    group_bits,
+    merge_kernel,
+    merge_pixels,
+    nearest_two_kernel,
+    prepare_kernel,
+    tiles,
+)
 from kernels.norm_triton import backward_kernel, forward_kernel, tiling
 
 WARP_THREADS = 32

@@ -8,7 +8,6 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from paper import compare
 import data
 import memorize
 import plan
@@ -17,6 +16,7 @@ import sample
 import train
 import unet
 from images import read
+from paper import compare
 
 
 def options(**given):
