@@ -67,7 +67,7 @@ EXPERIMENTS = optimum size resolution classes width depth embedding skips skips-
 # with quotes and all, for paper.experiments
 export FLAGS
 
-.PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) report test chaos bench bench-emm kernel-report clean
+.PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) report lint test chaos bench bench-emm kernel-report clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -132,6 +132,9 @@ paper: $(EXPERIMENTS) ## every experiment of the paper, or one by its name, such
 report: | $(READY) ## one page of all results of SCALE, with their figures inside: report.html
 	$(PYTHON) -m paper.report --scale $(SCALE) --results $(RESULTS) --out report.html
 
+lint: | $(READY) ## check the style of the code with ruff, as pyproject.toml sets it
+	$(PYTHON) -m ruff check
+
 test: | $(READY) ## run the tests
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadfile tests
 
@@ -151,5 +154,5 @@ kernel-report: | $(READY) ## what the Triton kernel compiles to for each GPU, an
 	$(PYTHON) bench/kernel_report.py
 
 clean: ## remove the demo and caches; runs, data and .venv stay
-	rm -rf demo .pytest_cache .hypothesis
+	rm -rf demo .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +

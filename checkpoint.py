@@ -1,4 +1,4 @@
-"""Weights, and what a training step changes, in files: safetensors with a dict about them and checksums of both.
+"""Weights, and all that a training step changes, in safetensors files with a description and checksums.
 
     save_model, load_model     the U-Net of a Denoiser and what rebuilds it: a snapshot
     save_state, load_state     all that the next training step needs
@@ -23,7 +23,7 @@ def save_model(path, D, weights=None, **metadata):
 
 
 def read_metadata(path):
-    """What `save_model` stored beside the weights, as a dict. Raises ValueError if `path` is not such a file."""
+    """What `save_model` stored beside the weights, as a dict. Raises ValueError for any other file."""
     about = read_about(path)
     if "network" not in about:
         raise ValueError(f"{path} is not a snapshot of train.py: it does not describe its network")
@@ -31,10 +31,11 @@ def read_metadata(path):
 
 
 def load_model(path, device="cpu"):
-    """The Denoiser in a file that `save_model` made, in evaluation mode on `device`, and the file's metadata."""
+    """The Denoiser that `save_model` stored, in evaluation mode on `device`, and the file's metadata."""
     metadata, weights = read_metadata(path), read(path)[0]
     try:
-        check_shapes(unet.shapes(metadata["network"]), weights)  # before memory is taken for what the file only says
+        # before memory is taken for what the file claims to hold
+        check_shapes(unet.shapes(metadata["network"]), weights)
         D = unet.Denoiser(**metadata["network"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} describes no network of these scripts ({error}); remove it") from None
@@ -43,9 +44,13 @@ def load_model(path, device="cpu"):
 
 
 def load_weights(D, tensors):
-    """Put named weights into the U-Net of D. Published state dicts load too: a "model." prefix and stored
-    resampling filters (constants here) are dropped. Raises ValueError naming what is missing or left over."""
-    tensors = {name.removeprefix("model."): t for name, t in tensors.items() if not name.endswith("resample_filter")}
+    """Put named weights into the U-Net of D. Raises ValueError naming what is missing or left over.
+
+    Published state dicts load too: a "model." prefix is dropped, and so are stored resampling filters,
+    which are constants here.
+    """
+    tensors = {name.removeprefix("model."): t for name, t in tensors.items()
+               if not name.endswith("resample_filter")}
     check_shapes({name: tuple(t.shape) for name, t in D.model.state_dict().items()}, tensors)
     D.model.load_state_dict(tensors)
 
@@ -63,23 +68,26 @@ def save_state(path, net, ema, optimizer, **about):
     """Publish all that the next step needs: weights, their average, the optimizer's state, the step."""
     tensors = {f"net.{name}": t for name, t in net.model.state_dict().items()}
     tensors |= {f"ema.{name}": t for name, t in ema.items()}
-    tensors |= {f"optimizer.{i}.{name}": t for name, all in optimizer.state.items() for i, t in enumerate(all)}
+    tensors |= {f"optimizer.{i}.{name}": t
+                for name, each in optimizer.state.items() for i, t in enumerate(each)}
     write(path, tensors, about)
 
 
 def load_state(path, net, ema, optimizer, about, defaults):
     """Put a saved state in place; returns its step and the seconds trained so far, or 0, 0 if there is none.
 
-    `about` has the options and the data of this run, `defaults` the values of options that a file does not know.
+    `about` has this run's options and data, `defaults` the values of options that a file does not know.
     Raises ValueError for a state that is damaged or of another run.
     """
     if not path.exists():
         return 0, 0.0
     tensors, there = read(path)
     if "step" not in there:
-        raise ValueError(f"{path} was written by another version of these scripts; remove it to train from the start")
+        raise ValueError(f"{path} was written by another version of these scripts; "
+                         "remove it to train from the start")
     if different := differences(there, about, defaults):
-        raise ValueError(f"{path} is the state of another run ({different}); remove it to train from the start")
+        raise ValueError(f"{path} is the state of another run ({different}); "
+                         "remove it to train from the start")
     load_weights(net, {name[4:]: t for name, t in tensors.items() if name.startswith("net.")})
     for name, t in tensors.items():
         kind, _, rest = name.partition(".")
@@ -96,7 +104,7 @@ def write(path, tensors, about):
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = sealed(about | dict(tensors_sha256=digest(tensors)))
     with publish(path) as temporary:
-        # one entry: safetensors writes several in random order, and equal snapshots would differ in their bytes
+        # one entry: safetensors orders several at random, and equal snapshots would differ in their bytes
         save_file(tensors, temporary, dict(about=json.dumps(about)))
 
 

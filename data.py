@@ -44,8 +44,8 @@ class Subset:
 
 @dataclass(frozen=True)
 class Options(Subset):
-    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist (-test: their test half), or "
-                       "a path: image folder, zip of images, npz, npy or IDX file; with :K, class K alone")
+    data: str = option("cifar10", "digits, cifar10, cifar100, mnist, fashion-mnist (-test: their test half), "
+                       "or a path: image folder, zip of images, npz, npy or IDX file; with :K, class K alone")
     mix: str = option("", "a second source, mixed in within each class")
     mix_share: float = option(0.5, "its share of each class, from 0 to 1")
     labels: str = option("none", "labels the model is given: none, true, random:C or unique")
@@ -59,7 +59,8 @@ class Options(Subset):
         if not 0 <= self.mix_share <= 1:
             raise ValueError(f"--mix-share {self.mix_share} is not a share from 0 to 1")
         if not self.mix and self.mix_share != Options.mix_share:
-            raise ValueError(f"--mix-share {self.mix_share} is the share of a second source; give it as --mix, or leave the share out")
+            raise ValueError(f"--mix-share {self.mix_share} is the share of a second source; "
+                             "give it as --mix, or leave the share out")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Images:
         """Pixels a side. Raises ValueError if the images are not square, as the networks need."""
         height, width = self.images.shape[-2:]
         if height != width:
-            raise ValueError(f"the images are {width}x{height}; the networks need square ones: give --resolution")
+            raise ValueError(f"the images are {width}x{height}; the networks need square ones: "
+                             "give --resolution")
         return height
 
     def fingerprint(self):
@@ -98,33 +100,38 @@ def load(options):
     if options.mix:
         others, other_classes, other_names = read(options.mix, options.resolution)
         if others.shape[1:] != images.shape[1:]:
-            raise ValueError(f"--mix {options.mix} has images of {shape(others)}, --data {options.data} of {shape(images)}; "
+            raise ValueError(f"--mix {options.mix} has images of {shape(others)}, "
+                             f"--data {options.data} of {shape(images)}; "
                              "give --resolution, and sources of the same number of channels")
         if classes.unique().tolist() != other_classes.unique().tolist():
-            raise ValueError(f"--mix {options.mix} and --data {options.data} have other classes; take one of each with :K, such as cifar10:5")
-        images, classes, names = torch.cat([images, others]), torch.cat([classes, other_classes]), [*names, *other_names]
-        origin = torch.arange(len(images)).ge(len(images) - len(others)).long()  # 1 for those of the second source
+            raise ValueError(f"--mix {options.mix} and --data {options.data} have other classes; "
+                             "take one of each with :K, such as cifar10:5")
+        images, classes = torch.cat([images, others]), torch.cat([classes, other_classes])
+        names = [*names, *other_names]
+        origin = torch.arange(len(images)).ge(len(images) - len(others)).long()  # 1 for the second source's
     if options.classes > int(classes.max()) + 1:
         raise ValueError(f"--classes {options.classes}: {options.data} has {int(classes.max()) + 1}")
     count = options.classes or int(classes.max()) + 1
     index = balanced_order(classes, options.subset_seed, origin, options.mix_share)
     index = index[classes[index] < count]
     if options.labels == "true" and len(classes[index].unique()) < 2:
-        raise ValueError(f"--labels true: {options.data} has no classes here, or one; take --labels none, or give it "
-                         "classes, such as a folder for each")
+        raise ValueError(f"--labels true: {options.data} has no classes here, or one; "
+                         "take --labels none, or give it classes, such as a folder for each")
     n = options.n or len(index)
     if n > len(index):
-        raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}"
-                         f"{f' with a share of {options.mix_share:g} of {options.mix}' if options.mix else ''}"
-                         f"{f' in {count} classes' if options.classes else ''}; lower --n")
+        mixed = f" with a share of {options.mix_share:g} of {options.mix}" if options.mix else ""
+        kept = f" in {count} classes" if options.classes else ""
+        raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}{mixed}{kept}; "
+                         "lower --n")
     index = index[:n]
     images, classes = images[index], classes[index]
     label_dim = label_count(options.labels, n, count)
     if options.labels == "unique":
         labels = torch.arange(n)
     elif options.labels.startswith("random:"):
-        # drawn one after the other, so that the labels of the subset of 500 are those of the first 500 of 1,000
-        labels = torch.from_numpy(np.random.RandomState(options.label_seed).randint(label_dim, size=n, dtype=np.int64))
+        # drawn in turn, so that the labels of the subset of 500 are those of the first 500 of 1,000
+        drawn = np.random.RandomState(options.label_seed).randint(label_dim, size=n, dtype=np.int64)
+        labels = torch.from_numpy(drawn)
     else:
         labels = classes
     return Images(images, labels, label_dim, [names[i] for i in index.tolist()])
@@ -169,12 +176,13 @@ def of_run(directory, moved=""):
                              "say where it is now by --data")
     D = load(options)
     if D.fingerprint() != read_json(run.Directory(directory).config)["data"]:
-        raise ValueError(f"{options.data} is no longer what {directory} was trained on; restore it, or train again")
+        raise ValueError(f"{options.data} is no longer what {directory} was trained on; "
+                         "restore it, or train again")
     return D
 
 
 def options_of_run(directory, moved=""):
-    """The `Options` of the training set of a run directory of train.py; `moved`, if given, is where data lie."""
+    """The `Options` of a run directory's training set, whose data lie at `moved` if that is given."""
     path = run.Directory(directory).config
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
@@ -190,7 +198,8 @@ def label_count(labels, n, classes):
         return int(number)
     counts = dict(none=0, true=classes, unique=n)
     if labels not in counts:
-        raise ValueError(f"--labels {labels!r} is unknown; use none, true, random:C (such as random:10) or unique")
+        raise ValueError(f"--labels {labels!r} is unknown; "
+                         "use none, true, random:C (such as random:10) or unique")
     return counts[labels]
 
 
@@ -198,9 +207,10 @@ def balanced_order(classes, seed=None, origin=None, share=0.0):
     """An order of the images (int64 [N]) each of whose prefixes is class-balanced as evenly as can be.
 
     The first of class 0, the first of class 1, ..., the second of class 0, ...: prefixes are nested.
-    Within a class images stand in the order of the source, as published, or as drawn by `seed`. With an `origin` of
-    0 or 1 for each image, of the first k images of a class floor(share k) are of origin 1; a class ends where the
-    next one would have to come from an origin that has no more.
+    Within a class images stand in the order of the source, as published, or as drawn by `seed`.
+
+    With an `origin` (0 or 1) for each image, floor(share k) of the first k images of a class are of origin 1.
+    A class ends where the next image would have to come from an origin that has no more.
     """
     order = torch.arange(len(classes))
     if seed is not None:
@@ -211,7 +221,8 @@ def balanced_order(classes, seed=None, origin=None, share=0.0):
         if origin is None:
             rank[members] = torch.arange(len(members))
             continue
-        due = torch.floor(torch.arange(len(members) + 1, dtype=torch.float64) * share + 1e-9)  # 0.29 * 100 is 28.999...
+        k = torch.arange(len(members) + 1, dtype=torch.float64)
+        due = torch.floor(k * share + 1e-9)  # 0.29 * 100 is 28.999...
         second = due[1:] > due[:-1]
         end = len(members)
         for o in (0, 1):
@@ -233,14 +244,15 @@ def shape(images):
 def pick_device(name, threads=0, deterministic=False):
     """The torch device of a --device word: auto, cpu, cuda or cuda:N; sets up the process for it.
 
-    On CUDA, float32 stays float32, as published. `threads` limits a CPU's; `deterministic` keeps CUDA to kernels that
-    always add in the same order.
+    On CUDA, float32 stays float32, as published. `threads` limits a CPU's; `deterministic` keeps CUDA to
+    kernels that always add in the same order.
     """
     if threads < 0:
         raise ValueError(f"--threads {threads} is negative; give 0 for all cores, or a number")
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        if device.type == "cuda" and device.index is None and size() > 1:  # a GPU for each process of torchrun
+        best = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(best if name == "auto" else name)
+        if device.type == "cuda" and device.index is None and size() > 1:  # a GPU a process of torchrun
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not a device of these scripts")
@@ -248,7 +260,8 @@ def pick_device(name, threads=0, deterministic=False):
         if device.type == "cuda":
             torch.cuda.set_device(device)  # for what takes the current one, such as pinned memory
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:N") from None
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; "
+                         "use auto, cpu, cuda or cuda:N") from None
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
         torch.use_deterministic_algorithms(True)
@@ -260,8 +273,11 @@ def pick_device(name, threads=0, deterministic=False):
 
 @lru_cache
 def set_up():
-    """Once a process: TF32 off, unless Denoiser.use asks for it; and memory of large tensors that glibc reuses
-    instead of giving it back and faulting it in again (5% of a step)."""
+    """Once a process: TF32 off, unless Denoiser.use asks for it.
+
+    On Linux glibc is told to reuse the memory of large tensors: to give it back and fault it in again takes
+    5% of a step.
+    """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -273,7 +289,7 @@ _announced = []
 
 
 def announce(name, device, flops=0):
-    """Say on stderr, once a process, which device --device auto took; of a CPU also if the FLOPs will take days."""
+    """Say on stderr, once a process, what --device auto took; of a CPU also if the FLOPs will take days."""
     if name != "auto" or rank() or _announced:
         return
     _announced.append(device)
@@ -281,5 +297,7 @@ def announce(name, device, flops=0):
         print(f"device: {device} ({torch.cuda.get_device_name(device)})", file=sys.stderr)
         return
     days = flops / (CPU_FLOPS * torch.get_num_threads() * DAY)
-    slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core" if days > 1 else ""
+    slow = ""
+    if days > 1:
+        slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core"
     print(f"device: cpu ({processor()}), as no GPU was found{slow}", file=sys.stderr)

@@ -29,14 +29,20 @@ CELL = 96                 # pixels a side of an image on the pair sheet
 
 @dataclass(frozen=True)
 class Options(data.Subset):
-    samples: str = option("", "generated images: folder, zip, npz or npy file, or run directory", recorded=False)
-    train: str = option("", "training images: a source as for train.py --data, or run directory", recorded=False)
-    data: str = option("", "where the data of the run directory --train lie now, if they have moved", recorded=False)
-    threshold: str = option("1/3", "memorized below this ratio of nearest distances, a fraction p/q in (0, 1)")
+    samples: str = option("", "generated images: folder, zip, npz or npy file, or run directory",
+                          recorded=False)
+    train: str = option("", "training images: a source as for train.py --data, or run directory",
+                        recorded=False)
+    data: str = option("", "where the data of the run directory --train lie now, if they have moved",
+                       recorded=False)
+    threshold: str = option("1/3", "memorized below this ratio of nearest distances, "
+                                   "a fraction p/q in (0, 1)")
     distinct: bool = option(False, "drop exact duplicates from the training images first")
-    out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default", recorded=False)
+    out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default",
+                      recorded=False)
     csv: str = option("", "also write every sample with its two nearest training images here", recorded=False)
-    pairs: str = option("", "also draw the most and the least memorized samples beside their nearest here", recorded=False)
+    pairs: str = option("", "also draw the most and the least memorized samples beside their nearest here",
+                        recorded=False)
     pair_rows: int = option(8, "samples of each kind on the pair sheet", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
@@ -45,7 +51,8 @@ class Options(data.Subset):
         super().__post_init__()
         for name in ("samples", "train"):
             if not getattr(self, name):
-                raise ValueError(f"--{name} is needed: an image folder, a zip, an npz file or a run directory")
+                raise ValueError(f"--{name} is needed: "
+                                 "an image folder, a zip, an npz file or a run directory")
         parse_threshold(self.threshold)
         if Path(self.pairs).suffix.lower() not in ("", ".png"):
             raise ValueError(f"--pairs {self.pairs} is drawn as PNG; let it end in .png")
@@ -60,8 +67,8 @@ def parse_threshold(text):
     except (ValueError, ZeroDivisionError):
         ratio = Fraction(0)
     if not 0 < ratio < 1 or ratio.denominator > MAX_DENOMINATOR:
-        raise ValueError(f"--threshold {text!r} is not a fraction p/q strictly between 0 and 1 with q <= {MAX_DENOMINATOR}; "
-                         "give one such as 1/3")
+        raise ValueError(f"--threshold {text!r} is not a fraction p/q strictly between 0 and 1 "
+                         f"with q <= {MAX_DENOMINATOR}; give one such as 1/3")
     return ratio.numerator, ratio.denominator
 
 
@@ -82,7 +89,8 @@ def score(samples, train, threshold=(1, 3), references=None):
     low, high = search.wilson(hits, count)
     mean = distances.double().sqrt().mean(0).tolist()
     summary = dict(
-        samples=count, training_images=len(train), memorized=hits, ratio=hits / count, interval_95=[low, high],
+        samples=count, training_images=len(train),
+        memorized=hits, ratio=hits / count, interval_95=[low, high],
         threshold=f"{threshold[0]}/{threshold[1]}",
         copied_training_images=len(index[verdict, 0].unique()),
         pixel_exact_copies=int((distances[:, 0] == 0).sum()),
@@ -115,7 +123,8 @@ def memorize(options):
         if not options.csv and not options.pairs:
             return there
     data.announce(options.device, device)
-    summary, verdict, distances, index = score(samples.to(device), train.to(device), parse_threshold(options.threshold))
+    threshold = parse_threshold(options.threshold)
+    summary, verdict, distances, index = score(samples.to(device), train.to(device), threshold)
     if parallel.rank():
         return summary
     result = summary | about | run.provenance(device)
@@ -132,11 +141,11 @@ def memorize(options):
 def samples_of_run(folder):
     """The samples file of a run directory; if several are there, the largest of its last weights.
 
-    Its name is samples.npz, samples-STEP.npz (of a snapshot) or samples-FIRST-LAST.npz (seeds, as the Makefile has it).
-    Raises ValueError if there is none, or if other weights than those beside it made it.
+    Its name is samples.npz, samples-STEP.npz (of a snapshot) or samples-FIRST-LAST.npz (of seeds, as the
+    Makefile names it). Raises ValueError if there is none, or if other weights than those beside it made it.
     """
     def of(file):
-        """The step of the snapshot that a samples file is of; "~", which sorts behind all, for the last weights."""
+        """The step of the snapshot that a samples file is of; "~", which sorts last, for the last weights."""
         words = file.stem.split("-")
         return words[1] if len(words) == 2 else "~"
 
@@ -152,12 +161,12 @@ def samples_of_run(folder):
 
 
 def training_images(options):
-    """The training images uint8 [N, C, H, W] and their names: a run's training set, or (a subset of) a source."""
+    """The training images uint8 [N, C, H, W] and their names, of a run or of (a subset of) a source."""
     subset = {name: getattr(options, name) for name in ("n", "classes", "resolution", "subset_seed")}
     if run.Directory(options.train).config.is_file():
         if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
-            raise ValueError(f"--train {options.train} is a run directory, which has its own n, classes, resolution and "
-                             "subset-seed; leave them out")
+            raise ValueError(f"--train {options.train} is a run directory, "
+                             "which has its own n, classes, resolution and subset-seed; leave them out")
         D = data.of_run(options.train, options.data)
     else:
         D = data.load(data.Options(data=options.train, **subset))
@@ -165,28 +174,29 @@ def training_images(options):
 
 
 def write_csv(path, distances, index, verdict, sample_names, train_names):
-    """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255) and both images.
+    """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255), both images.
 
-    In UTF-8; bytes of a name that are not are written as \\udc and their hexadecimal digits.
+    In UTF-8; bytes of a name that are not UTF-8 are written as \\udc and their hexadecimal digits.
     """
     with run.publish(path) as temporary, \
             open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
-        table.writerow(["sample", "memorized", "ratio", "distance", "second_distance", "nearest", "second_nearest"])
+        table.writerow(["sample", "memorized", "ratio",
+                        "distance", "second_distance", "nearest", "second_nearest"])
         for i, name in enumerate(sample_names):
             d, (a, b) = distances[i].double().sqrt().tolist(), index[i].tolist()
-            table.writerow([name, int(verdict[i]), f"{d[0] / d[1]:.6f}" if d[1] else "", f"{d[0]:.4f}", f"{d[1]:.4f}",
-                            train_names[a], train_names[b]])
+            table.writerow([name, int(verdict[i]), f"{d[0] / d[1]:.6f}" if d[1] else "",
+                            f"{d[0]:.4f}", f"{d[1]:.4f}", train_names[a], train_names[b]])
 
 
 def distance_ratio(distances):
-    """The nearest by the second nearest distance, float64 [N], given their squares int64 [N, 2]; 1 where both are 0."""
+    """Nearest by second nearest distance, float64 [N], of their squares int64 [N, 2]; 1 where both are 0."""
     d = distances.double().sqrt()
     return torch.where(d[:, 1] > 0, d[:, 0] / d[:, 1], 1.0)
 
 
 def pair_sheet(samples, train, distances, index, rows=8):
-    """A picture of the most (left) and the least (right) memorized samples: sample, nearest, second nearest, ratio."""
+    """The most (left) and the least (right) memorized samples: sample, nearest, second nearest, ratio."""
     d, ratio = distances.double().sqrt(), distance_ratio(distances)
     order = ratio.argsort(stable=True).tolist()
     rows = min(rows, len(order))
@@ -206,7 +216,8 @@ def pair_sheet(samples, train, distances, index, rows=8):
                 cell = picture(image.numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
                 sheet.paste(cell, (left + column * (CELL + pad), top))
             lines = [f"{ratio[i]:.3f}" if d[i, 1] > 0 else "0 / 0", f"d1 {d[i, 0]:.1f}", f"d2 {d[i, 1]:.1f}"]
-            pen.multiline_text((left + 3 * (CELL + pad), top + CELL // 4), "\n".join(lines), fill="black", font=font)
+            pen.multiline_text((left + 3 * (CELL + pad), top + CELL // 4), "\n".join(lines),
+                               fill="black", font=font)
     return sheet
 
 
@@ -215,13 +226,14 @@ def report(result):
     low, high = result["interval_95"]
     lines = [f"{result['memorized']} of {result['samples']} samples memorized: {result['ratio']:.2%} "
              f"(95% interval {low:.2%} to {high:.2%}), ratio of distances under {result['threshold']}",
-             f"{result['copied_training_images']} of {result['training_images']} training images copied at least once; "
-             f"{result['pixel_exact_copies']} samples equal a training image in every pixel",
+             f"{result['copied_training_images']} of {result['training_images']} training images copied "
+             f"at least once; {result['pixel_exact_copies']} samples equal a training image in every pixel",
              f"mean L2 distance to the nearest {result['mean_distance']:.1f}, to the second nearest "
              f"{result['mean_second_distance']:.1f} (pixel values 0 to 255)"]
     if result["duplicate_training_images"]:
-        lines.append(f"{result['duplicate_training_images']} training images repeat an earlier one: copies of those "
-                     f"({result['copies_of_duplicates']} to the pixel) cannot count as memorized; --distinct drops the repeats")
+        lines.append(f"{result['duplicate_training_images']} training images repeat an earlier one: "
+                     f"copies of those ({result['copies_of_duplicates']} to the pixel) "
+                     "cannot count as memorized; --distinct drops the repeats")
     return "\n".join(lines)
 
 

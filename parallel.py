@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc_per_node=2 -- train.py --data cifar10 --n 1000 --out runs/n1000
 
-(The bare -- keeps torchrun from reading --n as its own.) Started any other way there is one process, rank 0 of 1, and
-everything here does nothing. Only rank 0 writes; several machines need one file system.
+(The bare -- keeps torchrun from reading --n as its own.) Started any other way there is one process, rank 0
+of 1, and everything here does nothing. Only rank 0 writes; several machines need one file system.
 """
 import contextlib
 
@@ -21,12 +21,13 @@ def group(device):
         return
     try:
         if device.type == "cuda":
-            dist.init_process_group("nccl", device_id=device)  # without it the first barrier guesses, and says so
+            # without the device the first barrier guesses it, and warns that it does
+            dist.init_process_group("nccl", device_id=device)
         else:
             dist.init_process_group("gloo")
-    except (RuntimeError, ValueError) as error:  # a port in use, a name that is not known, a variable that is missing
-        raise ValueError(f"cannot join the other processes ({str(error).splitlines()[0]}); start them with torchrun "
-                         "--standalone, or with another --master-port") from None
+    except (RuntimeError, ValueError) as error:  # a port in use, an unknown name, a missing variable
+        raise ValueError(f"cannot join the other processes ({str(error).splitlines()[0]}); "
+                         "start them with torchrun --standalone, or with another --master-port") from None
     try:
         yield
     finally:
@@ -34,13 +35,13 @@ def group(device):
 
 
 def share(count, process=None):
-    """The slice of `count` items that is a process's, this one's by default: in order of ranks, as equal as can be."""
+    """The slice of `count` items that falls to a process (by default this one), in order and near equal."""
     process = rank() if process is None else process
     return slice(count * process // size(), count * (process + 1) // size())
 
 
 def gather(part, count):
-    """All `count` items, of which every process holds its `share` along dimension 0, as one tensor in each of them."""
+    """All `count` items as one tensor in every process, each of which holds its `share` along dimension 0."""
     if size() == 1:
         return part
     if part.dtype == torch.bool:  # not for every backend
@@ -83,7 +84,8 @@ def wrap(net, device):
     """net.loss with gradients averaged over all processes as they are made; None if there is one process."""
     if size() == 1:
         return None
-    return torch.nn.parallel.DistributedDataParallel(Loss(net), device_ids=[device] if device.type == "cuda" else None)
+    device_ids = [device] if device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(Loss(net), device_ids=device_ids)
 
 
 def barrier():

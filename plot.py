@@ -1,12 +1,12 @@
-"""Draw results: of emm.py, the memorization ratio against |D|, and against epochs for each size; of
-paper.experiments, its points.
+"""Draw results: of emm.py, the ratio of memorization against |D| and against epochs; of experiments, points.
 
-    python plot.py --emm runs/emm/emm.json                              makes runs/emm/emm.png and trajectory.png
-    python plot.py --emm w128/emm.json,w256/emm.json --out width.png    several searches; and width-trajectory.png
-    python plot.py --experiment paper/results/cpu/width.json            paper/results/cpu/width.png
+    python plot.py --emm runs/emm/emm.json                     runs/emm/emm.png and trajectory.png
+    python plot.py --emm w128/emm.json,w256/emm.json --out width.png
+                                                               several searches; and width-trajectory.png
+    python plot.py --experiment paper/results/cpu/width.json   paper/results/cpu/width.png
 
-Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as they were
-above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
+Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as
+they were above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
 """
 import csv
 import os
@@ -17,14 +17,17 @@ import run
 from run import option
 
 PUBLISHED = Path(__file__).parent / "paper" / "digitised.csv"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by everyone
+# Okabe and Ito: told apart by everyone
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = "osD^vP"
-# What the published curves that resolution alone tells apart were made with. Options that are not here decide which of
-# many equal runs it is, or how it is measured
+# What the published curves that resolution alone tells apart were made with. Options that are not here decide
+# which of many equal runs it is, or how it is measured
 BASE_RUN = dict(
-    data="cifar10", mix="", classes=0, labels="none", arch="ddpmpp", precond="vp", width=128, blocks=2, channel_mult=[2, 2, 2],
-    attn_resolutions=None, embedding=None, skip_connections=None, dropout=0.13, epochs=40000, steps=None, steps_min=0,
-    warmup_epochs=200, warmup_steps=None, batch=512, optimizer="adam", learning_rate=2e-4, momentum=0.9, beta2=0.999,
+    data="cifar10", mix="", classes=0, labels="none",
+    arch="ddpmpp", precond="vp", width=128, blocks=2, channel_mult=[2, 2, 2],
+    attn_resolutions=None, embedding=None, skip_connections=None, dropout=0.13,
+    epochs=40000, steps=None, steps_min=0, warmup_epochs=200, warmup_steps=None,
+    batch=512, optimizer="adam", learning_rate=2e-4, momentum=0.9, beta2=0.999,
     weight_decay=0.0, ema_halflife=500_000 / 512, ema_rampup_epochs=200, ema_rampup_steps=None, ema_rate=None,
     reshuffle=False, threshold="1/3")
 RESOLUTIONS = (32, 16, 8)
@@ -53,7 +56,7 @@ def published_rows(path=PUBLISHED):
 
 
 def published_curve(path=PUBLISHED, experiment="resolution", series="32x32"):
-    """|D| and ratio (0 to 1) of a published curve, digitised from the authors' figures; the base run by default."""
+    """|D| and ratio (0 to 1) of a curve digitised from the authors' figures; by default their base run."""
     points = sorted((int(row["n_train"]), float(row["ratio_percent"]) / 100) for row in published_rows(path)
                     if (row["experiment"], row["series"]) == (experiment, series))
     return [n for n, _ in points], [ratio for _, ratio in points]
@@ -106,7 +109,8 @@ def draw(options):
     names = [describe(result, results) for result in results]
     out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
     save(ratios(results, names, options.published), out)
-    save(trajectories(results, names), out.with_name(f"{out.stem}-trajectory.png" if options.out else "trajectory.png"))
+    name = f"{out.stem}-trajectory.png" if options.out else "trajectory.png"
+    save(trajectories(results, names), out.with_name(name))
     return out
 
 
@@ -126,19 +130,23 @@ def ratios(results, names, published=False):
     """The ratio against |D|, with the intervals, order and bracket of each search."""
     from matplotlib import ticker
     figure, axes = subplots()
-    for series in sorted({s for r in results if (s := published_series(r["options"]))} | ({"32x32"} if published else set())):
+    curves = {published_series(result["options"]) for result in results} | {"32x32" if published else None}
+    for series in sorted(curves - {None}):
         axes.plot(*published_curve(series=series), "--", marker=".", color="0.6",
                   label=f"published, digitised:\nCIFAR-10 {series}, DDPM++ width 128")
     for i, (result, name) in enumerate(zip(results, names)):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         probes = sorted(enumerate(result["probes"], 1), key=lambda pair: pair[1]["n"])
         emm = f": EMM {result['emm']:.0f}" if result["emm"] else ""
-        axes.plot([p["n"] for _, p in probes], [p["ratio"] for _, p in probes], color=colour, marker=marker, label=name + emm)
+        axes.plot([p["n"] for _, p in probes], [p["ratio"] for _, p in probes],
+                  color=colour, marker=marker, label=name + emm)
         for number, p in probes:
-            axes.errorbar(p["n"], p["ratio"], [[p["ratio"] - p["interval"][0]], [p["interval"][1] - p["ratio"]]], capsize=3,
-                          marker=marker, color=colour, markerfacecolor=colour if p["whole"] else "white")
+            error = [[p["ratio"] - p["interval"][0]], [p["interval"][1] - p["ratio"]]]
+            axes.errorbar(p["n"], p["ratio"], error, capsize=3, marker=marker, color=colour,
+                          markerfacecolor=colour if p["whole"] else "white")
             if len(results) == 1:
-                axes.annotate(number, (p["n"], p["ratio"]), (4, -11), textcoords="offset points", fontsize="small")
+                axes.annotate(number, (p["n"], p["ratio"]), (4, -11),
+                              textcoords="offset points", fontsize="small")
         if None not in result["bracket"]:
             axes.axvspan(*result["bracket"], color=colour, alpha=0.15, linewidth=0)
     target = 1 - results[0]["eps"]
@@ -152,7 +160,7 @@ def ratios(results, names, published=False):
 
 
 def points(result):
-    """The points of an experiment with their intervals over seeds, a line for each series; published ones in grey."""
+    """An experiment's points and intervals over seeds, a line for each series; published ones in grey."""
     from matplotlib import ticker
     figure, axes = subplots()
     found = result["points"]
@@ -167,25 +175,30 @@ def points(result):
         return all(str(p["x"]).replace(".", "", 1).replace("e-", "", 1).isdigit() for p in line)
     for i, series in enumerate(dict.fromkeys(p["series"] for p in found)):
         line = [p for p in found if p["series"] == series]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         for p in line:  # every seed, small
-            axes.plot([place(p["x"])] * len(p["values"]), [float("nan") if v is None else v for v in p["values"]], linestyle="none",
-                      marker=".", markersize=4, color=COLOURS[i % len(COLOURS)], alpha=0.6)
+            values = [float("nan") if v is None else v for v in p["values"]]
+            axes.plot([place(p["x"])] * len(values), values,
+                      linestyle="none", marker=".", markersize=4, color=colour, alpha=0.6)
         for p in line:
             for value, (low, high) in zip(p["values"], p.get("brackets", ())):
                 if value is None:
                     named = "outside the range searched" in axes.get_legend_handles_labels()[1]
-                    axes.plot(place(p["x"]), low or high, linestyle="none", marker="v" if low is None else "^", color=COLOURS[i % len(COLOURS)],
-                              markerfacecolor="white", label=None if named else "outside the range searched")
+                    axes.plot(place(p["x"]), low or high, linestyle="none", color=colour,
+                              marker="v" if low is None else "^", markerfacecolor="white",
+                              label=None if named else "outside the range searched")
         line = [p for p in line if p["mean"] is not None]
         floor, ceiling = (0, 1) if result["measure"] == "ratio" else (0, float("inf"))
-        error = [[p["mean"] - max(floor, p["interval"][0]) for p in line], [min(ceiling, p["interval"][1]) - p["mean"] for p in line]]
-        axes.errorbar([place(p["x"]) for p in line], [p["mean"] for p in line], error, capsize=3, label=series or "measured",
-                      marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)],
+        error = [[p["mean"] - max(floor, p["interval"][0]) for p in line],
+                 [min(ceiling, p["interval"][1]) - p["mean"] for p in line]]
+        axes.errorbar([place(p["x"]) for p in line], [p["mean"] for p in line], error, capsize=3,
+                      label=series or "measured", marker=marker, color=colour,
                       linestyle=("-", "--", ":", "-.")[i % 4] if ordered(line) else "none")
     for i, series in enumerate(dict.fromkeys(p["series"] for p in result["published"])):
         line = [p for p in result["published"] if p["series"] == series and (numeric or p["x"] in places)]
-        axes.plot([place(p["x"]) for p in line], [p["value"] for p in line], marker=MARKERS[i % len(MARKERS)], color="0.6",
-                  linestyle="--" if ordered(line) else "none", label=f"published, digitised: {series}".rstrip(": "))
+        axes.plot([place(p["x"]) for p in line], [p["value"] for p in line],
+                  marker=MARKERS[i % len(MARKERS)], color="0.6", linestyle="--" if ordered(line) else "none",
+                  label=f"published, digitised: {series}".rstrip(": "))
     if numeric and max(numbers) >= 8 * min(numbers):
         axes.set_xscale("log")
     if numeric:
@@ -195,7 +208,8 @@ def points(result):
     else:
         axes.set_xticks(range(len(places)), places, rotation=30 if len(places) > 8 else 0)
     axes.set(xlabel=result["x"], ylabel="EMM" if result["measure"] == "emm" else "memorization ratio",
-             title=f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, 95% intervals)")
+             title=f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, "
+                   "95% intervals)")
     axes.title.set_fontsize("medium")
     axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
     if len(axes.get_legend_handles_labels()[1]) > 1:
@@ -204,15 +218,17 @@ def points(result):
 
 
 def epochs(result):
-    """The ratio of every snapshot against epochs, a line for each |D|: the mean over seeds, and the seeds as dots."""
+    """The ratio of every snapshot against epochs, for each |D|: a line of means over seeds, dots of seeds."""
     figure, axes = subplots()
     for i, p in enumerate(result["points"]):
         look = dict(marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)])
         snapshots = list(zip(*p["trajectories"]))  # [snapshots, seeds]
-        axes.plot([s[0]["epoch"] for s in snapshots], [sum(t["ratio"] for t in s) / len(s) for s in snapshots], label=f"|D| = {p['n']:,}",
-                  linestyle=("-", "--", ":", "-.")[i % 4], **look)
+        means = [sum(t["ratio"] for t in s) / len(s) for s in snapshots]
+        axes.plot([s[0]["epoch"] for s in snapshots], means,
+                  label=f"|D| = {p['n']:,}", linestyle=("-", "--", ":", "-.")[i % 4], **look)
         for s in snapshots:
-            axes.plot([t["epoch"] for t in s], [t["ratio"] for t in s], linestyle="none", markersize=3, alpha=0.5, **look)
+            axes.plot([t["epoch"] for t in s], [t["ratio"] for t in s],
+                      linestyle="none", markersize=3, alpha=0.5, **look)
     axes.set(xlabel="epochs", ylabel="memorization ratio of the snapshot", ylim=(-0.03, 1.03), xscale="log",
              title=f"against epochs ({result['scale']} scale, mean of {len(result['seeds'])} seeds)")
     axes.title.set_fontsize("medium")
@@ -221,20 +237,25 @@ def epochs(result):
 
 
 def denoising(result):
-    """The loss against sigma, and the ratios of nearest distances of the samples, of the optimum and of the trained model."""
+    """Loss against sigma, and the samples' ratios of distances: of the optimum and of the trained model."""
     figure, (left, right) = subplots(2, 11)
     for p, colour, marker in zip(result["points"], COLOURS, MARKERS):
         for key, where, line in (("loss", "training images", "-"), ("loss_outside", "images outside", "--")):
             for i, d in enumerate(d for d in p["denoising"] if key in d):
-                left.plot(result["sigmas"], d[key], line, color=colour, marker=marker, markersize=4, linewidth=1, markerfacecolor=colour if line == "-" else "white",
+                left.plot(result["sigmas"], d[key], line,
+                          color=colour, marker=marker, markersize=4, linewidth=1,
+                          markerfacecolor=colour if line == "-" else "white",
                           label=f"{p['x']}, {where}" if i == 0 else None)
         for i, d in enumerate(p["denoising"]):
-            right.plot(d["distance_ratio_quantiles"], [q / 100 for q in result["quantiles"]], color=colour, marker=marker, markersize=4,
-                       linewidth=1, label=p["x"] if i == 0 else None)
+            right.plot(d["distance_ratio_quantiles"], [q / 100 for q in result["quantiles"]],
+                       color=colour, marker=marker, markersize=4, linewidth=1,
+                       label=p["x"] if i == 0 else None)
     # a loss of exactly zero, of the optimum at little noise, has no place on a logarithmic axis
-    left.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="denoising loss a pixel", ylim=(1e-7, None))
+    left.set(xscale="log", yscale="log", ylim=(1e-7, None),
+             xlabel="noise level sigma", ylabel="denoising loss a pixel")
     right.axvline(1 / 3, color="black", linewidth=1, linestyle=":", label="1/3")
-    right.set(xlabel="nearest distance / second nearest", ylabel="share of the samples below", ylim=(-0.03, 1.03))
+    right.set(xlabel="nearest distance / second nearest", ylabel="share of the samples below",
+              ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.legend(fontsize="small")
     return figure
@@ -247,10 +268,12 @@ def trajectories(results, names):
         probes = sorted(result["probes"], key=lambda p: p["n"])
         for j, p in enumerate(probes):
             points = p["trajectory"]
-            error = [[t["ratio"] - t["interval"][0] for t in points], [t["interval"][1] - t["ratio"] for t in points]]
-            axes.errorbar([t["epoch"] for t in points], [t["ratio"] for t in points], error, capsize=2, linewidth=1,
-                          alpha=1 - 0.7 * j / max(1, len(probes) - 1), marker=MARKERS[j % len(MARKERS)],
-                          color=COLOURS[i % len(COLOURS)], label=f"{name}: {p['n']}" if len(results) > 1 else f"|D| = {p['n']}")
+            error = [[t["ratio"] - t["interval"][0] for t in points],
+                     [t["interval"][1] - t["ratio"] for t in points]]
+            axes.errorbar([t["epoch"] for t in points], [t["ratio"] for t in points], error,
+                          capsize=2, linewidth=1, alpha=1 - 0.7 * j / max(1, len(probes) - 1),
+                          marker=MARKERS[j % len(MARKERS)], color=COLOURS[i % len(COLOURS)],
+                          label=f"{name}: {p['n']}" if len(results) > 1 else f"|D| = {p['n']}")
     axes.axhline(1 - results[0]["eps"], color="black", linewidth=1, linestyle=":")
     axes.set(xlabel="epochs", ylabel="memorization ratio of the snapshot", ylim=(-0.03, 1.03))
     axes.legend(fontsize="x-small", ncols=len(results))

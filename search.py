@@ -8,8 +8,9 @@ independent samples and a uniform prior on the ratio, Robbins' mixture
 
     M_n(p) = B(k + 1, n - k + 1) / (p^k (1 - p)^(n - k)),   B the integral of q^k (1 - q)^(n - k) dq
 
-is a martingale of mean 1 if p is the true ratio. By Ville's inequality the chance that it ever reaches 1 / alpha
-is at most alpha, whenever one stops, for whatever reason: {p: M_n(p) < 1 / alpha} is a confidence sequence.
+is a martingale of mean 1 if p is the true ratio. By Ville's inequality the chance that it ever reaches
+1 / alpha is at most alpha, whenever one stops and for whatever reason: {p: M_n(p) < 1 / alpha} is a
+confidence sequence.
 Robbins, Statistical methods related to the law of the iterated logarithm (1970); Ville (1939); Howard,
 Ramdas, McAuliffe and Sekhon, Time-uniform, nonparametric, nonasymptotic confidence sequences (2021).
 """
@@ -35,14 +36,14 @@ def target(eps):
 
 
 def bracket(measured):
-    """(low, high): the largest size above 1 - eps and the next larger one measured; None for one not there."""
+    """(low, high): the largest size above 1 - eps and the next larger one measured; None for one missing."""
     low = max((n for n, m in measured.items() if m["above"]), default=None)
     high = min((n for n in measured if low is None or n > low), default=None)
     return low, high
 
 
 def rises(measured):
-    """Pairs [a, b] of neighbouring sizes: the verdict rises from a to b, or the ratio beyond both intervals."""
+    """Pairs [a, b] of neighbouring sizes whose verdict rises from a to b, or ratio beyond both intervals."""
     sizes = sorted(measured)
     return [[a, b] for a, b in zip(sizes, sizes[1:])
             if measured[b]["above"] > measured[a]["above"]
@@ -85,9 +86,9 @@ def next_size(measured, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1, interp
 
 
 def crossing_of_line(measured, eps=0.1):
-    """Where the ratio is 1 - eps if its logit is a straight line in ln |D|; None if no size below has a ratio.
+    """Where the ratio is 1 - eps if its logit is a straight line in ln |D|; None without a ratio below.
 
-    The line goes through the first size below, and through the second if there is one.
+    The line goes through the first size below 1 - eps, and through the second if there is one.
     """
     high = bracket(measured)[1] or math.inf
     below = [n for n in sorted(measured) if n >= high and "ratio" in measured[n]][:2]
@@ -101,7 +102,7 @@ def crossing_of_line(measured, eps=0.1):
 
 
 def climb(measured, n_max, multiple=1):
-    """The next size up, None past the top, where no size is above 1 - eps but the ratio rises with |D|; else False.
+    """The next size up, None past the top, if none is above 1 - eps but the ratio rises with |D|; else False.
 
     At a fixed number of epochs small sets get few steps, and smaller ones fewer still: EMM, if anywhere, is
     further up.
@@ -122,8 +123,10 @@ def double(n, n_max, multiple):
 
 
 def next_sizes(measured, count, running=(), **options):
-    """Up to `count` sizes to measure at once, beside those running: the next one, those that would follow from
-    either of its outcomes, and so on."""
+    """Up to `count` sizes to measure at once, beside those running.
+
+    They are the next size, those that would follow from either of its outcomes, and so on.
+    """
     found, worlds = [], [dict(measured)]
     while worlds and len(found) < count:
         world = worlds.pop(0)
@@ -166,9 +169,9 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
 
     emm        where the ratio, interpolated linearly inside the bracket, is 1 - eps; None without a bracket.
                Of a size stopped early the ratio is a lower bound, and EMM then lies low in its bracket
-    interval   the same for the lower and for the upper ends of the ratios' 95% intervals; None for an end that
-               was not found. A size stopped early is taken to reach 1. It covers the samples' noise at the
-               measured sizes, and neither the choice of the training set nor initial weights: that takes seeds
+    interval   the same for the lower and for the upper ends of the ratios' 95% intervals; None for an end
+               that was not found. A size stopped early is taken to reach 1. It covers the samples' noise at
+               the measured sizes, but neither the choice of training set nor initial weights; seeds do
     bracket    [low, high], None for an end that was not found
     rises      [[a, b], ...]: sizes between which the ratio rises; EMM is the largest size above all the same
     statement  in words; tolerance None if the sizes were not chosen by a search
@@ -182,9 +185,10 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
     interval = [None if below else lower, None if above else upper]
     if low is None and up:
         top = best(measured)
-        statement = (f"EMM was not found: no ratio reaches {least:.0%}, and it rises with |D|, to "
-                     f"{measured[top]['ratio']:.1%} at {top}, most likely because at a fixed number of epochs "
-                     "small sets get few steps; raise --epochs, or give every size a floor of them, --steps-min")
+        statement = (f"EMM was not found: no ratio reaches {least:.0%}, and it rises with |D|, "
+                     f"to {measured[top]['ratio']:.1%} at {top}, "
+                     "most likely because at a fixed number of epochs small sets get few steps; "
+                     "raise --epochs, or give every size a floor of them, --steps-min")
     elif low is None:
         m = measured[high]
         statement = (f"EMM is below {high}: the ratio there is {m['ratio']:.1%}, under {least:.0%}; "
@@ -195,12 +199,13 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
     else:
         a, b = measured[low]["ratio"], measured[high]["ratio"]
         emm = low + (high - low) * max(0.0, a - least) / (a - b) if a > b else low
-        ends = [f"below {sizes[0]}" if below else f"{lower:.0f}", f"above {sizes[-1]}" if above else f"{upper:.0f}"]
+        ends = [f"below {sizes[0]}" if below else f"{lower:.0f}",
+                f"above {sizes[-1]}" if above else f"{upper:.0f}"]
         statement = (f"EMM is about {emm:.0f} (95% interval {ends[0]} to {ends[1]}), between {low} "
                      f"({'at least ' * (not measured[low]['whole'])}{a:.1%}) and {high} ({b:.1%})")
         if tolerance and high > low * (1 + tolerance):
-            statement += (f"; no size in between is a multiple of {multiple}, so the tolerance of {tolerance:.0%} "
-                          "is not reached")
+            statement += (f"; no size in between is a multiple of {multiple}, "
+                          f"so the tolerance of {tolerance:.0%} is not reached")
     if up and low is not None:
         pairs = " and from ".join(f"{a} to {b}" for a, b in up)
         statement += (f"; the ratio is not monotone: it rises from {pairs}, and the largest size above "

@@ -22,8 +22,8 @@ def schedule(options, n, step):
     """Learning-rate factor and EMA rate (weight of the old average) at a step, counted from 0.
 
     As published, the first step has rate 0, and beta = 0.5^(1 / half-life) with a half-life that rises
-    from 0 over the first 200 epochs: 0.99929 thereafter at any |D| and batch. An `ema_rate` takes the place of
-    0.99929 and rises in the same way.
+    from 0 over the first 200 epochs: 0.99929 thereafter at any |D| and batch. An `ema_rate` takes the
+    place of 0.99929 and rises in the same way.
     """
     epoch = step * options.batch / n
 
@@ -48,7 +48,7 @@ def _order(n, seed, epoch, device):
     return torch.from_numpy(np.random.RandomState(mix(seed, "order", epoch)).permutation(n)).to(device)
 
 
-def batch_index(n, batch, step, seed, reshuffle=False, device=torch.device("cpu")):
+def batch_index(n, batch, step, seed, reshuffle=False, device="cpu"):
     """The images (int64 [batch]) of a step: the data in an order drawn by seed, read round and round."""
     first = step * batch
     epochs = range(first // n, (first + batch - 1) // n + 1)
@@ -59,8 +59,8 @@ def batch_index(n, batch, step, seed, reshuffle=False, device=torch.device("cpu"
 class Work:
     """The steps of a run, in place: `take(step)`. `part` images are in memory at once.
 
-    On a GPU the part is the largest that fits, found by the first step, unless --batch-device says another; and from
-    the third step on the work of one is replayed as a CUDA graph.
+    On a GPU the part is the largest that fits, found by the first step, unless --batch-device gives one;
+    and from the third step on the work of a step is replayed as a CUDA graph.
     """
 
     def __init__(self, options, net, ema, optimizer, images, labels):
@@ -72,10 +72,10 @@ class Work:
         self.replayed = Replayed(images.is_cuda and parallel.size() == 1)
 
     def take(self, step):
-        """Take one step; returns its mean loss and norm of the gradient [2] (this process's part of both), not waiting.
+        """Take one step; returns without waiting its mean loss and gradient norm [2], of this process's part.
 
-        All randomness comes from (seed, step). With another part or several processes the noise stays the same;
-        dropout, which is drawn in the forward pass, does not.
+        All randomness comes from (seed, step). With another part or several processes the noise stays the
+        same; dropout, which is drawn in the forward pass, does not.
         """
         o, self.step = self.options, step
         index = batch_index(len(self.images), o.batch, step, o.seed, o.reshuffle, self.images.device)
@@ -86,7 +86,8 @@ class Work:
             try:
                 return self.replayed(self.run, index, *numbers)
             except RuntimeError as error:
-                full = isinstance(error, torch.OutOfMemoryError) or "_ALLOC_FAILED" in str(error)  # of torch, of cuBLAS
+                # the first is torch's, the second cuBLAS's
+                full = isinstance(error, torch.OutOfMemoryError) or "_ALLOC_FAILED" in str(error)
                 if not full or not self.may_shrink or self.part == 1:
                     raise
             self.shrink()  # here, where nothing holds the memory of what failed
@@ -113,8 +114,8 @@ class Work:
         loss = self.gradients(index)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
         if self.may_shrink and self.part < self.options.batch:
-            print(f"--batch {self.options.batch} does not fit into memory at once: {self.part} images at a time, "
-                  "with the same gradients", file=sys.stderr, flush=True)
+            print(f"--batch {self.options.batch} does not fit into memory at once: "
+                  f"{self.part} images at a time, with the same gradients", file=sys.stderr, flush=True)
         self.may_shrink = False  # the weights change from here on
         self.optimizer.step(rate)
         average(self.ema, self.parameters, weight)
@@ -143,7 +144,10 @@ class Work:
 
 
 class Optimizer:
-    """torch's fused Adam, or its SGD, in place. Their classes in torch.optim import the compiler: 2 to 4 seconds."""
+    """torch's fused Adam, or its SGD, in place.
+
+    The functions, because their classes in torch.optim import the compiler, which takes 2 to 4 seconds.
+    """
 
     def __init__(self, options, parameters):
         def zeros():
@@ -157,11 +161,13 @@ class Optimizer:
         """One step by the gradients that are in place; the rate is a number, or a tensor on the same GPU."""
         o, gradients = self.options, [p.grad for p in self.parameters]
         if o.optimizer == "sgd":
-            sgd(self.parameters, gradients, self.state["momentum_buffer"], momentum=o.momentum, dampening=0.0, nesterov=False,
-                maximize=False, weight_decay=o.weight_decay, lr=learning_rate,
+            sgd(self.parameters, gradients, self.state["momentum_buffer"],
+                momentum=o.momentum, dampening=0.0, nesterov=False, maximize=False,
+                weight_decay=o.weight_decay, lr=learning_rate,
                 **{"fused" if isinstance(learning_rate, torch.Tensor) else "foreach": True})
         else:
-            adam(self.parameters, gradients, self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"],
+            adam(self.parameters, gradients,
+                 self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"],
                  amsgrad=False, beta1=o.momentum, beta2=o.beta2, eps=ADAM_EPS, weight_decay=o.weight_decay,
                  maximize=False, lr=learning_rate, fused=True)
 

@@ -26,7 +26,8 @@ PRECONDITIONINGS = ("vp", "ve", "edm")
 EMBEDDINGS = ("positional", "fourier")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
-MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 100, 2**24  # typing errors end here, and not in all of the memory
+# Typing errors end here, before they take all of the memory
+MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 100, 2**24
 MAX_PARAMETERS = 2**31
 
 EMBEDDING_MULT = 4     # width of the time embedding, in units of `width`
@@ -53,7 +54,7 @@ class Linear(nn.Module):
 class Conv2d(nn.Module):
     """A convolution, after resampling by 2 ("up" or "down") with the separable filter `taps`.
 
-    `filter_last` convolves first, with the padding widened by the filter's: the order of NCSN++'s input pyramid.
+    `filter_last` convolves first, padded for both kernel and filter: the order of NCSN++'s input pyramid.
     """
 
     def __init__(self, cin, cout, kernel, gain=1.0, resample=None, taps=(1, 1), filter_last=False):
@@ -100,13 +101,15 @@ class GroupNorm(nn.Module):
         self.groups = min(32, channels // 4)
         if self.groups == 0 or channels % self.groups:
             raise ValueError(f"a norm of {channels} channels does not divide into {self.groups} groups; "
-                             "choose width and channel_mult so that every layer has a multiple of 4 channels, "
-                             "and a multiple of 32 from 128 up (a width that is a multiple of 32 always works)")
+                             "choose width and channel_mult so that every layer has "
+                             "a multiple of 4 channels, and a multiple of 32 from 128 up "
+                             "(a width that is a multiple of 32 always works)")
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x, shift=None, silu=True, dropout=0.0):
-        return layers.norm(x, self.weight, self.bias, self.groups, NORM_EPS, shift, silu, dropout if self.training else 0.0)
+        dropout = dropout if self.training else 0.0
+        return layers.norm(x, self.weight, self.bias, self.groups, NORM_EPS, shift, silu, dropout)
 
 
 class Block(nn.Module):
@@ -128,14 +131,16 @@ class Block(nn.Module):
 
     def forward(self, x, embedding):
         h = self.conv0.convolve(self.norm0(x), None)
-        shift = F.linear(embedding, self.affine.weight, self.affine.bias + self.conv0.bias)  # [B, C], of every pixel
+        # [B, C], the same for every pixel
+        shift = F.linear(embedding, self.affine.weight, self.affine.bias + self.conv0.bias)
         h = self.norm1(h, shift, dropout=self.dropout)
         x = layers.scaled_sum(self.conv1, h, x, self.skip, SKIP_SCALE)
         if self.attention:
             B, C, H, W = x.shape
-            qkv = self.qkv(self.norm2(x, silu=False)).flatten(2).unflatten(1, (C, 3)).permute(2, 0, 3, 1)  # [3, B, HW, C]
+            qkv = self.qkv(self.norm2(x, silu=False))                                # [B, 3C, H, W]
+            qkv = qkv.flatten(2).unflatten(1, (C, 3)).permute(2, 0, 3, 1)            # [3, B, HW, C]
             # one head; contiguous, as the kernels that never hold the HW x HW matrix ask for
-            h = layers.attention(*qkv.contiguous().unsqueeze(2))                                          # [B, 1, HW, C]
+            h = layers.attention(*qkv.contiguous().unsqueeze(2))                     # [B, 1, HW, C]
             x = layers.scaled_sum(self.proj, h.transpose(2, 3).reshape(B, C, H, W), x, None, SKIP_SCALE)
         return x
 
@@ -172,8 +177,8 @@ class UNet(nn.Module):
             else:
                 self.enc[f"{r}x{r}_down"] = block(c, c, resample="down")
                 if form["residual_encoder"]:
-                    self.enc[f"{r}x{r}_aux_residual"] = Conv2d(pyramid, c, 3, resample="down", taps=form["taps"],
-                                                               filter_last=True)
+                    self.enc[f"{r}x{r}_aux_residual"] = Conv2d(
+                        pyramid, c, 3, resample="down", taps=form["taps"], filter_last=True)
                     pyramid = c
             skips.append(c)
             for i in range(blocks):
@@ -205,7 +210,8 @@ class UNet(nn.Module):
             frequencies = 2 * math.pi * self.map_noise.freqs
         else:
             half = self.noise_channels // 2
-            frequencies = (1 / 10000) ** (torch.arange(half, dtype=c_noise.dtype, device=c_noise.device) / (half - 1))
+            powers = torch.arange(half, dtype=c_noise.dtype, device=c_noise.device) / (half - 1)
+            frequencies = (1 / 10000) ** powers
         phase = torch.outer(c_noise, frequencies)
         e = torch.cat([phase.sin(), phase.cos()], dim=1)
         if self.map_label is not None:
@@ -216,16 +222,16 @@ class UNet(nn.Module):
 
     def forward(self, x, c_noise, labels=None):
         embedding = self.embed(c_noise, labels)
-        skips, kept, pyramid = [], iter(self.skip_connections), x
+        skips, pyramid = [], x
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):
                 x = pyramid = (x + layer(pyramid)) * SKIP_SCALE
-                if keep:  # the running sum replaces the stored skip only where that skip is kept
+                # the running sum replaces the stored skip only where that skip is kept
+                if self.skip_connections[len(skips) - 1]:
                     skips[-1] = x
             else:
                 x = layer(x, embedding) if isinstance(layer, Block) else layers.laid_out(layer(x))
-                keep = next(kept)
-                skips.append(x if keep else torch.zeros_like(x))
+                skips.append(x if self.skip_connections[len(skips)] else torch.zeros_like(x))
         for name, layer in self.dec.items():
             if "_aux_" in name:
                 x = layer(x)
@@ -262,21 +268,24 @@ class Denoiser(nn.Module):
         attn_resolutions = [img_resolution // 2] if attn_resolutions is None else list(attn_resolutions)
         skips = (blocks + 1) * len(channel_mult)
         skip_connections = [1] * skips if skip_connections is None else [int(s) for s in skip_connections]
-        for value, allowed in ((arch, tuple(ARCHITECTURES)), (precond, PRECONDITIONINGS), (embedding, EMBEDDINGS)):
+        choices = (arch, tuple(ARCHITECTURES)), (precond, PRECONDITIONINGS), (embedding, EMBEDDINGS)
+        for value, allowed in choices:
             if value not in allowed:
                 raise ValueError(f"{value!r} is unknown; choose one of {', '.join(allowed)}")
         if not channel_mult or min(channel_mult) < 1 or not 1 <= blocks <= MAX_BLOCKS:
-            raise ValueError(f"channel_mult={list(channel_mult)}, blocks={blocks}: both need 1 or more everywhere, and "
-                             f"at most {MAX_BLOCKS} blocks")
+            raise ValueError(f"channel_mult={list(channel_mult)}, blocks={blocks}: "
+                             f"both need 1 or more everywhere, and at most {MAX_BLOCKS} blocks")
         if img_resolution < 1 or img_resolution % 2 ** (len(channel_mult) - 1):
-            raise ValueError(f"img_resolution={img_resolution} is not divisible by {2 ** (len(channel_mult) - 1)}, "
+            raise ValueError(f"img_resolution={img_resolution} is not divisible by "
+                             f"{2 ** (len(channel_mult) - 1)}, "
                              f"as the {len(channel_mult)} levels of channel_mult need")
         if img_channels < 1 or label_dim < 0:
             raise ValueError(f"img_channels={img_channels}, label_dim={label_dim}: need 1 and 0 or more")
         if width < 4 or width % 4:
             raise ValueError(f"width={width} is not a multiple of 4, as its norms need")
         if width * max(channel_mult) > MAX_CHANNELS:
-            raise ValueError(f"width={width} times {max(channel_mult)} is more than {MAX_CHANNELS} channels; lower one of them")
+            raise ValueError(f"width={width} times {max(channel_mult)} is more than {MAX_CHANNELS} channels; "
+                             "lower one of them")
         if label_dim > MAX_LABELS:
             raise ValueError(f"label_dim={label_dim}: at most {MAX_LABELS} labels")
         if len(skip_connections) != skips or not set(skip_connections) <= {0, 1}:
@@ -284,30 +293,33 @@ class Denoiser(nn.Module):
                              f"{blocks + 1} at each of {len(channel_mult)} levels")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} is not in [0, 1)")
-        self.config = dict(arch=arch, precond=precond, img_resolution=img_resolution, img_channels=img_channels,
-                           label_dim=label_dim, width=width, blocks=blocks, channel_mult=list(channel_mult),
-                           attn_resolutions=attn_resolutions, embedding=embedding,
-                           skip_connections=skip_connections, dropout=dropout)
+        self.config = dict(
+            arch=arch, precond=precond, img_resolution=img_resolution, img_channels=img_channels,
+            label_dim=label_dim, width=width, blocks=blocks, channel_mult=list(channel_mult),
+            attn_resolutions=attn_resolutions, embedding=embedding, skip_connections=skip_connections,
+            dropout=dropout)
         self.precond, self.precision, self.layout = precond, "fp32", torch.contiguous_format
         parameters = sum(math.prod(shape) for shape in shapes(self.config).values())
         if parameters > MAX_PARAMETERS:
-            raise ValueError(f"a network of {parameters:,} parameters; at most {MAX_PARAMETERS:,}: lower width={width} or "
-                             f"blocks={blocks}")
+            raise ValueError(f"a network of {parameters:,} parameters; at most {MAX_PARAMETERS:,}: "
+                             f"lower width={width} or blocks={blocks}")
         self.model = UNet(**{key: value for key, value in self.config.items() if key != "precond"})
         self.initialize(generator)
         if precond == "vp":
             self.sigma_min, self.sigma_max = (float(vp_sigma(torch.tensor(t))) for t in (VP_EPSILON_T, 1.0))
+        elif precond == "ve":
+            self.sigma_min, self.sigma_max = VE_SIGMA_MIN, VE_SIGMA_MAX
         else:
-            self.sigma_min, self.sigma_max = (VE_SIGMA_MIN, VE_SIGMA_MAX) if precond == "ve" else (0.0, math.inf)
+            self.sigma_min, self.sigma_max = 0.0, math.inf
 
     def use(self, precision):
-        """Evaluate the network (not its weights, preconditioning and loss) in this precision from now on; returns self.
+        """From now on evaluate the network, but not its weights, preconditioning and loss, in this precision.
 
         fp32    as published; TF32 is off on CUDA
         tf32    CUDA's products with 10 bits of mantissa, for all of this process
         bf16    torch's autocast: convolutions, products and attention in bfloat16
 
-        Raises ValueError for tf32 on a CPU; warns where bf16 is slower.
+        Returns self. Raises ValueError for tf32 on a CPU; warns where bf16 is slower.
         """
         device = next(self.parameters()).device
         precision = precision_on(device, precision)
@@ -316,9 +328,10 @@ class Denoiser(nn.Module):
         elif precision == "tf32":
             raise ValueError("--precision tf32 is a format of CUDA devices; on a CPU choose fp32 or bf16")
         elif precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
-            warnings.warn("this CPU has no bfloat16 instructions: --precision bf16 is many times slower than fp32 here", stacklevel=2)
-        # tensor cores read channels_last, and so does the norm for GPUs, while convolutions in float32 take as long
-        # either way; for CPUs see kernels/layers.py
+            warnings.warn("this CPU has no bfloat16 instructions: "
+                          "--precision bf16 is many times slower than fp32 here", stacklevel=2)
+        # tensor cores read channels_last, and so does the norm for GPUs, while convolutions in float32 take
+        # as long either way; for CPUs see kernels/layers.py
         last = device.type == "cuda" and (precision != "fp32" or layers.triton_norm(device) is not None)
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.precision = precision
@@ -326,7 +339,7 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator=None):
-        """Draw the weights as published: Xavier uniform times a gain, zero biases; frequencies 16 * normal."""
+        """Draw the weights as published: Xavier uniform times a gain, biases 0, frequencies 16 * normal."""
         for module in self.modules():
             if isinstance(module, (Linear, Conv2d)):
                 fan_out, fan_in = module.weight.shape[:2]
@@ -338,9 +351,10 @@ class Denoiser(nn.Module):
                 module.freqs.normal_(generator=generator).mul_(16)
 
     def forward(self, x, sigma, labels=None):
-        """The denoised image [B, C, H, W] in float32 of x at noise level sigma ([B] or a number); in float64 after D.double().
+        """The denoised image [B, C, H, W] of x at noise level sigma: float32, or float64 after D.double().
 
-        labels: int64 class numbers [B] below label_dim; None means "no label", an all-zero one-hot.
+        sigma: [B] or a number
+        labels: int64 class numbers [B] below label_dim, or None: "no label", an all-zero one-hot.
         """
         dtype = torch.promote_types(self.model.map_layer0.weight.dtype, torch.float32)
         x = x.to(dtype)
@@ -355,14 +369,17 @@ class Denoiser(nn.Module):
             c_skip, c_out = EDM_SIGMA_DATA**2 / total, sigma * EDM_SIGMA_DATA / total.sqrt()
             c_in, c_noise = 1 / total.sqrt(), sigma.log() / 4
         c_noise = c_noise.flatten()
-        with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext():
+        low = self.precision == "bf16"
+        with torch.autocast(x.device.type, torch.bfloat16) if low else contextlib.nullcontext():
             F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels)
         return c_skip * x + c_out * F_x.to(dtype)
 
     def flops(self):
         """About the FLOPs of one evaluation of an image: each weight meets each pixel of its level."""
-        layers_of = [*self.model.enc.items(), *self.model.dec.items()]  # names begin with the resolution: 32x32_conv
-        return sum(2 * p.numel() * int(name.split("x")[0])**2 for name, layer in layers_of for p in layer.parameters())
+        layers_of = [*self.model.enc.items(), *self.model.dec.items()]
+        # names begin with the resolution, such as 32x32_conv
+        return sum(2 * p.numel() * int(name.split("x")[0])**2
+                   for name, layer in layers_of for p in layer.parameters())
 
     def loss(self, y, sigma, noise, labels=None):
         """Denoising loss of each image [B]: weight(sigma) * |D(y + sigma noise; sigma) - y|^2 over pixels.
@@ -401,13 +418,13 @@ def build(options, D, generator=None):
     levels = [D.resolution >> level for level in range(len(options.channel_mult))]
     if not set(options.attn_resolutions or ()) <= set(levels):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
-    return Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim, options.width,
-                    options.blocks, options.channel_mult, options.attn_resolutions, options.embedding,
-                    options.skip_connections, options.dropout, generator)
+    return Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim,
+                    options.width, options.blocks, options.channel_mult, options.attn_resolutions,
+                    options.embedding, options.skip_connections, options.dropout, generator)
 
 
 def vp_sigma(t):
-    """sigma(t) of the VP process. exp(.) - 1 and not expm1: in float32 these are the published noise levels."""
+    """sigma(t) of the VP process. exp(.) - 1, not expm1: in float32 these are the published noise levels."""
     return ((0.5 * VP_BETA_D * t**2 + VP_BETA_MIN * t).exp() - 1).sqrt()
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import emm  # noqa: E402
-from bench import machine  # noqa: E402
-from bench.simulate_search import steps  # noqa: E402
-from run import option, provenance, read_json, stage  # noqa: E402
+import emm
+from bench import machine
+from bench.simulate_search import steps
+from run import option, provenance, read_json, stage
 
 RECIPE = dict(data="digits", channel_mult=(2, 2), blocks=1, batch=32, learning_rate=4e-3, steps=1200, warmup_steps=50, dropout=0.0,
               ema_halflife=50.0, ema_rampup_steps=1200, snapshots=4, device="cpu")

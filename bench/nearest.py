@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data  # noqa: E402
-from bench import machine  # noqa: E402
-from kernels import References, nearest_two  # noqa: E402
-from kernels.nearest import is_memorized  # noqa: E402
-from kernels.nearest_cpu import centred, squared_norms  # noqa: E402
-from run import option, provenance, stage  # noqa: E402
+import data
+from bench import machine
+from kernels import References, nearest_two
+from kernels.nearest import is_memorized
+from kernels.nearest_cpu import centred, squared_norms
+from run import option, provenance, stage
 
 ROWS = 512  # queries at a time for the scorers that hold a row of distances a query
 

@@ -14,11 +14,11 @@ from statistics import median
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data  # noqa: E402
-import sample  # noqa: E402
-from bench import machine  # noqa: E402
-from kernels.optimum import Optimum, optimum_reference  # noqa: E402
-from run import option, provenance, stage  # noqa: E402
+import data
+import sample
+from bench import machine
+from kernels.optimum import Optimum, optimum_reference
+from run import option, provenance, stage
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data  # noqa: E402
-import emm  # noqa: E402
-from bench import machine  # noqa: E402
-from run import option, provenance, read_json, recorded, stage  # noqa: E402
+import data
+import emm
+from bench import machine
+from run import option, provenance, read_json, recorded, stage
 
 RECIPE = dict(blocks=1, learning_rate=4e-3, warmup_steps=50, dropout=0.0, ema_halflife=50.0, snapshots=1, full=True)
 

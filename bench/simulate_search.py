@@ -20,9 +20,9 @@ from statistics import mean
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import search  # noqa: E402
-from plot import published_curve  # noqa: E402
-from run import option, stage  # noqa: E402
+import search
+from plot import published_curve
+from run import option, stage
 
 SNAPSHOTS, SAMPLES, EPS, TOLERANCE, ALPHA = 16, 10_000, 0.1, 0.1, 0.01
 N_MIN, N_MAX, CLASSES = 500, 50_000, 10

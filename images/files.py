@@ -15,9 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from images.pixels import MAX_BYTES, MAX_LABEL, check_labels, decode, picture, read_npy, read_npz, resize, to_array
-from run import ZIP_ERRORS, member, say
+from images.pixels import (
+    MAX_BYTES,
+    MAX_LABEL,
+    check_labels,
+    decode,
+    picture,
+    read_npy,
+    read_npz,
+    resize,
+    to_array,
+)
 from images.standard import ARCHIVES, STANDARD, find_idx, read_cifar, read_idx_pair, read_standard
+from run import ZIP_ERRORS, member, say
 
 SUFFIXES = ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 # Folders of thumbnails and trash that file managers, NAS boxes and archivers make, beside hidden ones

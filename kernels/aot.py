@@ -14,16 +14,28 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.nearest_triton import (COLUMNS, GROUP, INT32_TERMS, MAX_INT32_PIXELS, ROWS, group_bits,
-                                    merge_kernel, merge_pixels, nearest_two_kernel, prepare_kernel, tiles)
+from kernels.nearest_triton import (
+    COLUMNS,
+    GROUP,
+    INT32_TERMS,
+    MAX_INT32_PIXELS,
+    ROWS,
+    group_bits,
+    merge_kernel,
+    merge_pixels,
+    nearest_two_kernel,
+    prepare_kernel,
+    tiles,
+)
 from kernels.norm_triton import backward_kernel, forward_kernel, tiling
 
 WARP_THREADS = 32
 SHARED_BYTES = {80: 163 * 2**10, 86: 99 * 2**10, 89: 99 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10,
                 120: 99 * 2**10}  # a block may use, by compute capability (CUDA programming guide)
-MOVES = {"LDG", "LDGSTS", "LDS", "LDSM", "STS", "STG", "LDC", "LDCU", "BAR", "BRA", "BSSY", "BSYNC", "DEPBAR", "LDGDEPBAR",
-         "EXIT", "NOP", "WARPGROUP", "WARPSYNC", "SYNCS", "FENCE", "CS2R", "S2R", "S2UR", "LDTM", "UTCBAR", "MEMBAR",
-         "ERRBAR", "ELECT"}  # opcodes that compute nothing
+# Opcodes that compute nothing
+MOVES = {"LDG", "LDGSTS", "LDS", "LDSM", "STS", "STG", "LDC", "LDCU", "BAR", "BRA", "BSSY", "BSYNC", "DEPBAR",
+         "LDGDEPBAR", "EXIT", "NOP", "WARPGROUP", "WARPSYNC", "SYNCS", "FENCE", "CS2R", "S2R", "S2UR", "LDTM",
+         "UTCBAR", "MEMBAR", "ERRBAR", "ELECT"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -50,8 +62,9 @@ def compile_for(kernel, capability, pointers, scalars, constants, num_warps, num
     """
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else (pointers | scalars)[name] for name in names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs={(names.index(n),): v for n, v in constants.items()},
-                       attrs={(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *multiples)})
+    constexprs = {(names.index(name),): value for name, value in constants.items()}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *multiples)}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, WARP_THREADS),
                               options=dict(num_warps=num_warps, num_stages=num_stages))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -75,8 +88,9 @@ def product_kernel(X, Y, Z, S: tl.constexpr):
 
 
 def compile_product(capability):
-    """A Report on the plainest product of int8: its tensor_core is what this Triton knows of those of the target."""
-    return compile_for(product_kernel, capability, dict(X="*i8", Y="*i8", Z="*i32"), {}, dict(S=128), num_warps=4, num_stages=1)
+    """A Report on the plainest product of int8: its tensor_core is what this Triton uses of the target's."""
+    return compile_for(product_kernel, capability, dict(X="*i8", Y="*i8", Z="*i32"), {}, dict(S=128),
+                       num_warps=4, num_stages=1)
 
 
 def compile_prepare(capability, D):
@@ -112,16 +126,20 @@ def compile_merge(capability, D):
 
 
 def compile_norm(capability, HW, C, element, back=False):
-    """A Report on norm_triton's kernel forward or back, with all its parts: HW pixels, C channels, "fp32" or "bf16"."""
+    """A Report on norm_triton's kernel, forward or back, with all its parts.
+
+    For HW pixels and C channels of `element`: "fp32" or "bf16".
+    """
     tile = tiling(HW, C, min(32, C // 4), 4 if element == "fp32" else 2)
-    pointers = dict.fromkeys(("WEIGHT", "BIAS", "MEAN", "SCALE"), "fp32") | dict(X=element, SHIFT=element, SEED="i64")
+    pointers = dict.fromkeys(("WEIGHT", "BIAS", "MEAN", "SCALE"), "fp32")
+    pointers |= dict(X=element, SHIFT=element, SEED="i64")
     pointers |= dict(G=element, DX=element, SUMS="fp32") if back else dict(Y=element)
     scalars = dict.fromkeys(("HW", "C", "B", "shift_row", "dropped"), "i32") | dict(eps="fp32", factor="fp32")
     multiples = [name for name, value in (("HW", HW), ("C", C), ("shift_row", C)) if value % 16 == 0]
     warps = tile.pop("num_warps")
     return compile_for(backward_kernel if back else forward_kernel, capability,
-                       {name: f"*{type}" for name, type in pointers.items()}, scalars, dict(SILU=True, **tile), warps,
-                       num_stages=3, multiples=multiples)
+                       {name: f"*{type}" for name, type in pointers.items()}, scalars,
+                       dict(SILU=True, **tile), warps, num_stages=3, multiples=multiples)
 
 
 def _shape(capability, D):

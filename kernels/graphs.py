@@ -11,8 +11,9 @@ class Replayed:
 
     From the third call on it is replayed as a CUDA graph.
 
-    The graph holds the very launches of the function, and so gives the same bits, random numbers included: torch's
-    default generator, seeded before a call as ever, is read at each replay. The function may not wait for the device.
+    The graph holds the very launches of the function, and so gives the same bits, random numbers included:
+    torch's default generator, seeded before a call as ever, is read at each replay. The function may not wait
+    for the device.
     Where it cannot be recorded that is said on stderr, once, and it is called as it is.
     """
 
@@ -45,7 +46,7 @@ class Replayed:
         except RuntimeError as error:
             self.wanted = False
             self.forget()
-            print(f"no CUDA graph ({str(error).splitlines()[0]}): kernels are launched one by one, which takes "
-                  "longer where they are small", file=sys.stderr, flush=True)
+            print(f"no CUDA graph ({str(error).splitlines()[0]}): kernels are launched one by one, "
+                  "which takes longer where they are small", file=sys.stderr, flush=True)
         else:
             self.graph = graph

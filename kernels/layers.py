@@ -1,18 +1,18 @@
-"""Convolution, norm with silu and dropout, and attention, in the forms that are fastest on a CPU and on a GPU.
+"""Convolution, norm with silu and dropout, and attention, in the forms that are fastest on CPU and on GPU.
 
     y = conv2d(x, weight, bias)                                          # padded to the same size
     y = norm(x, weight, bias, groups, eps, shift, silu=True, dropout=p)
 
-On a CPU convolutions are two thirds of a training step, and oneDNN's are a third faster where the channels of a pixel lie
-side by side (torch.channels_last): it need not reorder all else there and back. torch's group norm is slower there, and
-so it is written out here, in passes over [B, HW, C]. What each gave: docs/performance.md.
+On a CPU convolutions are two thirds of a training step, and oneDNN's are a third faster where the channels of
+a pixel lie side by side (torch.channels_last): it need not reorder all else there and back. torch's group norm
+is slower there, and so it is written out here, in passes over [B, HW, C]. What each gave: docs/performance.md.
 
 On a GPU the channels lie side by side too, as tensor cores read them. torch's group norm there gives back the
-other layout, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128, batch 512, TF32, an H200), beside
-passes of their own for silu and dropout; kernels/norm_triton.py does all that in one.
+other layout, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128, batch 512, TF32, an H200),
+beside passes of their own for silu and dropout; kernels/norm_triton.py does all that in one.
 
-The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on other
-devices each function is the plain one that stands beside it, and so is the gradient of a gradient.
+The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on
+other devices each function is the plain one that stands beside it, and so is the gradient of a gradient.
 """
 from functools import lru_cache
 
@@ -24,7 +24,7 @@ FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowes
 
 
 def transformed():
-    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation is at work, which see plain operations only."""
+    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation is at work, which see plain code only."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -34,7 +34,8 @@ def plain_only():
 
 def fast(x):
     """Whether x is for the forms of this file."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not plain_only()
+    return (x.device.type == "cpu" and x.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu") and not plain_only())
 
 
 @lru_cache(maxsize=None)
@@ -55,7 +56,7 @@ def fused(x):
 
 
 def plain_backward(g):
-    """Whether the backward pass of a fast form, with gradient g, is differentiated again or mapped over many g."""
+    """Whether a fast form's backward pass, with gradient g, is differentiated again or mapped over many g."""
     return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(g)
 
 
@@ -88,7 +89,8 @@ def conv2d(x, weight, bias=None):
     if k == 1 and (fast(x) or fused(x)):  # on a GPU, cuBLAS adds the bias as it writes
         return image(F.linear(pixels(x), weight.flatten(1), bias), x.shape)
     if fast(x) and H * W <= FEW_PIXELS:
-        return image(F.linear(pixels(x).flatten(1), matrix(weight, H, W), bias if bias is None else bias.repeat(H * W)), x.shape)
+        bias = bias if bias is None else bias.repeat(H * W)
+        return image(F.linear(pixels(x).flatten(1), matrix(weight, H, W), bias), x.shape)
     return F.conv2d(x, weight, bias, padding=k // 2)
 
 
@@ -102,7 +104,7 @@ def matrix(weight, H, W):
 @lru_cache
 @torch.inference_mode(False)
 def taps(H, W, k):
-    """0 or 1 [HW * HW, k * k]: which tap of a k x k filter takes each pixel (second) to each pixel (first)."""
+    """0 or 1 [HW * HW, k * k]: which tap of a k x k filter takes each pixel (second) to each (first)."""
     y, x = torch.arange(H * W) // W, torch.arange(H * W) % W
     row, column = y - y[:, None] + k // 2, x - x[:, None] + k // 2
     inside = (0 <= row) & (row < k) & (0 <= column) & (column < k)
@@ -115,7 +117,9 @@ def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     if kernel := fused(x):
         return kernel(x, weight, bias, groups, eps, shift, silu, dropout)
     B, C, H, W = x.shape
-    mask = dropout_mask(x.numel(), dropout).view(B, H * W, C) if dropout and x.device.type == "cpu" and not plain_only() else None
+    mask = None
+    if dropout and x.device.type == "cpu" and not plain_only():
+        mask = dropout_mask(x.numel(), dropout).view(B, H * W, C)
     if fast(x) and (mask is not None or torch.is_grad_enabled()):
         return GroupNorm.apply(x, weight, bias, shift, mask, groups, eps, silu)
     if fast(x):  # no gradient needs what was there
@@ -168,7 +172,10 @@ class GroupNorm(torch.autograd.Function):
         x, weight, bias, shift, mask, sum_x, c, scale, average, gate, y = ctx.saved_tensors
         if plain_backward(g):
             factors = None if mask is None else image(mask, x.shape)
-            return *gradients(lambda *inputs: plain_norm(*inputs, factors, *ctx.how), (x, weight, bias, shift), g), *[None] * 4
+
+            def plain(*inputs):
+                return plain_norm(*inputs, factors, *ctx.how)
+            return *gradients(plain, (x, weight, bias, shift), g), *[None] * 4
         shape, x, g = x.shape, pixels(x), pixels(g)
         if gate is not None:  # dy / dh = mask gate + y (1 - gate)
             g = torch.lerp(y, y.new_ones(()) if mask is None else mask, gate).mul_(g)
@@ -188,7 +195,7 @@ class GroupNorm(torch.autograd.Function):
 
 def scaled_sum(conv, h, x, skip, scale):
     """(conv(h) + skip(x)) scale, of convolutions as unet.Conv2d; skip may be None."""
-    if fused(h):  # no passes over memory of their own: the scale is the weights', and a product adds the biases
+    if fused(h):  # no passes of their own: the weights take the scale, and a product adds the biases
         if skip is None:
             return torch.add(conv.convolve(h, scale * conv.bias, scale), x, alpha=scale)
         return conv.convolve(h, None, scale) + skip.convolve(x, scale * (conv.bias + skip.bias), scale)
@@ -200,8 +207,9 @@ def scaled_sum(conv, h, x, skip, scale):
 @lru_cache
 @torch.inference_mode(False)
 def averaging(channels, groups, n):
-    """[C, C]: sums over n pixels [B, C] times this are means over all pixels and channels of the channel's group."""
-    return torch.block_diag(*torch.ones(groups, channels // groups, channels // groups)) * (groups / channels / n)
+    """[C, C] that takes sums [B, C] over n pixels to means over all pixels and channels of each one's group."""
+    size = channels // groups
+    return torch.block_diag(*torch.ones(groups, size, size)) * (groups / channels / n)
 
 
 def dropout_mask(count, p):
@@ -217,7 +225,7 @@ def dropout_mask(count, p):
 
 
 def attention(q, k, v):
-    """Softmax attention of q, k, v [B, 1, HW, C], without holding the HW x HW weights where torch has a kernel for that."""
+    """Softmax attention of q, k, v [B, 1, HW, C], where torch can without holding the HW x HW weights."""
     if transformed():
         return plain_attention(q, k, v)
     if q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():

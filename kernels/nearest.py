@@ -76,7 +76,7 @@ def nearest_two(queries, references):
 
 
 def memorized(queries, references, threshold=(1, 3)):
-    """Whether each query is memorized (bool [Q]), with the distances and indices of `nearest_two`, in one call.
+    """Whether each query is memorized (bool [Q]), with the distances and indices of `nearest_two`.
 
     Memorized: the nearest distance is under p/q of the second nearest, for threshold (p, q).
     """
@@ -91,7 +91,7 @@ def memorized(queries, references, threshold=(1, 3)):
 
 @lru_cache(maxsize=None)
 def _runs_triton(device):
-    """Whether the kernel serves here: an NVIDIA GPU of compute capability 8.0 or later, and it builds and is right.
+    """Whether the kernel serves: an NVIDIA GPU of compute capability 8.0 or later, and it builds and is right.
 
     Triton compiles a launcher with the machine's C compiler, which may be missing: tried once, on two images.
     """
@@ -104,7 +104,8 @@ def _runs_triton(device):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # ImportError, or whatever its compilers raise
-        warnings.warn(f"the Triton kernel does not run here ({error!r}); the plain form serves, which is slower")
+        warnings.warn(f"the Triton kernel does not run here ({error!r}); the plain form serves, which is slower",
+                      stacklevel=2)
         return False
     return all(map(torch.equal, found, nearest_two_reference(images, images)))
 
@@ -119,7 +120,7 @@ def is_memorized(distances, threshold=(1, 3)):
 
 
 def nearest_two_reference(x, y):
-    """`nearest_two` of flat images [Q, D], [N, D] in float64, where every term is a whole number below 2^53."""
+    """`nearest_two` of flat images [Q, D], [N, D] in float64, whose terms are whole numbers below 2^53."""
     keys = torch.full((len(x), 2), torch.iinfo(torch.int64).max, device=x.device)
     rows = max(1, min(2048, BLOCK_BYTES // 8 // x.shape[1]))
     for n in range(0, len(y), rows):

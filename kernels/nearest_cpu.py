@@ -9,10 +9,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-QUERIES_A_BLOCK, REFERENCES_A_BLOCK = 1024, 2048  # int8 rows and int32 products that share a cache, measured on Zen 4
+# int8 rows and int32 products that share a cache, measured on Zen 4
+QUERIES_A_BLOCK, REFERENCES_A_BLOCK = 1024, 2048
 LARGEST = np.iinfo(np.int32).max
 
-# Squares of int8 values are at most 2^14, so float32 sums of 1,024 of them are whole numbers up to 2^24: exact.
+# Squares of int8 values are at most 2^14, so float32 sums of 1,024 are whole numbers up to 2^24: exact.
 EXACT_TERMS = 1024
 
 
@@ -34,7 +35,8 @@ def nearest_two_cpu(x, y, norms=None):
         for q in range(0, len(x), QUERIES_A_BLOCK):
             rows = slice(q, q + QUERIES_A_BLOCK)
             size = len(x[rows]), len(y_block)
-            score = work[:size[0] * size[1]].view(size)  # one piece of memory for all blocks: page faults cost 3%
+            # one piece of memory for all blocks: page faults cost 3%
+            score = work[:size[0] * size[1]].view(size)
             product(x[rows], y_block.T, out=score)
             torch.sub(y_norms, score, alpha=2, out=score)
             _merge(best[rows], index[rows], score.numpy(), n)
@@ -42,7 +44,7 @@ def nearest_two_cpu(x, y, norms=None):
 
 
 def _merge(best, index, score, offset):
-    """Put the two smallest of each row of a block of scores (which is used up) into the running two, in place.
+    """Put the two smallest of each row of a block of scores, which is used up, into the running two.
 
     argmin names the first of equals, and the running two have lower indices and win ties: lower index first.
     """
@@ -63,7 +65,7 @@ def centred(images):
 
 
 def squared_norms(x):
-    """|x|^2 int32 [N] of int8 images [N, D]: float32 sums that are exact, then whole numbers; in blocks of rows."""
+    """|x|^2 int32 [N] of int8 images [N, D]: exact float32 sums, then whole numbers, in blocks of rows."""
     def of_block(rows):
         parts = [chunk.float().square_().sum(1).to(torch.int32) for chunk in rows.split(EXACT_TERMS, dim=1)]
         return torch.stack(parts).sum(0, dtype=torch.int32)
@@ -71,7 +73,7 @@ def squared_norms(x):
 
 
 def float64_products(x, y, out=None):
-    """x @ y int32 [Q, N] of int8 [Q, D], [D, N], exact on any CPU and under any setting of torch's precision."""
+    """x @ y int32 [Q, N] of int8 [Q, D], [D, N], exact on any CPU and at any setting of torch's precision."""
     products = (x.double() @ y.double()).to(torch.int32)
     return products if out is None else out.copy_(products)
 

@@ -28,10 +28,10 @@ images have int64 scores, sums of int32 products of INT32_TERMS pixels each, in 
 
 so a call is expected to take 3.0 ms there. An H100 is bound by L2 and wants the wide tile, an A100 is near
 the balance. Two blocks a multiprocessor, to hide the epilogue of one behind the products of the other, need
-the narrow tile, whose traffic costs more than they win. Descriptors (TMA) compile to fewer registers, the same
-tensor-core instructions and the same one block, so pointers stay. Blocks run in groups of GROUP query tiles:
-3.1 MB of X and a few tiles of Y at 3,072 pixels, which stay in the L2 cache. The references are split so that
-the last wave wastes least.
+the narrow tile, whose traffic costs more than they win. Descriptors (TMA) compile to fewer registers, the
+same tensor-core instructions and the same one block, so pointers stay. Blocks run in groups of GROUP query
+tiles: 3.1 MB of X and a few tiles of Y at 3,072 pixels, which stay in the L2 cache. The references are split
+so that the last wave wastes least.
 """
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ GROUP = 8              # query tiles that run beside each other
 MAX_SPLITS = 64
 ROWS, COLUMNS = 8, 512  # images and pixels that a program of `prepare_kernel` reads at one time
 
-# Tiles by compute capability: queries, references and pixels of a tile, warps, stages of the software pipeline.
+# Tiles by compute capability: queries, references and pixels of a tile, warps, stages of the pipeline.
 # Each compiles without spills (`make kernel-report`). Of seven tried on an H200, that of 90 was the fastest.
 TILES = {
     80: dict(BQ=128, BN=256, BK=64, num_warps=8, num_stages=4),
@@ -132,9 +132,9 @@ def _merge(m1, c1, m2, c2, v1, k1, v2, k2):
 
 
 @triton.jit(do_not_specialize=["Q", "N", "tiles_a_split", "splits"])
-def nearest_two_kernel(X, Y, KEYS, SCORES, CODES, Q, N, tiles_a_split, splits, D: tl.constexpr, G: tl.constexpr,
-                       BQ: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-                       TERMS: tl.constexpr):
+def nearest_two_kernel(X, Y, KEYS, SCORES, CODES, Q, N, tiles_a_split, splits,
+                       D: tl.constexpr, G: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
+                       BK: tl.constexpr, GROUP: tl.constexpr, TERMS: tl.constexpr):
     """Two smallest scores, and the codes (tile * 2^G + group) that hold them, of BQ queries in one split.
 
     X int8 [>= Q, D], Y int8 [>= N, D] and KEYS [>= N] are of `prepare_kernel`, padded to whole tiles. SCORES

@@ -2,16 +2,18 @@
 
     h = (x + shift - mean) scale weight + bias;   y = mask h sigmoid(h);   scale = 1 / deviation of a group
 
-In channels_last an image is [HW, C], and a group a block of C / groups columns. A program has one image and as many
-whole groups as fit into ROW_BYTES of a pixel: what it reads of a pixel is one run of memory, and its neighbours, which
-run at the same time, read the rest of the line. Where its block of x fits into registers (`tiling`) it is read once,
-which is the least there is: 2 passes over memory forward (x, y) and 3 back (gradient, x, its gradient). Else it goes
-over the block twice, in tiles of pixels, the second time in the L2 cache: what runs at one time takes 17 to 34 MB.
+In channels_last an image is [HW, C], and a group a block of C / groups columns. A program has one image and
+as many whole groups as fit into ROW_BYTES of a pixel: what it reads of a pixel is one run of memory, and its
+neighbours, which run at the same time, read the rest of the line. Where its block of x fits into registers
+(`tiling`) it is read once, which is the least there is: 2 passes over memory forward (x, y) and 3 back
+(gradient, x, its gradient). Else it goes over the block twice, in tiles of pixels, the second time in the L2
+cache: what runs at one time takes 17 to 34 MB.
 
-All arithmetic is in float32, whatever x is; the variance is of differences from the mean, and tiles are combined as
-by Chan et al. Dropout is drawn here, from one seed in the device's memory: back, the same mask is drawn again and
-never stored. It takes 16 bits a value (p is rounded to 1 / 65,536) of Philox with 7 rounds, the fewest that pass
-BigCrush (Salmon et al. 2011): with 10, and a number of its own for each value, drawing would outlast the memory.
+All arithmetic is in float32, whatever x is; the variance is of differences from the mean, and tiles are
+combined as by Chan et al. Dropout is drawn here, from one seed in the device's memory: back, the same mask is
+drawn again and never stored. It takes 16 bits a value (p is rounded to 1 / 65,536) of Philox with 7 rounds,
+the fewest that pass BigCrush (Salmon et al. 2011): with 10, and a number of its own for each value, drawing
+would take longer than the memory.
 `make kernel-report` prints registers, spills and the floor of each shape.
 """
 import warnings
@@ -67,7 +69,7 @@ def _read(X, pixel, HW, channel, there, C):
 
 @triton.jit
 def _kept(seed, pixel, HW, dropped, K: tl.constexpr, DRAWN: tl.constexpr):
-    """Which values [P, K] dropout keeps. DRAWN of one Philox number lie side by side, as a thread reads them."""
+    """Which values [P, K] dropout keeps. The DRAWN of a Philox number lie side by side, as a thread reads."""
     row = tl.program_id(0) * HW + pixel
     at = row[:, None] * (K // DRAWN) + tl.arange(0, K // DRAWN)[None, :]
     a, b, c, d = tl.randint4x(seed, at, ROUNDS)
@@ -81,7 +83,7 @@ def _kept(seed, pixel, HW, dropped, K: tl.constexpr, DRAWN: tl.constexpr):
 
 @triton.jit
 def _moments(x, mask, count, K: tl.constexpr, SIZE: tl.constexpr):
-    """For each channel [K], its group's mean over `count` pixels, and the sum of squared differences from it."""
+    """For each channel [K], its group's mean over `count` pixels, and the sum of squares about that mean."""
     mean = _group(tl.sum(x, 0), K, SIZE) / (count * SIZE)
     x = tl.where(mask, x - mean[None, :], 0.0)
     return mean, _group(tl.sum(x * x, 0), K, SIZE)
@@ -100,12 +102,12 @@ def _write(Y, x, a, b, pixel, HW, channel, there, C, seed, dropped, factor,
 
 
 @triton.jit
-def forward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, Y, HW, C, B, shift_row, eps, dropped, factor,
-                   SILU: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
-                   WHOLE: tl.constexpr, DRAWN: tl.constexpr):
+def forward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, Y, HW, C, B, shift_row, eps, dropped,
+                   factor, SILU: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
+                   P: tl.constexpr, WHOLE: tl.constexpr, DRAWN: tl.constexpr):
     """X, Y [B, HW, C]; SHIFT [B, C], one row where shift_row is 0, or None; SEED None without dropout.
 
-    MEAN, SCALE float32 [B, groups]. A value is dropped whose 16 bits are below `dropped`; `factor` makes up for it.
+    MEAN, SCALE float32 [B, groups]. A value whose 16 bits are below `dropped` is 0; `factor` makes up for it.
     """
     DROPOUT: tl.constexpr = SEED is not None
     image, channel, there = _place(C, P, K, SIZE, GROUPS)
@@ -162,7 +164,7 @@ def _inner(X, G, shift, mean, scale, weight, bias, pixel, HW, channel, there, C,
 def backward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, G, DX, SUMS, HW, C, B, shift_row, eps, dropped,
                     factor, SILU: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
                     P: tl.constexpr, WHOLE: tl.constexpr, DRAWN: tl.constexpr):
-    """G, DX [B, HW, C], gradients of Y and X; SUMS float32 [3, B, C]: each image's of weight, bias and shift."""
+    """G, DX [B, HW, C], gradients of Y and X; SUMS float32 [3, B, C], of weight, bias and shift, by image."""
     DROPOUT: tl.constexpr = SEED is not None
     image, channel, there = _place(C, P, K, SIZE, GROUPS)
     X += image.to(tl.int64) * HW * C
@@ -272,7 +274,7 @@ def _launch(kernel, x, weight, bias, shift, *tensors, how):
 
 @lru_cache(maxsize=None)
 def serves(device):
-    """Whether the kernels serve: an NVIDIA GPU of compute capability 8.0 or later, and they build and are right."""
+    """Whether the kernels serve: an NVIDIA GPU of compute capability 8.0 or later; they build and are right."""
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     x = torch.arange(32.0, device=device).sin().view(1, 8, 2, 2)
@@ -280,6 +282,7 @@ def serves(device):
     try:
         y = norm(x, one, one, 2, 1e-6, silu=True)
     except Exception as error:  # whatever its compilers raise
-        warnings.warn(f"the Triton norm does not run here ({error!r}); the plain form serves, slower")
+        warnings.warn(f"the Triton norm does not run here ({error!r}); the plain form serves, slower",
+                      stacklevel=2)
         return False
     return torch.allclose(y, plain_norm(x, one, one, None, None, 2, 1e-6, True), atol=1e-5)

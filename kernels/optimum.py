@@ -146,7 +146,10 @@ class Optimum:
         return mean
 
     def _weighted(self, weights):
-        """weights [b, N], used up, @ (pixels - 128), float64 [b, D]: a row's largest as it is, the rest by digits."""
+        """weights [b, N], used up, @ (pixels - 128), float64 [b, D].
+
+        The largest weight of a row is taken as it is, the rest by their digits.
+        """
         N, row = len(self.y), torch.arange(len(weights))
         top = torch.from_numpy(weights.numpy().argmax(1))  # many times faster than torch's max with index
         out = self.y[top] * weights[row, top].double()[:, None]
@@ -154,11 +157,13 @@ class Optimum:
         step = 2 * WEIGHT_ERROR / N**0.5
         largest = weights.amax(1) / step + 1
         digits = base256(weights.div_(step), self.dither[:N].float(), 4)
-        rows = [(largest > 127 * 256.0**(2 - j)).nonzero()[:, 0] for j in range(4)]  # in others the digit is 0
+        # in rows that are left out the digit is 0
+        rows = [(largest > 127 * 256.0**(2 - j)).nonzero()[:, 0] for j in range(4)]
         digits = torch.cat([digit[r] for digit, r in zip(digits, rows)])
         # Exact like x's: it is the CPU, not the number of terms, that decides whether products saturate.
         for n in range(0, N, MAX_TERMS):
-            products = torch._int_mm(digits[:, n:n + MAX_TERMS], self.y[n:n + MAX_TERMS]).split([len(r) for r in rows])
+            products = torch._int_mm(digits[:, n:n + MAX_TERMS], self.y[n:n + MAX_TERMS])
+            products = products.split([len(r) for r in rows])
             for j, (r, product) in enumerate(zip(rows, products)):
                 out.index_add_(0, r, product.double(), alpha=step * 256.0**(3 - j))
         return out
@@ -167,7 +172,8 @@ class Optimum:
         """logits [b, N] += sum_j 256^-(first + j) digits[j] @ (pixels - 128).T, of int8 digits [m, b, D]."""
         for n in range(0, len(self.y), self.columns):
             block = logits[:, n:n + self.columns]
-            products = torch._int_mm(torch.cat(digits), self.y[n:n + self.columns].T).view(len(digits), *block.shape)
+            products = torch._int_mm(torch.cat(digits), self.y[n:n + self.columns].T)
+            products = products.view(len(digits), *block.shape)
             for j, product in enumerate(products, first):
                 block.add_(product, alpha=256.0**-j)
 
@@ -180,10 +186,11 @@ def optimum_reference(x, images, sigma):
 
 
 def base256(a, dither, digits):
-    """The last base-256 digits of a float [b, K], which is used up: a list of int8 [b, K], the most significant first.
+    """The last base-256 digits of a float [b, K], used up: a list of int8 [b, K], most significant first.
 
-    They hold values up to LARGEST, rounded at a random threshold for each column, the same for all rows. So errors
-    of columns are independent and average to zero whatever the values are: of K of them, at most sqrt(K) / 2.
+    They hold values up to LARGEST, rounded at a random threshold for each column, the same for all rows. So
+    errors of columns are independent and average to zero whatever the values are: of K of them, at most
+    sqrt(K) / 2.
     """
     whole = a.add_(dither).floor_().to(torch.int32)
     whole.add_(0x808080).bitwise_xor_(0x808080)  # bytes, as int8, are now digits from -128 to 127

@@ -23,8 +23,8 @@ import run
 import search
 import train
 import unet
-from images import read
 from bench import plan
+from images import read
 from paper import compare
 from paper.protocol import BASE, EMM_RANGE, EXPERIMENTS, NATIVE, SCALES
 from run import option

@@ -22,24 +22,22 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not inherit threads that do not exist in it
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-import bad_input  # noqa: E402
-from paper import compare  # noqa: E402
-import emm  # noqa: E402
-from paper import experiments  # noqa: E402
-import images  # noqa: E402
-import inputs  # noqa: E402
-import memorize  # noqa: E402
-import plot  # noqa: E402
-from paper import report  # noqa: E402
-import run  # noqa: E402
-import sample  # noqa: E402
-import checkpoint  # noqa: E402
-import train  # noqa: E402
-from kernels import nearest  # noqa: E402
-from run import option  # noqa: E402
+import bad_input
+import checkpoint
+import emm
+import images
+import inputs
+import memorize
+import plot
+import run
+import sample
+import train
+from kernels import nearest
+from paper import compare, experiments, report
+from run import option
 
 STAGES = dict(train=(train.train, train.Options), sample=(sample.sample, sample.Options),
               memorize=(memorize.memorize, memorize.Options), emm=(emm.find, emm.Options))

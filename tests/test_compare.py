@@ -4,12 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
-from paper import compare
 import data
 import run
 import train
 from kernels import Optimum
 from kernels.optimum import optimum_reference
+from paper import compare
 
 TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=1, device="cpu")
 SAME_LOSS = 1e-6  # relative: `Optimum` is within 1e-5 of the float64 form, and most of its loss is at large sigma

@@ -8,13 +8,13 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from paper import compare
 import data
 import memorize
 import run
 import sample
 import train
 from images import read
+from paper import compare
 
 
 def options(**given):

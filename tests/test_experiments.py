@@ -4,15 +4,14 @@ import shlex
 import subprocess
 
 import pytest
+from PIL import Image
 
 import emm
-from paper import experiments
-from paper import protocol
 import run
 import unet
 from conftest import ROOT
+from paper import experiments, protocol
 from paper.experiments import EXPERIMENTS, Options
-from PIL import Image
 
 
 @pytest.mark.parametrize("scale", protocol.SCALES)

@@ -12,13 +12,13 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import data
-from images import read
 import kernels.nearest
 import memorize
 import run
-import search
 import sample
+import search
 from conftest import ROOT
+from images import read
 
 
 def options(samples, train, **given):

@@ -15,11 +15,20 @@ from conftest import ROOT
 from kernels.nearest import MAX_PIXELS, is_memorized, memorized, nearest_two_reference
 
 pytest.importorskip("triton")
-import bench.nearest  # noqa: E402
-import interpreter  # noqa: E402
-import kernels.nearest_triton  # noqa: E402
-from kernels.nearest_triton import (INT32_TERMS, MAX_INT32_PIXELS, REACH, TILES, best_splits,  # noqa: E402
-                                    group_bits, nearest_two_cuda, prepared, tiles)
+import bench.nearest
+import interpreter
+import kernels.nearest_triton
+from kernels.nearest_triton import (
+    INT32_TERMS,
+    MAX_INT32_PIXELS,
+    REACH,
+    TILES,
+    best_splits,
+    group_bits,
+    nearest_two_cuda,
+    prepared,
+    tiles,
+)
 
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -9,14 +9,14 @@ import sys
 import pytest
 import torch
 
-from kernels import layers
 import unet
 from conftest import ROOT
+from kernels import layers
 from kernels.layers import plain_norm
 
 pytest.importorskip("triton")
-import interpreter  # noqa: E402
-from kernels.norm_triton import WHOLE, GroupNorm, mask_of, norm, tiling  # noqa: E402
+import interpreter
+from kernels.norm_triton import WHOLE, GroupNorm, mask_of, norm, tiling
 
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kernels import layers
-from bench import plan
 import unet
+from bench import plan
 from conftest import ROOT
+from kernels import layers
 
 # forms that differ in what is counted: depth, resampling filters, labels, attention at several resolutions
 NETWORKS = [dict(), dict(blocks=2, label_dim=10), dict(arch="ncsnpp", precond="edm"),

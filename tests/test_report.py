@@ -5,10 +5,10 @@ import re
 import pytest
 from PIL import Image
 
-from paper import report
 import run
 from conftest import ROOT
-from paper.protocol import ALL, FIRST, LAST, Claim, EXPERIMENTS
+from paper import report
+from paper.protocol import ALL, EXPERIMENTS, FIRST, LAST, Claim
 
 
 def made(name, measure):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-import data
-from images import read
-import sample
 import checkpoint
+import data
+import sample
 import train
 import unet
+from images import read
 from kernels import Optimum
 from test_unet import GOLDEN, RELATIVE, close, golden, tolerance
 

@@ -13,8 +13,7 @@ import data
 import images
 import inputs
 import run
-from images import standard
-from images import read
+from images import read, standard
 
 
 @pytest.fixture(autouse=True)

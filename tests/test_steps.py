@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import data
-from kernels import graphs
 import checkpoint
+import data
 import steps
 import train
 import unet
 from conftest import ROOT
+from kernels import graphs
 from steps import Work, batch_index, mix, schedule
 
 SCHEDULE = json.loads((ROOT / "tests" / "golden" / "schedule.json").read_text())

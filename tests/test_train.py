@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import checkpoint
 import run
 import steps
 import train
-import checkpoint
 from conftest import ROOT
 
 TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=12, warmup_steps=3,

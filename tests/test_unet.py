@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from kernels import layers
 import checkpoint
 import unet
 from conftest import ROOT, SHARED
+from kernels import layers
 from unet import Denoiser
 
 RELATIVE = 1e-4  # of float32 outputs of a deep network, against the published code's on another machine
