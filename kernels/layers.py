@@ -24,7 +24,7 @@ FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowes
 
 
 def transformed():
-    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation is at work, which see plain code only."""
+    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation, which need plain code, is on."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -207,7 +207,7 @@ def scaled_sum(conv, h, x, skip, scale):
 @lru_cache
 @torch.inference_mode(False)
 def averaging(channels, groups, n):
-    """[C, C] that takes sums [B, C] over n pixels to means over all pixels and channels of each one's group."""
+    """[C, C] that takes sums [B, C] over n pixels to means over all pixels and channels of a group."""
     size = channels // groups
     return torch.block_diag(*torch.ones(groups, size, size)) * (groups / channels / n)
 
