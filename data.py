@@ -1,6 +1,6 @@
 """Images and labels in, training sets out.
 
-A source (images.py) gives uint8 images [N, C, H, W] and int64 class labels [N]. A training set D is a
+A source (images/) gives uint8 images [N, C, H, W] and int64 class labels [N]. A training set D is a
 class-balanced subset of a source (nested: the subset of 500 lies inside that of 1,000), resized and
 labelled for the experiment (paper, sections 3 and 5).
 """
@@ -11,7 +11,6 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ import run
 from images import place, read, there
 from run import option, processor, rank, read_json, size
 
-CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths of 16 and 32 on a Zen 4 (README, Speed)
+CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths 16 and 32 on a Zen 4 (docs/performance.md)
 DAY = 24 * 3600   # seconds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -176,7 +175,7 @@ def of_run(directory, moved=""):
             raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, "
                              "say where it is now by --data")
     D = load(options)
-    if D.fingerprint() != read_json(Path(directory) / "config.json")["data"]:
+    if D.fingerprint() != read_json(run.Directory(directory).config)["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; "
                          "restore it, or train again")
     return D
@@ -184,7 +183,7 @@ def of_run(directory, moved=""):
 
 def options_of_run(directory, moved=""):
     """The `Options` of a run directory's training set, whose data lie at `moved` if that is given."""
-    path = Path(directory) / "config.json"
+    path = run.Directory(directory).config
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
         raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
@@ -274,14 +273,12 @@ def pick_device(name, threads=0, deterministic=False):
 
 @lru_cache
 def set_up():
-    """Once a process: TF32 off, unless Denoiser.use asks for it, and cuDNN's attention off.
+    """Once a process: TF32 off, unless Denoiser.use asks for it.
 
     On Linux glibc is told to reuse the memory of large tensors: to give it back and fault it in again takes
     5% of a step.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    # torch 2.11 prefers it for bf16 on Hopper, where it may have no backward pass for 256 channels
-    torch.backends.cuda.enable_cudnn_sdp(False)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -29,6 +29,7 @@ import run
 import sample
 import search
 import train
+import unet
 from kernels import References, memorized
 from run import option
 from search import CONFIDENCE
@@ -75,14 +76,12 @@ class Probe:
 
     def __init__(self, options, n):
         self.options, self.n = options, n
-        self.out = Path(options.out) / f"n{n:06d}"
-        names = [field.name for field in dataclasses.fields(train.Options)]
-        self.training = train.Options(**{name: getattr(options, name) for name in names} | dict(n=n, out=str(self.out)))
+        self.files = run.Directory(Path(options.out) / f"n{n:06d}")
+        self.training = run.part(options, train.Options, n=n, out=str(self.files.path))
         self.snapshot_steps = train.snapshot_steps(self.training, n)
-        self.file = self.out / "scores.json"
-        there = run.read_json(self.file) if self.file.exists() else dict(snapshots={}, sampling_seconds=0.0, started=time.time())
+        there = run.read_json(self.files.scores) if self.files.scores.exists() else dict(snapshots={}, sampling_seconds=0.0, started=time.time())
         if different := run.differences(there, self.about(), run.defaults(train.Options)) if "options" in there else "":
-            raise ValueError(f"{self.file} is of another run ({different}); remove it to sample again")
+            raise ValueError(f"{self.files.scores} is of another run ({different}); remove it to sample again")
         self.scores = {int(step): score for step, score in there["snapshots"].items()}
         self.sampling_seconds, self.started = there["sampling_seconds"], there["started"]
 
@@ -98,7 +97,7 @@ class Probe:
         if score["count"] >= o.samples:
             return score["hits"] >= search.target(o.eps) * score["count"]
         # one that was removed was neither the best nor the last; it cannot be asked any more, and shows nothing
-        return None if (self.out / score["file"]).exists() else False
+        return None if (self.files.path / score["file"]).exists() else False
 
     def above(self):
         """True as soon as one snapshot is above 1 - eps, False if all are below, None if the size is not decided."""
@@ -109,17 +108,20 @@ class Probe:
 
     def whole(self):
         """Whether the end of the training has been scored."""
-        return any(score["file"] == "model.safetensors" for score in self.scores.values())
+        return any(score["file"] == self.files.model.name for score in self.scores.values())
 
     def measure(self):
         """Train and sample until `above` is known. A killed probe goes on at the step, and the samples, where it was."""
-        if self.options.full and any(s["count"] < self.options.samples and not (self.out / s["file"]).exists()
+        if self.options.full and any(s["count"] < self.options.samples and not (self.files.path / s["file"]).exists()
                                      for s in self.scores.values()):
-            raise ValueError(f"{self.out} has snapshots that a shorter search removed; give --full another --out")
-        with run.locked(self.out):
+            raise ValueError(f"{self.files.path} has snapshots that a shorter search removed; give --full another --out")
+        with run.locked(self.files.path):
             references = References(data.load(self.training).images.to(data.pick_device(self.options.device)))
-            train.train(self.training, lambda snapshot: self.score(snapshot, references) and not self.options.full)
-            (self.out / "state.safetensors").unlink(missing_ok=True)  # a decided size needs no more steps; the file is large
+            with contextlib.closing(train.training(self.training)) as snapshots:
+                for snapshot in snapshots:
+                    if self.score(snapshot, references) and not self.options.full:
+                        break
+            self.files.state.unlink(missing_ok=True)  # a decided size needs no more steps, and the file is large
 
     def score(self, snapshot, references):
         """Sample a snapshot file until its verdict, which is returned; only the best and the last file stay."""
@@ -137,14 +139,14 @@ class Probe:
             score["hits"] += int(memorized(x, references, memorize.parse_threshold(o.threshold))[0].sum())
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start
-            run.write_json(self.file, dict(snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3),
+            run.write_json(self.files.scores, dict(snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3),
                                            started=self.started, **self.about()))
             if run.interrupted():
-                raise KeyboardInterrupt(f"the scores so far are in {self.file}; the same command goes on from there")
+                raise KeyboardInterrupt(f"the scores so far are in {self.files.scores}; the same command goes on from there")
         if D:
             self.show(score, verdict)
         best, scored = max(self.scores.values(), key=share)["file"], {s["file"] for s in self.scores.values()}
-        for path in train.snapshots(self.out)[:-1]:
+        for path in self.files.snapshots()[:-1]:
             if path.name in scored - {best}:
                 path.unlink()
         return verdict
@@ -162,9 +164,9 @@ class Probe:
         scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
         best = max(scores, key=share)
         interval = search.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / len(self.snapshot_steps))
-        log = [line for line in run.read_log(self.out / "log.jsonl") if "images" in line]
+        log = [line for line in run.read_log(self.files.log) if "images" in line]
         if not log:
-            raise ValueError(f"{self.out / 'log.jsonl'} has lost its lines; remove {self.out} to measure |D| = {self.n} again")
+            raise ValueError(f"{self.files.log} has lost its lines; remove {self.files.path} to measure |D| = {self.n} again")
         return dict(
             n=self.n, started=self.started, above=above, whole=self.whole(), ratio=share(best), interval=interval,
             decided=any(self.tested(s) for s in scores) if above else all(self.tested(s) is False for s in scores),
@@ -228,11 +230,14 @@ def workers(devices):
 
 def source(options):
     """All images that training sets are drawn from."""
-    return data.load(data.Options(**{name: getattr(options, name) for name in ("data", "mix", "mix_share", "classes", "resolution")}))
+    return data.load(run.part(options, data.Options, n=0, subset_seed=None, labels="none"))
 
 
 def find(options):
     """Search for EMM as the options say, with a line for each snapshot; returns the path of OUT/emm.json."""
+    devices = options.devices or (options.device,)
+    device = data.pick_device(devices[0])
+    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     if options.seeds:
         return find_each(options)
     out, start = Path(options.out), time.perf_counter()
@@ -246,9 +251,8 @@ def find(options):
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; {fewer}take more images")
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
-    devices = options.devices or (options.device,)
     about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
-                 **run.provenance(data.pick_device(devices[0])))
+                 **run.provenance(device))
     del whole  # the source stays in memory, and need not twice
 
     def price(n):

@@ -107,14 +107,14 @@ def memorize(options):
     """
     device = data.pick_device(options.device, options.threads)
     train, train_names = training_images(options)
-    folder = Path(options.samples) if (Path(options.samples) / "config.json").is_file() else None
+    folder = Path(options.samples) if run.Directory(options.samples).config.is_file() else None
     samples, _, sample_names = read(samples_of_run(folder) if folder else options.samples, options.resolution)
     if options.distinct:
         keep = ~data.duplicates(train)
         train, train_names = train[keep], [name for name, kept in zip(train_names, keep.tolist()) if kept]
     about = dict(options=run.recorded(options),
                  source=dict(samples_sha256=data.sha256(samples), train_sha256=data.sha256(train)))
-    out = Path(options.out) if options.out else folder / "memorize.json" if folder else None
+    out = Path(options.out) if options.out else run.Directory(folder).memorize if folder else None
     if out and out.is_file():
         there = run.read_json(out)
         different = run.differences(there, about, run.defaults(Options))
@@ -152,7 +152,8 @@ def samples_of_run(folder):
     found = max(folder.glob("samples*.npz"), key=lambda file: (of(file), file.stat().st_size), default=None)
     if not found:
         raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
-    model = folder / ("model.safetensors" if of(found) == "~" else f"snapshot-{of(found)}.safetensors")
+    files = run.Directory(folder)
+    model = files.model if of(found) == "~" else files.snapshot(int(of(found)))
     made_of = run.about(found).get("source", {}).get("weights_sha256")
     if made_of and model.is_file() and run.file_sha256(model) != made_of:
         raise ValueError(f"{found} was not drawn from {model}; remove it and sample again")
@@ -162,7 +163,7 @@ def samples_of_run(folder):
 def training_images(options):
     """The training images uint8 [N, C, H, W] and their names, of a run or of (a subset of) a source."""
     subset = {name: getattr(options, name) for name in ("n", "classes", "resolution", "subset_seed")}
-    if (Path(options.train) / "config.json").is_file():
+    if run.Directory(options.train).config.is_file():
         if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
             raise ValueError(f"--train {options.train} is a run directory, "
                              "which has its own n, classes, resolution and subset-seed; leave them out")

@@ -3,7 +3,7 @@
     python plot.py --emm runs/emm/emm.json                     runs/emm/emm.png and trajectory.png
     python plot.py --emm w128/emm.json,w256/emm.json --out width.png
                                                                several searches; and width-trajectory.png
-    python plot.py --experiment results/cpu/width.json         results/cpu/width.png
+    python plot.py --experiment paper/results/cpu/width.json   paper/results/cpu/width.png
 
 Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as
 they were above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
@@ -38,7 +38,7 @@ RESOLUTIONS = (32, 16, 8)
 @dataclass(frozen=True)
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
-    experiment: str = option("", "or a result file of experiments.py")
+    experiment: str = option("", "or a result file of paper.experiments")
     out: str = option("", "PNG to write; emm.png beside the first file, or the experiment's name, by default")
     published: bool = option(False, "draw the published base run even if the settings are others")
 
@@ -98,7 +98,7 @@ def draw(options):
         out = Path(options.out) if options.out else Path(options.experiment).with_suffix(".png")
         result = run.read_json(options.experiment)
         if "measure" not in result or "points" not in result:
-            raise ValueError(f"{options.experiment} is not a result file of experiments.py")
+            raise ValueError(f"{options.experiment} is not a result file of paper.experiments")
         save(points(result), out)
         if result["name"] == "size":
             save(epochs(result), out.with_stem(f"{out.stem}-epochs"))

@@ -52,14 +52,15 @@ USAGE = 2          # exit status for options that cannot be, as argparse has it
 INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 
 
-def option(default, help, choices=None, recorded=True, hidden=False):
+def option(default, help, choices=None, recorded=True, hidden=False, none=None):
     """A dataclass field for `parse`: its default, the text --help prints, and the words allowed.
 
-    `hidden` leaves it out of the command line.
+    `hidden` leaves it out of the command line. `none` is what the word "none" means to an optional one.
     `recorded=False` marks options of the machine (device, where to write) that do not change what
     is computed: a run directory may be gone on with under other values of these.
     """
-    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, recorded=recorded, hidden=hidden))
+    return dataclasses.field(default=default, metadata=dict(
+        help=help, choices=choices, recorded=recorded, hidden=hidden, none=none))
 
 
 def parse(cls, argv=None, description=None):
@@ -84,8 +85,10 @@ def parse(cls, argv=None, description=None):
             how = dict(required=True, help=help)
         else:
             how = dict(default=field.default, help=f"{help} (default: {_show(field.default)})")
-        parser.add_argument(flag, type=functools.partial(_convert, types[field.name]), choices=about["choices"],
-                            metavar=None if about["choices"] else field.name.upper(), **how)
+        if field.default is None and about["none"] is not None:
+            how["help"] = help  # which says what it is if it is not given
+        parser.add_argument(flag, type=functools.partial(_convert, types[field.name], about["none"]),
+                            choices=about["choices"], metavar=None if about["choices"] else field.name.upper(), **how)
     values = vars(parser.parse_args(argv))
     try:
         return cls(**values)
@@ -102,11 +105,11 @@ def _show(value):
     return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else "none" if value is None else value
 
 
-def _convert(kind, word):
+def _convert(kind, none, word):
     """One command line word as a value of type `kind`: int, float, str, an optional of these, or a tuple."""
     if type(None) in typing.get_args(kind):
         if word.lower() == "none":
-            return None
+            return none
         kind = typing.get_args(kind)[0]
     try:
         if typing.get_origin(kind) is tuple:
@@ -214,6 +217,11 @@ def _number(variable, default):
     if not text.isdecimal():
         raise ValueError(f"{variable}={text} in the environment is not a number; unset it, or start with torchrun")
     return int(text) or default
+
+
+def part(options, cls, **changed):
+    """The options of the dataclass `cls` among `options`, which extend or contain them, some of them changed."""
+    return cls(**{f.name: getattr(options, f.name) for f in dataclasses.fields(cls)} | changed)
 
 
 def recorded(options):
@@ -389,6 +397,32 @@ def bounded(archive, name, limit):
     if info.file_size > limit:
         raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; at most {limit:,} are read")
     return info
+
+
+class Directory:
+    """The files of a run directory of train.py, and of those that use it, by their names."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.config, self.log = self.path / "config.json", self.path / "log.jsonl"
+        self.state, self.model = self.path / "state.safetensors", self.path / "model.safetensors"
+        self.scores = self.path / "scores.json"        # of emm.py: memorized samples of each snapshot
+        self.memorize = self.path / "memorize.json"    # of memorize.py: of the last samples
+        self.compare = self.path / "compare.json"      # of paper/compare.py: the model beside the optimum
+        self.optimum = self.path / "optimum.npz"       # samples of the closed-form optimum of its training set
+
+    def snapshot(self, step):
+        return self.path / f"snapshot-{step:08d}.safetensors"
+
+    def snapshots(self):
+        """The snapshot files that are there in order of their steps, the final model last."""
+        return sorted(self.path.glob("snapshot-*.safetensors")) + [self.model] * self.model.exists()
+
+    @staticmethod
+    def samples(weights):
+        """Where the samples of a snapshot file go: samples.npz or samples-STEP.npz beside it."""
+        stem = weights.stem.replace("model", "samples").replace("snapshot", "samples")
+        return weights.with_name(f"{stem}.npz")
 
 
 @contextlib.contextmanager

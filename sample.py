@@ -7,6 +7,7 @@ Makes an npz (arr_0 uint8 [N, H, W, C], seeds, labels, and the options as JSON) 
 first hundred as PNG. The sampler is the published one: deterministic Heun, 18 steps, float64 state (EDM,
 algorithm 1; paper, section 2). Sample i depends on its seed alone.
 """
+import dataclasses
 import hashlib
 import json
 import math
@@ -51,7 +52,8 @@ class Options(data.Options):
     sigma_min: float = option(0.002, "lowest noise level, raised to the network's")
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
     rho: float = option(7.0, "exponent of the spacing of noise levels")
-    precision: str = option("fp32", "of the network, whatever it was trained in; the sampler's state is float64", unet.PRECISIONS)
+    precision: str = option("auto", "of the network's products, whatever it was trained in; auto is tf32 on CUDA, else "
+                            "fp32. The sampler's state is float64", unet.PRECISIONS)
     batch: int = option(256, "samples at once, more where a GPU wants more; changes no sample", recorded=False)
     out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
@@ -63,7 +65,7 @@ class Options(data.Options):
         parse_seeds(self.seeds)
         if not self.run and not self.optimum:
             raise ValueError("nothing to sample from; give --run RUN, or --optimum and --data")
-        if self.optimum and self.precision != "fp32":
+        if self.optimum and self.precision not in ("auto", "fp32"):
             raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
         given = [name for name, value in defaults.items() if getattr(self, name) != value]
@@ -135,12 +137,12 @@ def in_chunks(D):
     a pixel by one level. In chunks of one size, a sample is the same in whatever batch it is drawn. On a GPU an
     evaluation is replayed as a CUDA graph.
     """
-    size, evaluate = chunk(D), Replayed(D, next(D.parameters()).is_cuda)
+    size, replayed = chunk(D), Replayed(next(D.parameters()).is_cuda)
 
     def chunked(x, sigma, labels=None):
         pad = -len(x) % size
         index = torch.arange(len(x) + pad, device=x.device).clamp(max=len(x) - 1).split(size)
-        found = [evaluate(x[i], sigma, *(() if labels is None else (labels[i],))) for i in index]
+        found = [replayed(D, x[i], sigma, *(() if labels is None else (labels[i],))) for i in index]
         return torch.cat(found)[:len(x)]
     return chunked
 
@@ -174,11 +176,9 @@ def draw(D, seeds, label_weights=None):
 def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
              batch=256, device="cpu"):
     """Samples of D, one a seed: uint8 [N, H, W, C] and their labels int64 [N] (None if unconditional)."""
-    denoise = D
-    if isinstance(D, unet.Denoiser):
-        denoise = in_chunks(D)
-        if next(D.parameters()).is_cuda:
-            batch = max(batch, chunk(D))  # fewer would be padded
+    denoise = in_chunks(D) if isinstance(D, unet.Denoiser) else D
+    if torch.device(device).type == "cuda":  # what fills it; of a network, fewer would be padded
+        batch = max(batch, chunk(D) if isinstance(D, unet.Denoiser) else D.rows)
     sigmas = noise_levels(max(sigma_min, D.sigma_min), min(sigma_max, D.sigma_max), steps, rho, device)
     images, labels = [], []
     for i in tqdm(range(0, len(seeds), batch), desc="sample", unit="batch", disable=None):
@@ -197,9 +197,10 @@ def sample(options):
     Raises ValueError if the npz there was made with other options or from other weights.
     """
     device = data.pick_device(options.device, options.threads)
-    model = Path(options.run)
-    if model.is_dir():
-        model = model / "model.safetensors"
+    model = run.Directory(options.run).model if Path(options.run).is_dir() else Path(options.run)
+    files = run.Directory(model.parent)
+    precision = "fp32" if options.optimum else unet.precision_on(device, options.precision)
+    options = dataclasses.replace(options, precision=precision)
     if options.optimum:
         moved = "" if options.data == data.Options.data else options.data
         D = data.of_run(model.parent, moved) if options.run else data.load(options)
@@ -207,12 +208,12 @@ def sample(options):
         source = dict(optimum_of=D.fingerprint()["sha256"])
         if D.label_dim:
             source["labels_sha256"] = D.fingerprint()["labels_sha256"]
-        out = model.parent / "optimum.npz"
+        out = files.optimum
     else:
         if not model.is_file():
             raise ValueError(f"no trained model at {model}; give the run directory of a finished train.py, or a snapshot file")
         source = dict(weights_sha256=run.file_sha256(model))
-        out = default_out(model)
+        out = files.samples(model)
     out = Path(options.out) if options.out else out
     about = dict(options=data.recorded(options), source=source)
     if out.exists() and not out.is_file():
@@ -223,7 +224,7 @@ def sample(options):
             D = Optimum(D.images.to(device), D.labels.to(device) if counts else None)
         else:
             D, metadata = checkpoint.load_model(model, device)
-            if options.run != str(model) and (different := foreign(metadata, run.read_json(model.parent / "config.json"))):
+            if options.run != str(model) and (different := foreign(metadata, run.read_json(files.config))):
                 raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
             D.use(options.precision)
             counts = metadata["label_counts"]
@@ -281,11 +282,6 @@ def write_png(folder, seeds, images):
     for name, image in zip(names, images):
         with run.publish(folder / name, flush=False) as temporary:
             picture(image.transpose(2, 0, 1)).save(temporary)
-
-
-def default_out(model):
-    """Where the samples of a snapshot file go: samples.npz or samples-STEP.npz beside it."""
-    return model.with_name(model.stem.replace("model", "samples").replace("snapshot", "samples") + ".npz")
 
 
 def grid(images):

@@ -69,7 +69,7 @@ class Work:
         self.part = options.batch_device or options.batch
         self.may_shrink = not options.batch_device and parallel.size() == 1
         self.loss_of = parallel.wrap(net, images.device)  # None for one process
-        self.replayed = Replayed(self.run, images.is_cuda and parallel.size() == 1)
+        self.replayed = Replayed(images.is_cuda and parallel.size() == 1)
 
     def take(self, step):
         """Take one step; returns without waiting its mean loss and gradient norm [2], of this process's part.
@@ -84,7 +84,7 @@ class Work:
         while True:
             torch.manual_seed(mix(o.seed, step))
             try:
-                return self.replayed(index, *numbers)
+                return self.replayed(self.run, index, *numbers)
             except RuntimeError as error:
                 # the first is torch's, the second cuBLAS's
                 full = isinstance(error, torch.OutOfMemoryError) or "_ALLOC_FAILED" in str(error)

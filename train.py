@@ -11,12 +11,12 @@ appendix A): a number of epochs and not of steps, so that steps grow with |D|. T
 where an interrupted run stopped; on a CPU, one machine and one software, to the same weights bit for bit.
 """
 import contextlib
+import dataclasses
 import math
 import resource
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -45,7 +45,8 @@ class Options(data.Options):
     width: int = option(128, "channels of the first convolution")
     blocks: int = option(2, "residual blocks a resolution (the paper's depth)")
     channel_mult: tuple[int, ...] = option((2, 2, 2), "channels of each level, in units of the width")
-    attn_resolutions: tuple[int, ...] | None = option(None, "resolutions with attention; none means half of the images'")
+    attn_resolutions: tuple[int, ...] | None = option(
+        None, "resolutions with attention, or none; half of the images' if not given", none=())
     embedding: str | None = option(None, "time embedding; none means positional for ddpmpp, fourier for ncsnpp")
     skip_connections: tuple[int, ...] | None = option(None, "0/1 mask of the skips kept, encoder order; none keeps all")
     dropout: float = option(0.13, "dropout probability")
@@ -66,7 +67,7 @@ class Options(data.Options):
     ema_rampup_epochs: float = option(200, "the half-life rises linearly over this many epochs")
     ema_rampup_steps: int | None = option(None, "or over this many steps")
     ema_rate: float | None = option(None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
-    precision: str = option("fp32", "of the network; weights, optimizer and loss stay float32", unet.PRECISIONS)
+    precision: str = option("auto", "of the network's products; auto is tf32 on CUDA, else fp32", unet.PRECISIONS)
     seed: int = option(0, "of initial weights, order of the data, noise and dropout")
     reshuffle: bool = option(False, "draw a new order of the data each epoch instead of one for all")
     # files
@@ -120,131 +121,120 @@ def snapshot_steps(options, n):
     return sorted({round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)} - {0})
 
 
-def snapshots(directory):
-    """The snapshot files of a run directory in order of their steps, the final model last."""
-    directory = Path(directory)
-    model = directory / "model.safetensors"
-    return sorted(directory.glob("snapshot-*.safetensors")) + [model] * model.exists()
-
-
-def train(options, each_snapshot=None):
+def train(options):
     """Train as the options say; returns the path of the final model. A finished run returns at once.
 
-    `each_snapshot(path)` is called with every snapshot, those of an earlier start and the final model included, in
-    order of their steps; if it returns True the run stops there and that path is returned. The same call goes on.
     Raises ValueError if the run directory was made with other options or data, or is in use, or if the loss is no
     longer finite; KeyboardInterrupt after saving the state.
     """
+    *_, model = training(options, alone=True)
+    return model
+
+
+def training(options, alone=False):
+    """`train`, as a generator of its snapshot files in the order of their steps, the final model last.
+
+    Those that an earlier start has made come first. Who has seen enough stops asking; the same call goes on later.
+    `alone` names duplicates among the training images, which a search says once of all its data.
+    """
     D = data.load(options)
-    out = Path(options.out)
+    files = run.Directory(options.out)
     device = data.pick_device(options.device, options.threads, options.deterministic)
+    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     net = unet.build(options, D, torch.Generator().manual_seed(mix(options.seed, "weights")))
     net.to(device).use(options.precision)
-    if each_snapshot is None:  # a search says it of all its data
+    if alone:
         data.say_duplicates(D)
-    about = dict(stage="train", options=data.recorded(options), data=D.fingerprint(), **run.provenance(device))
     if options.batch < parallel.size():
         raise ValueError(f"--batch {options.batch} is smaller than the number of processes, {parallel.size()}")
-    claim = run.claim(out, about, run.defaults(Options)) if parallel.rank() == 0 else contextlib.nullcontext()
-    with parallel.group(device), claim:
+    about = dict(stage="train", options=data.recorded(options), data=D.fingerprint(), **run.provenance(device))
+    writes = parallel.rank() == 0
+    with parallel.group(device), \
+            run.claim(files.path, about, run.defaults(Options)) if writes else contextlib.nullcontext():
         parallel.barrier()  # the directory is the run's, and swept
-        for path in snapshots(out):
-            if each_snapshot and path.exists() and each_snapshot(path):  # it may remove others
-                return path
-        if parallel.total((out / "model.safetensors").exists(), device):
-            if different := run.differences(checkpoint.load_model(out / "model.safetensors")[1], about, run.defaults(Options)):
-                raise ValueError(f"{out / 'model.safetensors'} is of another run ({different}); remove it to train again")
-            return out / "model.safetensors"
-        return take_steps(options, D, net, out, device, about, each_snapshot or (lambda path: False))
+        yield from (path for path in files.snapshots() if path.exists())  # who asks may remove others
+        if parallel.total(files.model.exists(), device):
+            there = checkpoint.load_model(files.model)[1]
+            if different := run.differences(there, about, run.defaults(Options)):
+                raise ValueError(f"{files.model} is of another run ({different}); remove it to train again")
+            return
+        yield from take_steps(options, D, net, files, about)
 
 
-def take_steps(options, D, net, out, device, about, each_snapshot):
-    """The steps of `train` that are not done yet, in the run directory `out` that this process, or rank 0, holds."""
-    n, writes = len(D), parallel.rank() == 0
+def take_steps(options, D, net, files, about):
+    """The steps of `training` that are not done yet, in the run directory `files` that rank 0 holds."""
+    n, device, writes = len(D), next(net.parameters()).device, parallel.rank() == 0
     net.train()
     parameters = dict(net.model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = Optimizer(options, list(parameters.values()))
-    images, labels = D.images.to(device), D.labels.to(device) if D.label_dim else None
-    step, seconds = checkpoint.load_state(out / "state.safetensors", net, ema, optimizer, about, run.defaults(Options))
-    log = run.Log(out / "log.jsonl", step) if writes else None
-    total = total_steps(options, n)
+    step, seconds = checkpoint.load_state(files.state, net, ema, optimizer, about, run.defaults(Options))
+    work = Work(options, net, ema, optimizer, D.images.to(device), D.labels.to(device) if D.label_dim else None)
+    log = run.Log(files.log, step) if writes else None
+    total, snapshots = total_steps(options, n), snapshot_steps(options, n)
+    counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
     data.announce(options.device, device, 3 * (total - step) * options.batch / parallel.size() * net.flops())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
-    snapshots_due = set(snapshot_steps(options, n))
-    label_counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
-
-    def write_snapshot(path):
-        checkpoint.save_model(path, net, {**net.model.state_dict(), **ema}, step=step, epoch=step * options.batch / n,
-                  label_counts=label_counts, **about)
-
-    work = Work(options, net, ema, optimizer, images, labels)
     taken, tick, saved = [], time.perf_counter(), time.perf_counter()
-    with run.interruptible(), Progress(out, step, total) as progress:
+    with run.interruptible(), Progress(files.path, step, total) as progress:
         while step < total:
             taken.append(work.take(step))
             step += 1
-            # on a GPU, asking would wait for it; the norm, because all processes have the same
+            stop, late = asked_to_stop(step, device), time.perf_counter() - saved > options.save_seconds
+            # on a GPU, asking for the loss would wait for it; the norm, because all processes have the same
             lost = device.type == "cpu" and not taken[-1][1].isfinite()
-            if parallel.size() == 1:
-                stop = run.interrupted()
-            else:
-                stop = step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
-            late = time.perf_counter() - saved > options.save_seconds
-            due = step in snapshots_due or stop
-            if not (due or lost or step % options.log_steps == 0 or late and parallel.size() == 1):
+            if not (stop or lost or step in snapshots or step % options.log_steps == 0 or late and parallel.size() == 1):
                 continue  # several processes, whose clocks differ, come here at the same steps
-            due = due or late
-            values = parallel.summed(torch.stack(taken))  # [steps, 2]; the only wait for the device
-            try:
-                check_finite(values, step, ema, options)
-            except ValueError as error:
-                if writes:
-                    log.write(step=step, stopped=str(error))
-                raise
+            values, now = parallel.summed(torch.stack(taken)), time.perf_counter()  # [steps, 2]; waits for the device
+            check_finite(values, step, ema, options, log)
             loss, norm = values.mean(0).tolist()
-            now = time.perf_counter()
             seconds += now - tick
             if writes:
-                log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
-                          loss=loss, gradient_norm=norm, images_per_second=round(len(values) * options.batch / (now - tick), 1),
+                log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch, loss=loss,
+                          gradient_norm=norm, images_per_second=round(len(values) * options.batch / (now - tick), 1),
                           memory_mb=memory_mb(device), batch_device=work.part, seconds=round(seconds, 3))
             progress.update(step, loss)
-            taken, tick = [], now
-            snapshot = out / ("model.safetensors" if step == total else f"snapshot-{step:08d}.safetensors")
-            if step in snapshots_due and writes:
-                write_snapshot(snapshot)
-            if step == total:
+            snapshot = files.model if step == total else files.snapshot(step)
+            if writes and step in snapshots:
+                checkpoint.save_model(snapshot, net, {**net.model.state_dict(), **ema}, step=step,
+                                      epoch=step * options.batch / n, label_counts=counts, **about)
+            if step < total and (stop or late or step in snapshots):
                 if writes:
-                    (out / "state.safetensors").unlink(missing_ok=True)
-                work.rest()
-                each_snapshot(snapshot)
-                parallel.barrier()
-                return snapshot
-            if due and writes:
-                checkpoint.save_state(out / "state.safetensors", net, ema, optimizer, step=step, seconds=seconds, **about)
-            if due:
+                    checkpoint.save_state(files.state, net, ema, optimizer, step=step, seconds=seconds, **about)
                 saved = time.perf_counter()
-            if stop:
-                raise KeyboardInterrupt(f"the state of step {step} is in {out}; the same command goes on from there")
-            if step in snapshots_due:
+            if stop and step < total:
+                raise KeyboardInterrupt(f"the state of step {step} is in {files.path}; "
+                                        "the same command goes on from there")
+            if step == total and writes:
+                files.state.unlink(missing_ok=True)
+            if step in snapshots:
                 work.rest()
-                if each_snapshot(snapshot):
-                    return snapshot
-            tick = time.perf_counter()
+                yield snapshot
+            taken, tick = [], time.perf_counter()
+    parallel.barrier()
 
 
-def check_finite(taken, step, ema, options):
-    """Raise ValueError, naming the step, unless losses and gradients of the last steps [steps, 2] and the weights after
-    `step` steps are finite."""
+def asked_to_stop(step, device):
+    """Whether a signal has come; of several processes, to any of them, asked every `SIGNAL_STEPS`."""
+    if parallel.size() == 1:
+        return run.interrupted()
+    return step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
+
+
+def check_finite(taken, step, ema, options, log):
+    """Raise ValueError, naming the step, unless losses and gradients of the last steps [steps, 2] and the weights
+    after `step` steps are finite; the log, None but on rank 0, says it too."""
     bad = next((f"{name} of step {step - len(taken) + i + 1} is {value}" for i, row in enumerate(taken.tolist())
                 for name, value in zip(("loss", "norm of the gradient"), row) if not math.isfinite(value)), None)
     if bad is None and not all(p.isfinite().all() for p in ema.values()):
         bad = f"weights are not finite after step {step}"
     if bad:
-        raise ValueError(f"the {bad}; what was saved before is kept. Lower --learning-rate {options.learning_rate:g} "
-                         "or lengthen the warm-up, and choose another --out")
+        said = (f"the {bad}; what was saved before is kept. Lower --learning-rate {options.learning_rate:g} "
+                "or lengthen the warm-up, and choose another --out")
+        if log:
+            log.write(step=step, stopped=said)
+        raise ValueError(said)
 
 
 class Progress:

@@ -24,7 +24,7 @@ ARCHITECTURES = dict(
     ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1)))
 PRECONDITIONINGS = ("vp", "ve", "edm")
 EMBEDDINGS = ("positional", "fourier")
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 # Typing errors end here, before they take all of the memory
 MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 100, 2**24
@@ -322,8 +322,7 @@ class Denoiser(nn.Module):
         Returns self. Raises ValueError for tf32 on a CPU; warns where bf16 is slower.
         """
         device = next(self.parameters()).device
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        precision = precision_on(device, precision)
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         elif precision == "tf32":
@@ -332,7 +331,7 @@ class Denoiser(nn.Module):
             warnings.warn("this CPU has no bfloat16 instructions: "
                           "--precision bf16 is many times slower than fp32 here", stacklevel=2)
         # tensor cores read channels_last, and so does the norm for GPUs, while convolutions in float32 take
-        # as long either way; for CPUs see layers.py
+        # as long either way; for CPUs see kernels/layers.py
         last = device.type == "cuda" and (precision != "fp32" or layers.triton_norm(device) is not None)
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.precision = precision
@@ -399,6 +398,19 @@ class Denoiser(nn.Module):
         u = torch.rand(count, generator=generator, device=device)
         return vp_sigma(1 + u * (VP_EPSILON_T - 1)) if self.precond == "vp" \
             else VE_SIGMA_MIN * (VE_SIGMA_MAX / VE_SIGMA_MIN) ** u
+
+
+def precision_on(device, precision="auto"):
+    """The precision that "auto" means on a device, and any other is: float32, as published, but on CUDA tf32.
+
+    There it is several times as fast; and bfloat16, with a mantissa shorter by three bits, memorizes as much
+    as float32 within the interval that was measured (docs/performance.md).
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if precision == "auto":
+        return "tf32" if device.type == "cuda" else "fp32"
+    return precision
 
 
 def build(options, D, generator=None):

@@ -7,7 +7,9 @@ WARM_UP = 2  # calls launched one by one: they compile kernels, choose algorithm
 
 
 class Replayed:
-    """A function of tensors, of the same shapes in every call, replayed as a CUDA graph from the third call.
+    """Call one function, of tensors of the same shapes each time: replayed(function, *tensors).
+
+    From the third call on it is replayed as a CUDA graph.
 
     The graph holds the very launches of the function, and so gives the same bits, random numbers included:
     torch's default generator, seeded before a call as ever, is read at each replay. The function may not wait
@@ -15,16 +17,16 @@ class Replayed:
     Where it cannot be recorded that is said on stderr, once, and it is called as it is.
     """
 
-    def __init__(self, function, wanted=True):
-        self.function, self.wanted, self.calls = function, wanted, 0
+    def __init__(self, wanted=True):
+        self.wanted, self.calls = wanted, 0
         self.graph = self.held = self.result = None
 
-    def __call__(self, *tensors):
+    def __call__(self, function, *tensors):
         self.calls += 1
         if self.wanted and self.calls == WARM_UP + 1:
-            self.record(tensors)
+            self.record(function, tensors)
         if self.graph is None:
-            return self.function(*tensors)
+            return function(*tensors)
         for held, tensor in zip(self.held, tensors):
             held.copy_(tensor)
         self.graph.replay()
@@ -35,12 +37,12 @@ class Replayed:
         self.graph = self.held = self.result = None
         self.calls = min(self.calls, WARM_UP)
 
-    def record(self, tensors):
+    def record(self, function, tensors):
         self.held = [tensor.clone() for tensor in tensors]
         try:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):  # gives back the memory that the calls before have used
-                self.result = self.function(*self.held)
+                self.result = function(*self.held)
         except RuntimeError as error:
             self.wanted = False
             self.forget()

@@ -5,8 +5,8 @@
 
 On a CPU convolutions are two thirds of a training step, and oneDNN's are a third faster where the channels
 of a pixel lie side by side (torch.channels_last): it need not reorder all else there and back. torch's group
-norm is slower there, and so it is written out here, in passes over [B, HW, C]. README, "Speed", has what each
-gave.
+norm is slower there, and so it is written out here, in passes over [B, HW, C]. docs/performance.md has what
+each gave.
 
 On a GPU the channels lie side by side too, as tensor cores read them. torch's group norm there gives back the
 other layout, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128, batch 512, TF32, an H200),
@@ -229,8 +229,8 @@ def attention(q, k, v):
     """Softmax attention of q, k, v [B, 1, HW, C], where torch can without holding the HW x HW weights."""
     if transformed():
         return plain_attention(q, k, v)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return Attention.apply(q, k, v)
+    if q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return Attention.apply(q, k, v)  # on a GPU a graph of a step could not record it
     return F.scaled_dot_product_attention(q, k, v)
 
 

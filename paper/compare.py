@@ -40,7 +40,8 @@ class Options:
     pairs: str = option("", "also draw the model's samples beside their originals in this PNG, "
                             "the optimum's in NAME-closed-form.png", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
-    precision: str = option("fp32", "of the trained network", unet.PRECISIONS)
+    precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32",
+                            unet.PRECISIONS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
@@ -61,11 +62,13 @@ def compare(options):
     Raises ValueError if the run is not finished, its model of another run or the JSON there of another model.
     """
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
+    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
-    model = folder / "model.safetensors"
+    files = run.Directory(folder)
+    model = files.model
     if not model.is_file():
         raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
-    out = Path(options.out) if options.out else folder / "compare.json"
+    out = Path(options.out) if options.out else files.compare
     source = dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"])
     about = dict(options=run.recorded(options), source=source)
     sheets = []
@@ -84,7 +87,7 @@ def compare(options):
         known = torch.isin(outside_labels, D.labels)
         outside, outside_labels = outside[known], outside_labels[known]
     trained, metadata = checkpoint.load_model(model, device)
-    if different := sample.foreign(metadata, run.read_json(folder / "config.json")):
+    if different := sample.foreign(metadata, run.read_json(files.config)):
         raise ValueError(f"{model} is not of the run in {folder} ({different}); restore it, or train again")
     optimum = Optimum(D.images.to(device), D.labels.to(device) if D.label_dim else None)
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}

@@ -3,11 +3,11 @@
     python -m paper.report --scale cpu                                   report.html
     python -m paper.report --scale cpu --out docs/results.md
 
-Reads results/SCALE/NAME.json and the figures beside them, as experiments.py wrote them, and
-results/SCALE/notes.md, in which `## NAME` heads what a person has to say of an experiment. A claim is judged
-by the differences between its two places, seed by seed (the same seed has the same training set where the
-data are the same): it agrees, or disagrees, if Student's 95% interval of their mean lies on one side of zero,
-and is not resolved if zero lies inside.
+Reads paper/results/SCALE/NAME.json and the figures beside them, as paper.experiments wrote them, and
+notes.md there, in which `## NAME` heads what a person has to say of an experiment. A claim is judged by the
+differences between its two places, seed by seed (the same seed has the same training set where the data are
+the same): it agrees, or disagrees, if Student's 95% interval of their mean lies on one side of zero, and is
+not resolved if zero lies inside.
 """
 import base64
 import html
@@ -26,7 +26,7 @@ from run import option
 @dataclass(frozen=True)
 class Options:
     scale: str = option("cpu", "results to report", SCALES)
-    results: str = option("paper/results", "directory of result files, as --out of experiments.py")
+    results: str = option("paper/results", "directory of result files, as --out of paper.experiments")
     out: str = option("report.html", "page to write: .html, with all inside, or .md, which links its figures")
 
     def __post_init__(self):
@@ -162,12 +162,12 @@ def read(options):
             places = [[p.get("series"), p.get("x"), p.get("n")] for p in result.get("points", ())]
             table = [[p.series, p.x, p.n] for p in getattr(e, options.scale)]
             if places != table or (result["name"], result["scale"]) != (name, options.scale):
-                raise ValueError(f"{path} is of another protocol.py; "
-                                 f"run experiments.py --name {name} --scale {options.scale} again")
+                raise ValueError(f"{path} is of another protocol.py; run it again with: "
+                                 f"python -m paper.experiments --name {name} --scale {options.scale}")
             found.append(result)
     if not found:
-        raise ValueError(f"{folder} has no results; "
-                         f"make some with: python experiments.py --name size --scale {options.scale}")
+        raise ValueError(f"{folder} has no results; make some with: "
+                         f"python -m paper.experiments --name size --scale {options.scale}")
     return found
 
 

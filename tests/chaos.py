@@ -1,6 +1,6 @@
 """Kill, damage and mislead the stages, and count what survives.
 
-    python tests/chaos.py                     the long form, `make chaos`: figures for README
+    python tests/chaos.py                     the long form, `make chaos`: figures for docs/reliability.md
     pytest tests/test_chaos.py                a short form of each
 
 Stages run in forks of this process, which imports torch once and computes nothing itself, so that a kill

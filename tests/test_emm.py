@@ -42,7 +42,7 @@ def ratios(monkeypatch):
     ratios, draws = {}, torch.Generator().manual_seed(0)
 
     def fake(x, references, threshold):
-        return torch.rand(len(x), generator=draws) < ratios.get(len(references), 1.0), None, None
+        return torch.rand(len(x), generator=draws) < ratios.get(len(references.images), 1.0), None, None
     monkeypatch.setattr(emm, "memorized", fake)
     return ratios
 
@@ -59,7 +59,7 @@ def test_always_memorizes(tmp_path, capsys, ratios):
         assert not probe["whole"] and probe["decided"] and [t["step"] for t in probe["trajectory"]] == [2]
         assert probe["images_trained"] == 32 and probe["samples_drawn"] < 150 and probe["ratio"] == 1.0
     folder = tmp_path / "emm" / "n000040"
-    assert [p.name for p in train.snapshots(folder)] == ["snapshot-00000002.safetensors"]
+    assert [p.name for p in run.Directory(folder).snapshots()] == ["snapshot-00000002.safetensors"]
     assert not list(folder.glob("state*")), "a size that is decided keeps no state"
     assert json.loads((folder / "config.json").read_text())["options"]["n"] == 40
     assert "EMM is at least 40" in capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_bracket_and_what_is_kept_and_reused(tmp_path, ratios, monkeypatch):
     assert (low, high) == (20, 40) and low <= result["emm"] <= high and result["eps"] == 0.1
     assert result["images_trained"] == sum(p["images_trained"] for p in result["probes"])
     whole = out / f"n{high:06d}"
-    assert len(train.snapshots(whole)) <= 2 and not (whole / "state.safetensors").exists()
+    assert len(run.Directory(whole).snapshots()) <= 2 and not (whole / "state.safetensors").exists()
 
     with monkeypatch.context() as patch:
         patch.setattr(train.Work, "take", lambda *a: pytest.fail("trained again"))
@@ -153,9 +153,10 @@ def test_a_signal_ends_sampling_after_the_chunk(tmp_path, ratios, monkeypatch):
     monkeypatch.setattr(run, "interrupted", lambda: True)
     with pytest.raises(KeyboardInterrupt, match="scores so far are in"):
         probe = emm.Probe(options(tmp_path), 20)
+        references = emm.References(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
         last = train.train(dataclasses.replace(probe.training, steps=1, snapshots=1))
-        probe.score(last, torch.zeros(20, 1, 8, 8))
-    assert [s["count"] for s in run.read_json(probe.file)["snapshots"].values()] == [64]
+        probe.score(last, references)
+    assert [s["count"] for s in run.read_json(probe.files.scores)["snapshots"].values()] == [64]
 
 
 def test_snapshots_that_tie_and_runs_of_others(tmp_path, ratios, monkeypatch):
@@ -173,15 +174,16 @@ def test_snapshots_that_tie_and_runs_of_others(tmp_path, ratios, monkeypatch):
     monkeypatch.setattr(emm.sample, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
         probe.measure()
-    assert [p.name[9:17] for p in train.snapshots(probe.out)] == ["00000001", "00000002", "00000003"]
-    for there in (probe.out, tmp_path / "other"):
+    assert [p.name[9:17] for p in probe.files.snapshots()] == ["00000001", "00000002", "00000003"]
+    for there in (probe.files.path, tmp_path / "other"):
         again = emm.Probe(options(tmp_path / "a", snapshots=4), 20)
-        again.out, again.training = there, dataclasses.replace(again.training, out=str(there))
-        if there != probe.out:
-            again.scores, again.file = {}, there / "scores.json"
+        again.files = run.Directory(there)
+        again.training = dataclasses.replace(again.training, out=str(there))
+        if there != probe.files.path:
+            again.scores = {}
         again.measure()
         assert sorted(again.scores) == [1, 2, 3, 4] and again.above() is False
-        names = [p.name for p in train.snapshots(there)]
+        names = [p.name for p in run.Directory(there).snapshots()]
         assert names == ["snapshot-00000001.safetensors", "model.safetensors"]
 
 
@@ -190,11 +192,11 @@ def test_a_removed_snapshot_proves_nothing(tmp_path, ratios):
     probe = emm.Probe(options(tmp_path), 20)
     gone = dict(epoch=1.0, file="snapshot-00000002.safetensors", hits=45, count=64)
     assert probe.verdict(gone) is False
-    probe.out.mkdir(parents=True)
-    (probe.out / gone["file"]).touch()
+    probe.files.path.mkdir(parents=True)
+    (probe.files.path / gone["file"]).touch()
     assert probe.verdict(gone) is False and emm.Probe(options(tmp_path, eps=0.3), 20).verdict(gone) is None
-    (probe.out / gone["file"]).unlink()
-    run.write_json(probe.file, dict(snapshots={2: gone}, sampling_seconds=0.0, started=1.0))
+    (probe.files.path / gone["file"]).unlink()
+    run.write_json(probe.files.scores, dict(snapshots={2: gone}, sampling_seconds=0.0, started=1.0))
     assert emm.Probe(options(tmp_path, eps=0.3), 20).verdict(gone) is False
     with pytest.raises(ValueError, match="a shorter search removed"):
         emm.Probe(options(tmp_path, full=True), 20).measure()

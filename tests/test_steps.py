@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -170,20 +172,32 @@ def test_running_out_of_memory_later_or_for_a_given_part_is_an_error(monkeypatch
             one.take(1)
 
 
+def test_a_run_that_ended_holds_no_memory():
+    gc.disable()
+    try:
+        one = work()
+        one.take(0)
+        there = weakref.ref(one)
+        del one
+        assert there() is None
+    finally:
+        gc.enable()
+
+
 class Graph:
     """A stand-in for a CUDA graph on a CPU: what was recorded is done when it is replayed."""
 
-    def __init__(self, replayed):
-        self.replayed = replayed
+    def __init__(self, replayed, function):
+        self.replayed, self.function = replayed, function
 
     def replay(self):
-        self.replayed.result = self.replayed.function(*self.replayed.held)
+        self.replayed.result = self.function(*self.replayed.held)
 
 
 def test_the_graph_is_of_the_step_itself(monkeypatch, capsys):
     """Recorded after the first steps, and given each step's images and rates; random numbers are torch's."""
-    def record(replayed, tensors):
-        replayed.held, replayed.graph = [t.clone() for t in tensors], Graph(replayed)
+    def record(replayed, function, tensors):
+        replayed.held, replayed.graph = [t.clone() for t in tensors], Graph(replayed, function)
     monkeypatch.setattr(graphs.Replayed, "record", record)
     plain, recorded = work(reshuffle=True), work(reshuffle=True)
     recorded.numbers = lambda *numbers: [torch.tensor(number) for number in numbers]
@@ -199,10 +213,9 @@ def test_the_graph_is_of_the_step_itself(monkeypatch, capsys):
 
 def test_where_no_graph_can_be_recorded_it_goes_on_without(capsys):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # there is no GPU, or a graph cannot hold the question
-    replayed = graphs.Replayed(lambda x: x + x.sum().item())
-    for _ in range(5):
-        assert replayed(torch.ones(2, device=device)).tolist() == [3, 3]
+    replayed = graphs.Replayed()
+    for _ in range(5):  # there is no GPU, or a graph cannot hold the question
+        assert replayed(lambda x: x + x.sum().item(), torch.ones(2, device=device)).tolist() == [3, 3]
     assert capsys.readouterr().err.count("\n") == 1
 
 

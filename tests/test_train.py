@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -52,9 +53,10 @@ def test_a_run_and_its_files(tmp_path):
     o = options(tmp_path / "run", labels="true")
     model = train.train(o)
     D, about = checkpoint.load_model(model)
+    assert about["options"]["precision"] == "fp32", "what auto means on a CPU"
     assert about["step"] == 12 and about["options"]["n"] == 20 and about["label_counts"] == [2] * 10
     assert D.config["label_dim"] == 10 and D.config["img_resolution"] == 8 and about["device"] == "cpu"
-    assert [checkpoint.read_metadata(p)["step"] for p in train.snapshots(o.out)] == [4, 8, 12]
+    assert [checkpoint.read_metadata(p)["step"] for p in run.Directory(o.out).snapshots()] == [4, 8, 12]
     log = run.read_log(tmp_path / "run" / "log.jsonl")
     assert [line["step"] for line in log] == [4, 5, 8, 10, 12] and log[-1]["images"] == 192
     assert {"epoch", "loss", "images_per_second", "memory_mb", "batch_device", "seconds"} <= set(log[0])
@@ -91,7 +93,8 @@ def test_interrupted_anywhere_and_gone_on_is_the_same_run(tmp_path, monkeypatch)
             train.train(o)
     broken = train.train(o)
     assert calls == list(range(12))  # nothing done twice
-    for a, b in zip(train.snapshots(tmp_path / "whole"), train.snapshots(tmp_path / "broken")):
+    whole_run, broken_run = (run.Directory(tmp_path / name).snapshots() for name in ("whole", "broken"))
+    for a, b in zip(whole_run, broken_run):
         wa, wb = (checkpoint.load_model(path)[0].model.state_dict() for path in (a, b))
         assert all(torch.equal(wa[name], wb[name]) for name in wa)
     assert digest(whole) == digest(broken)
@@ -137,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was(tmp_path):
     words = r"the (loss of step \d+ is|weights are not finite after step).*--learning-rate"
     with pytest.raises(ValueError, match=words):
         train.train(o)
-    kept = train.snapshots(o.out)
+    kept = run.Directory(o.out).snapshots()
     assert kept and not (tmp_path / "run" / "model.safetensors").exists()
     for path in kept:
         assert all(t.isfinite().all() for t in checkpoint.load_model(path)[0].model.state_dict().values())
@@ -147,7 +150,7 @@ def test_weights_that_are_not_finite_are_never_published(tmp_path):
     o = options(tmp_path / "run", optimizer="sgd", learning_rate=1e38, warmup_steps=0, steps=2)
     with pytest.raises(ValueError, match="weights are not finite after step 2"):
         train.train(o)
-    kept = [checkpoint.load_model(path)[0] for path in train.snapshots(o.out)]
+    kept = [checkpoint.load_model(path)[0] for path in run.Directory(o.out).snapshots()]
     assert len(kept) == 1  # after step 1 they were
     assert all(p.isfinite().all() for p in kept[0].parameters())
 
@@ -166,11 +169,17 @@ def test_bad_options_are_named(tmp_path, given, words):
     assert not (tmp_path / "run").exists()
 
 
+def stop_at(o, name):
+    """Train until that snapshot."""
+    with contextlib.closing(train.training(o)) as snapshots:
+        assert name in (path.name for path in snapshots)
+
+
 def test_a_damaged_state_is_named(tmp_path):
     whole = train.train(options(tmp_path / "whole"))
     out = tmp_path / "run"
     o, state = options(out, save_seconds=0.0), out / "state.safetensors"
-    train.train(o, lambda path: path.name == "snapshot-00000008.safetensors")
+    stop_at(o, "snapshot-00000008.safetensors")
     assert run.about(state)["step"] == 8
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
@@ -180,7 +189,7 @@ def test_a_damaged_state_is_named(tmp_path):
         with pytest.raises(ValueError, match=f"state.safetensors {words}.*; remove it"):
             train.train(o)
     state.unlink()
-    train.train(options(tmp_path / "other", seed=1, save_seconds=0.0), lambda path: True)
+    stop_at(options(tmp_path / "other", seed=1, save_seconds=0.0), "snapshot-00000004.safetensors")
     (tmp_path / "other" / "state.safetensors").rename(state)
     with pytest.raises(ValueError, match="the state of another run .seed: 1 there, 0 asked"):
         train.train(o)
@@ -200,7 +209,7 @@ def test_a_gradient_that_is_not_finite_stops_at_its_step(tmp_path, monkeypatch):
              "Lower --learning-rate")
     with pytest.raises(ValueError, match=words):
         train.train(o)
-    assert [path.name for path in train.snapshots(o.out)] == ["snapshot-00000004.safetensors"]
+    assert [path.name for path in run.Directory(o.out).snapshots()] == ["snapshot-00000004.safetensors"]
     assert "of step 6 is nan" in run.read_log(tmp_path / "run" / "log.jsonl")[-1]["stopped"]
 
 

@@ -325,6 +325,9 @@ def test_precisions():
         D.use("tf32")
     with pytest.raises(ValueError, match="'fp8' is unknown"):
         D.use("fp8")
+    assert D.use("auto").precision == "fp32", "of a CPU"
+    assert unet.precision_on(torch.device("cuda")) == "tf32"
+    assert unet.precision_on(torch.device("cuda"), "bf16") == "bf16"
 
 
 def network():
