@@ -93,7 +93,8 @@ def compare(options):
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
-    data.announce(options.device, device, sample.EVALUATIONS * options.samples * trained.flops())
+    data.announce(options.device, device, sample.EVALUATIONS * options.samples * trained.flops(),
+                  options.precision)
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)

@@ -185,11 +185,6 @@ def test_device_auto_says_how_many_days_a_cpu_takes(monkeypatch, capsys):
     torch.set_num_threads(threads)
 
 
-def test_the_attention_of_cudnn_is_off():
-    data.pick_device("cpu")
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
-
-
 TINY = dict(width=4, blocks=1, channel_mult=(1, 1), batch=4, steps=1, device="cpu")
 
 
