@@ -40,7 +40,8 @@ class Options:
     pairs: str = option("", "also draw the model's samples beside their originals in this PNG, "
                             "the optimum's in NAME-closed-form.png", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
-    precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32", unet.PRECISIONS)
+    precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32",
+                            unet.PRECISIONS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 

@@ -162,12 +162,12 @@ def read(options):
             places = [[p.get("series"), p.get("x"), p.get("n")] for p in result.get("points", ())]
             table = [[p.series, p.x, p.n] for p in getattr(e, options.scale)]
             if places != table or (result["name"], result["scale"]) != (name, options.scale):
-                raise ValueError(f"{path} is of another protocol.py; "
-                                 f"run it again with: python -m paper.experiments --name {name} --scale {options.scale}")
+                raise ValueError(f"{path} is of another protocol.py; run it again with: "
+                                 f"python -m paper.experiments --name {name} --scale {options.scale}")
             found.append(result)
     if not found:
-        raise ValueError(f"{folder} has no results; "
-                         f"make some with: python -m paper.experiments --name size --scale {options.scale}")
+        raise ValueError(f"{folder} has no results; make some with: "
+                         f"python -m paper.experiments --name size --scale {options.scale}")
     return found
 
 
