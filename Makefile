@@ -37,7 +37,8 @@ given    := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v
 unknown  := $(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(given))
 $(if $(unknown),$(error $(unknown): no such variable; `make help` lists what there is))
 $(foreach v,$(filter-out $(WORDS),$(VARIABLES)),$(if $(word 2,$($(v))),$(error $(v)=$($(v)): give a value without spaces)))
-wrong := $(shell case '$(SAMPLES)' in (''|0*|*[!0-9]*) echo 1;; (????????*) [ $(SAMPLES) -le 10000000 ] || echo 1;; esac)
+samples := '$(subst ',x,$(SAMPLES))'
+wrong := $(shell case $(samples) in (''|0*|*[!0-9]*) echo 1;; (????????*) [ $(samples) -le 10000000 ] || echo 1;; esac)
 $(if $(wrong),$(error SAMPLES=$(SAMPLES): give a whole number from 1 to 10000000))
 
 # names hold every variable that changes the result; default ones of data and model are left out

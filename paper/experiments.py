@@ -25,7 +25,7 @@ import search
 import train
 import unet
 from bench import plan
-from images import read
+from images import read, there
 from paper import compare
 from paper.protocol import BASE, EMM_RANGE, EXPERIMENTS, NATIVE, SCALES
 from run import option
@@ -128,7 +128,8 @@ def source_shape(o):
     known = {"digits": (1797, 1, 8, 10), "cifar10": (50_000, 3, 32, 10), "cifar100": (50_000, 3, 32, 100),
              # not downloaded to be priced
              "mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10)}
-    if name not in known and Path(o.data).exists():
+    known |= {f"{key}-test": (10_000, *shape) for key, (_, *shape) in known.items() if key != "digits"}
+    if name not in known and there(o.data):
         images, labels, _ = read(o.data, o.resolution)
         count, channels, side, classes = len(images), images.shape[1], images.shape[-1], len(labels.unique())
     else:

@@ -131,6 +131,8 @@ def test_searches_and_data_are_priced_as_what_they_are(tmp_path, write_images, n
     small = experiments.price(o, f"{search_of} --data {tmp_path}/grey --resolution 8")
     assert small[0] == images and flops == pytest.approx(4 * small[1], rel=0.1), "four times the pixels"
     assert experiments.source_shape(experiments.parsed("--data digits:3"))[3] == 1
+    assert experiments.source_shape(experiments.parsed(f"--data {tmp_path}/grey:0")) == (40, 1, 16, 1)
+    assert experiments.source_shape(experiments.parsed("--data mnist-test")) == (10_000, 1, 28, 10)
 
 
 def test_an_experiment_to_its_figure(tmp_path, capsys):

@@ -69,7 +69,7 @@ def test_files_are_targets(tmp_path):
 
 @pytest.mark.parametrize("word, says", [
     *((f"SAMPLES={value}", f"SAMPLES={value}: give a whole number")
-      for value in ("10k", "10,000", "1e4", "0", "016", "", "10000001")),
+      for value in ("10k", "10,000", "1e4", "0", "016", "", "1'x", "10000001")),
     ("RUNS=my runs", "RUNS=my runs: give a value without spaces"), ("DATA=my data.zip", "without spaces"),
     ("WDITH=64", "WDITH: no such variable")])
 def test_what_would_go_wrong_later_is_said_before_anything_starts(word, says):

@@ -263,6 +263,18 @@ def test_what_is_no_regular_file_is_written_into(tmp_path):
     assert not any((tmp_path / name).is_file() for name in made)
 
 
+def test_a_file_behind_a_device_is_not_replaced(tmp_path):
+    code = "import run\nwith run.publish('/dev/stdout') as t: t.write_text('new')"
+    with open(tmp_path / "log", "w") as log:
+        log.write("old")
+        log.flush()
+        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=subprocess.PIPE, text=True)
+    assert f"/dev/stdout is {tmp_path}/log here; write to that file, or into a pipe" in found.stderr
+    assert (tmp_path / "log").read_text() == "old"
+    piped = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert piped.stdout == "new"
+
+
 def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_stay(tmp_path):
     path = tmp_path / "file.txt"
     code = ("import run, time\n"
@@ -317,6 +329,9 @@ def test_show_prints_what_a_file_says_of_itself(tmp_path):
     result = subprocess.run([*show, path], capture_output=True, text=True)
     assert json.loads(result.stdout) == dict(options=dict(width=8))
     (tmp_path / "list.json").write_text("[1]")
+    for output in (">/dev/full", ">&-"):
+        result = subprocess.run(["sh", "-c", f'"$@" {output}', "sh", *show, path], stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 1 and result.stderr.startswith("run.py: the output cannot be written (")
     for words in ([tmp_path / "none.json"], [ROOT / "README.md"], [tmp_path / "list.json"], []):
         result = subprocess.run([*show, *words], capture_output=True, text=True)
         assert result.returncode == (1 if words else 2)

@@ -69,13 +69,16 @@ def test_both_ends_of_the_range_end_with_a_statement():
         never, sizes = run(lambda n: 0.2, 500, 5000, interpolate=interpolate)
         found = search.estimate(never)
         assert sizes[-1] == 500 and found["emm"] is None and found["bracket"] == [None, 500]
-        assert "EMM is below 500: the ratio there is 20.0%" in found["statement"]
+        assert "below 500: the ratio there is 20.0%, under 90%; lower --n-min" in found["statement"]
         assert found["interval"] == [None, None]
         always, sizes = run(lambda n: 1.0, 500, 5000, interpolate=interpolate)
         found = search.estimate(always)
         assert sizes[-1] == 5000 and found["bracket"] == [5000, None]
         assert "at least 5000" in found["statement"]
         assert found["interval"][1] is None
+    for measured, remedy in (({2: record(0.2)}, "train for longer"), ({8: record(0.2)}, "measure smaller sizes"),
+                             ({8: record(1.0)}, "measure larger sizes")):
+        assert search.estimate(measured, tolerance=None)["statement"].endswith(f"; {remedy}")
 
 
 def test_a_curve_that_rises_is_reported_and_the_largest_size_counts():

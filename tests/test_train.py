@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -248,3 +249,15 @@ print(peak() - before)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64, "megabytes"
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_a_disk_that_is_full_names_the_file(tmp_path):
+    """safetensors raises an error of its own, which is no OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="weights.safetensors cannot be written .*File too large"):
+            checkpoint.write(tmp_path / "weights.safetensors", dict(a=torch.ones(1000)), dict(step=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
