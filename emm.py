@@ -116,7 +116,8 @@ class Probe:
             return decided
         if score["count"] >= o.samples:
             return score["hits"] >= search.target(o.eps) * score["count"]
-        # A removed snapshot was neither the best nor the last. It can be sampled no further: it counts as below.
+        # A removed snapshot was neither the best nor the last. It cannot be sampled again, and counts
+        # as below.
         return None if (self.files.path / score["file"]).exists() else False
 
     def above(self):
@@ -132,7 +133,7 @@ class Probe:
         return any(score["file"] == self.files.model.name for score in self.scores.values())
 
     def measure(self):
-        """Train and sample until `above` is known; a killed probe resumes at its last saved step and sample."""
+        """Train and sample until `above` is known. A killed probe resumes at the step it had reached."""
         o = self.options
         if o.full and any(s["count"] < o.samples and not (self.files.path / s["file"]).exists()
                           for s in self.scores.values()):
@@ -147,7 +148,7 @@ class Probe:
             self.files.state.unlink(missing_ok=True)  # large, and a decided size takes no more steps
 
     def score(self, snapshot, references):
-        """Sample a snapshot file until its verdict, and return that; only the best and the last file stay."""
+        """Sample a snapshot file until its verdict, and return it; only the best and the last file stay."""
         o, device = self.options, data.pick_device(self.options.device)
         about = checkpoint.read_metadata(snapshot)
         fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
@@ -346,7 +347,10 @@ def find(options):
 
 
 def to_go(options, records, how):
-    """What is left to measure, {size: share of its training}, if EMM is where the ratios say; {} if unknown."""
+    """What is left to measure if EMM is where the ratios say; {} if they do not say.
+
+    Returns {size: share of its training}.
+    """
     if options.sizes:
         return {n: 1.0 for n in options.sizes if n not in records}
     emm = search.crossing_of_line(records, options.eps)

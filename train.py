@@ -201,8 +201,8 @@ def take_steps(options, D, net, files, about):
             taken.append(work.take(step))
             step += 1
             stop, late = asked_to_stop(step, device), time.perf_counter() - saved > options.save_seconds
-            # On a GPU this check would wait for the step to finish. The norm is the same in all processes, the
-            # loss is not.
+            # On a GPU this check would wait for the step to finish. The norm is the same in all processes,
+            # unlike the loss.
             lost = device.type == "cpu" and not taken[-1][1].isfinite()
             due = step in snapshots or step % options.log_steps == 0
             if not (stop or lost or due or late and parallel.size() == 1):
