@@ -1,12 +1,12 @@
-"""Is everything right on this GPU, and how fast: at most 8 minutes, a JSON object a line as it goes, a table at the end.
+"""Is everything right on this GPU, and how fast: at most 8 minutes, JSON a line as it goes, then a table.
 
-    python bench/gpu.py                       make bench-gpu: right first, then timed, then searches end to end
+    python bench/gpu.py                       make bench-gpu: right first, then timed, then whole searches
     python bench/gpu.py --check               make check-gpu: right only, 4 minutes
     python bench/gpu.py --data images.zip     photographs too; --peer DIR times the published code beside ours
-    python bench/gpu.py --device cpu          a rehearsal in small: what only a GPU can do is skipped, and says so
+    python bench/gpu.py --device cpu          a small rehearsal: says of what needs a GPU that it is skipped
 
-Each section is a process of its own with a limit; one that fails or runs out of time is a line, and the others go on.
-Lines go to OUT/gpu.jsonl, and without --check to bench/results/gpu-CARD.json.
+Each section is a process of its own with a limit; one that fails or runs out of time is a line, and the
+others go on. Lines go to OUT/gpu.jsonl, and without --check to bench/results/gpu-CARD.json.
 """
 import json
 import math
@@ -44,8 +44,8 @@ WHOLE = dict(search_digits=60, search_photographs=120)
 # Relative errors of a deep network's output: float32 sums; products of 10 and of 8 bits of mantissa
 GOLDEN = dict(fp32=5e-3, tf32=2e-2, bf16=1e-1)
 NORM_ERROR = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # of the largest; half a unit of what is stored
-DEMO = ["--width", "8", "--blocks", "1", "--batch", "128", "--learning-rate", "4e-3", "--warmup-steps", "50", "--dropout", "0",
-        "--ema-halflife", "50", "--ema-rampup-epochs", "6000", "--snapshots", "4"]
+DEMO = ["--width", "8", "--blocks", "1", "--batch", "128", "--learning-rate", "4e-3", "--warmup-steps", "50",
+        "--dropout", "0", "--ema-halflife", "50", "--ema-rampup-epochs", "6000", "--snapshots", "4"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Options:
     peer: str = option("", "checkout of github.com/sail-sg/DiffMemorize to time beside ours")
     seconds: int = option(470, "for all sections together")
     section: str = option("", "run this section alone")
-    table: str = option("", "print the table of this record instead, such as bench/results/gpu-nvidia-h200.json")
+    table: str = option("", "print the table of this record instead, such as "
+                            "bench/results/gpu-nvidia-h200.json")
 
 
 def check(name, ok, **values):
@@ -82,17 +83,18 @@ def nearest_right(o, device):
     N, D = (20_000, 3072) if device.type == "cuda" else (300, 192)
     random = generator.randint(0, 256, (N, D)).astype(np.uint8)
     near = np.repeat(random[:50], 6, 0)
-    near[np.arange(len(near)), generator.randint(0, D, len(near))] ^= 1  # twins that differ by one unit in one value
-    sets = dict(random=random, twins=near, ties=np.repeat(random[:40], 3, 0), extremes=255 * (random[:200] > 127).astype(np.uint8),
-                wide=np.tile(random[:40], (1, 12)))
+    near[np.arange(len(near)), generator.randint(0, D, len(near))] ^= 1  # twins: one unit apart in one value
+    sets = dict(random=random, twins=near, ties=np.repeat(random[:40], 3, 0),
+                extremes=255 * (random[:200] > 127).astype(np.uint8), wide=np.tile(random[:40], (1, 12)))
     for name, y in sets.items():
         y = torch.from_numpy(y).to(device)
         x = y[generator.permutation(len(y))[:200]].clone()
         x[::2, 0] ^= 3
         verdict, distances, index = memorized(x, References(y))
         expected = nearest_two_reference(x, y)
-        yield check(f"nearest two: {name}", torch.equal(distances, expected[0]) and torch.equal(index, expected[1])
-                    and torch.equal(verdict, is_memorized(expected[0])), queries=len(x), references=len(y))
+        same = torch.equal(distances, expected[0]) and torch.equal(index, expected[1])
+        same = same and torch.equal(verdict, is_memorized(expected[0]))
+        yield check(f"nearest two: {name}", same, queries=len(x), references=len(y))
 
 
 def norm_right(o, device):
@@ -102,7 +104,8 @@ def norm_right(o, device):
         return
     for dtype, limit in NORM_ERROR.items():
         for B, C, size in ((8, 128, 32), (64, 256, 16), (512, 32, 8), (3, 512, 4)):
-            x = torch.randn(B, C, size, size, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+            x = torch.randn(B, C, size, size, device=device).to(dtype)
+            x = x.contiguous(memory_format=torch.channels_last)
             weight, bias, shift = (torch.randn(*n, device=device) for n in ((C,), (C,), (B, C)))
             g, found = torch.randn_like(x), []
             for kind, function in ((None, norm), (torch.float64, None)):
@@ -129,11 +132,13 @@ def golden(o, device):
 
 def work(o, device, recorded, **given):
     """`steps.Work` of a small run, recorded as a graph or not."""
-    options = train.Options(data="digits", n=100, blocks=1, learning_rate=2e-3, warmup_steps=2, device=o.device, **given)
+    options = train.Options(data="digits", n=100, blocks=1, learning_rate=2e-3, warmup_steps=2,
+                            device=o.device, **given)
     D = data.load(options)
     net = unet.build(options, D, torch.Generator().manual_seed(0)).train().to(device).use(options.precision)
     ema = {name: p.detach().clone() for name, p in net.model.named_parameters()}
-    made = steps.Work(options, net, ema, steps.Optimizer(options, list(net.parameters())), D.images.to(device), None)
+    optimizer = steps.Optimizer(options, list(net.parameters()))
+    made = steps.Work(options, net, ema, optimizer, D.images.to(device), None)
     made.replayed.wanted = made.replayed.wanted and recorded
     return made
 
@@ -143,27 +148,31 @@ def graphs(o, device):
     torch.use_deterministic_algorithms(True)
     for width, batch in ((8, 128), (64, 512)) if device.type == "cuda" else ((8, 16),):
         for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32",):
-            plain, graph = (work(o, device, recorded, width=width, batch=batch, precision=precision) for recorded in (False, True))
+            plain, graph = (work(o, device, recorded, width=width, batch=batch, precision=precision)
+                            for recorded in (False, True))
             same = all(torch.equal(plain.take(step), graph.take(step)) for step in range(8))
             same &= all(map(torch.equal, [*plain.parameters, *plain.ema], [*graph.parameters, *graph.ema]))
-            yield check(f"a step as a graph: width {width}, {precision}", same, recorded=graph.replayed.graph is not None)
+            yield check(f"a step as a graph: width {width}, {precision}", same,
+                        recorded=graph.replayed.graph is not None)
             D, size = graph.net.eval(), sample.chunk(graph.net)
             images, _ = sample.generate(D, range(size), steps=6, device=device)
             alone, _ = sample.generate(D, [3], steps=6, device=device)
-            yield check(f"a sample depends on its seed alone: width {width}, {precision}", np.array_equal(images[3], alone[0]),
-                        chunk=size)
+            yield check(f"a sample depends on its seed alone: width {width}, {precision}",
+                        np.array_equal(images[3], alone[0]), chunk=size)
 
 
 def resume(o, device):
-    words = ["--data", "digits", "--n", "100", "--width", "16", "--blocks", "1", "--batch", "64", "--steps", "300", "--snapshots", "2",
-             "--warmup-steps", "5", "--save-seconds", "0", "--log-steps", "10", "--device", o.device, "--deterministic"]
+    words = ["--data", "digits", "--n", "100", "--width", "16", "--blocks", "1", "--batch", "64",
+             "--steps", "300", "--snapshots", "2", "--warmup-steps", "5", "--save-seconds", "0",
+             "--log-steps", "10", "--device", o.device, "--deterministic"]
     if device.type == "cpu":
         words[words.index("300")] = "40"
     folder = Path(o.out) / f"resume-{os.getpid()}"
     command = [sys.executable, str(ROOT / "train.py"), *words, "--out"]
     subprocess.run([*command, folder / "whole"], check=True, capture_output=True)
     for name, end in (("SIGKILL", signal.SIGKILL), ("SIGTERM", signal.SIGTERM)):
-        process = subprocess.Popen([*command, folder / name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([*command, folder / name],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (folder / name / "state.safetensors").exists():
             time.sleep(0.02)
         process.send_signal(end)
@@ -178,12 +187,13 @@ def out_of_memory(o, device):
         yield dict(what="skipped", name="out of memory", why="needs a GPU")
         return
     gib = math.ceil(torch.cuda.get_device_properties(device).total_memory / 2**30)
-    words = ["--data", "digits", "--n", "100", "--resolution", "128", "--width", "256", "--blocks", "4", "--steps", "1", "--device", o.device]
+    words = ["--data", "digits", "--n", "100", "--resolution", "128", "--width", "256", "--blocks", "4",
+             "--steps", "1", "--device", o.device]
     batch = str(32 * gib)
     for more, name in ((["--batch-device", batch], "named"), ([], "made smaller by itself")):
         out = Path(o.out) / f"memory-{os.getpid()}-{len(more)}"
-        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *words, "--batch", batch, "--out", out, *more],
-                              capture_output=True, text=True)
+        command = [sys.executable, str(ROOT / "train.py"), *words, "--batch", batch, "--out", out, *more]
+        done = subprocess.run(command, capture_output=True, text=True)
         said = done.stderr.strip().splitlines()[-1:]
         ok = done.returncode == 1 and "--batch-device" in said[0] if more else done.returncode == 0
         yield check(f"out of memory is {name}", ok, said=said)
@@ -200,9 +210,12 @@ def nearest(o, device):
         for part in x.float().split(1000):
             torch.cdist(part, y_float).topk(2, largest=False)
     y_float = y.float()
-    yield dict(what="nearest", name="nearest_two, references prepared", ms=milliseconds(lambda: memorized(x, references), device))
-    yield dict(what="nearest", name="nearest_two and preparation", ms=milliseconds(lambda: memorized(x, References(y)), device))
-    yield dict(what="nearest", name="cdist + topk, float32", ms=milliseconds(cdist, device, repeats=3), queries=Q, references=N)
+    yield dict(what="nearest", name="nearest_two, references prepared",
+               ms=milliseconds(lambda: memorized(x, references), device))
+    yield dict(what="nearest", name="nearest_two and preparation",
+               ms=milliseconds(lambda: memorized(x, References(y)), device))
+    yield dict(what="nearest", name="cdist + topk, float32", ms=milliseconds(cdist, device, repeats=3),
+               queries=Q, references=N)
 
 
 def optimum(o, device):
@@ -233,8 +246,9 @@ def timed(o, device, kind):
     cases = bench_step.CASES["cuda"] if on_gpu else [("digits", 8, 8, 16)]
     for source, resolution, width, batch in cases:
         for name in ["published"] * bool(o.peer) + (["fp32", "tf32", "bf16"] if on_gpu else ["fp32"]):
-            options = train.Options(data=source or photographs(o), resolution=resolution, width=width, batch=batch, n=1000,
-                                    precision="fp32" if name == "published" else name, device=o.device)
+            options = train.Options(
+                data=source or photographs(o), resolution=resolution, width=width, batch=batch, n=1000,
+                precision="fp32" if name == "published" else name, device=o.device)
             label = dict(what=kind, name=f"{resolution}x{resolution}, width {width}, {name}", batch=batch)
             try:
                 with bench_step.processes({name: (o.peer, options, 0 if on_gpu else 1)}) as methods:
@@ -244,8 +258,8 @@ def timed(o, device, kind):
                 yield dict(label, error="it ended early: out of memory?")
                 continue
             if kind == "step":
-                yield dict(label, ms=round(1e3 * median(seconds), 2), images_a_second=round(batch / median(seconds), 1),
-                           peak_gb=round(peaks[name], 1))
+                yield dict(label, ms=round(1e3 * median(seconds), 2),
+                           images_a_second=round(batch / median(seconds), 1), peak_gb=round(peaks[name], 1))
             else:
                 rate = bench_step.EVALUATIONS / bench_step.EVALUATIONS_OF_18_STEPS / median(seconds)
                 yield dict(label, images_a_second=round(rate, 1), peak_gb=round(peaks[name], 1))
@@ -270,25 +284,27 @@ def search(o, name, words):
         yield dict(what="failed", name=name, error=done.stderr.strip().splitlines()[-1:])
         return
     found = json.loads((out / "emm.json").read_text())
-    yield dict(what="search", name=name, seconds=round(time.perf_counter() - start, 1), statement=found["statement"],
+    yield dict(what="search", name=name, seconds=round(time.perf_counter() - start, 1),
+               statement=found["statement"],
                sizes=[dict(n=p["n"], ratio=round(p["ratio"], 4)) for p in found["probes"]])
 
 
 def search_digits(o, device):
-    if device.type == "cuda":
-        yield from search(o, "digits", ["--data", "digits", *DEMO, "--epochs", "6000", "--n-min", "20", "--n-max", "200", "--samples", "500"])
-    else:
-        yield from search(o, "digits", ["--data", "digits", *DEMO[:-1], "1", "--steps", "4", "--n-min", "10", "--n-max", "20",
-                                        "--samples", "64", "--channel-mult", "1,1"])
+    words = [*DEMO, "--epochs", "6000", "--n-min", "20", "--n-max", "200", "--samples", "500"]
+    if device.type == "cpu":
+        words = [*DEMO[:-1], "1", "--steps", "4", "--n-min", "10", "--n-max", "20", "--samples", "64",
+                 "--channel-mult", "1,1"]
+    yield from search(o, "digits", ["--data", "digits", *words])
 
 
 def search_photographs(o, device):
     if not o.data:
         yield dict(what="skipped", name="photographs", why="no --data")
         return
-    yield from search(o, "photographs", ["--data", o.data, "--resolution", "8", "--width", "64", "--blocks", "1", "--learning-rate", "2e-3",
-                                         "--steps-min", "3000", "--epochs", "4000", "--warmup-steps", "100", "--snapshots", "2",
-                                         "--n-min", "100", "--n-max", "800", "--samples", "1000", "--tolerance", "0.5"])
+    yield from search(o, "photographs", [
+        "--data", o.data, "--resolution", "8", "--width", "64", "--blocks", "1", "--learning-rate", "2e-3",
+        "--steps-min", "3000", "--epochs", "4000", "--warmup-steps", "100", "--snapshots", "2",
+        "--n-min", "100", "--n-max", "800", "--samples", "1000", "--tolerance", "0.5"])
 
 
 # ---- all of them
@@ -298,10 +314,11 @@ def sections(options):
 
 
 def run_section(name, options, limit):
-    """The lines of a section, run in a process of its own, and one that says so if it failed or ran out of time."""
+    """The lines of a section, run in a process of its own, and one if it failed or ran out of time."""
     words = [f"--{f}={getattr(options, f)}" for f in ("out", "device", "data", "peer")]
-    process = subprocess.Popen([sys.executable, __file__, *words, f"--section={name}"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [sys.executable, __file__, *words, f"--section={name}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     start = time.perf_counter()
     try:
         out, err = process.communicate(timeout=limit)
@@ -313,7 +330,8 @@ def run_section(name, options, limit):
         if line.startswith("{"):
             yield dict(json.loads(line), section=name)
     if process.returncode:
-        yield dict(what="failed", name=name, section=name, error=(err.strip().splitlines() or ["no word"])[-1])
+        error = (err.strip().splitlines() or ["no word"])[-1]
+        yield dict(what="failed", name=name, section=name, error=error)
     yield dict(what="section", name=name, section=name, seconds=round(time.perf_counter() - start, 1))
 
 
@@ -352,7 +370,8 @@ def table(lines):
     rows = ["| what | | ms | images a second | peak GB |", "|---|---|---|---|---|"]
     for line in lines:
         if line["what"] in ("step", "sample", "nearest", "optimum", "search"):
-            numbers = (f"{line[key]:,}" if key in line else "" for key in ("ms", "images_a_second", "peak_gb"))
+            numbers = (f"{line[key]:,}" if key in line else ""
+                       for key in ("ms", "images_a_second", "peak_gb"))
             rows.append(f"| {line['what']} | {line['name']} | {' | '.join(numbers)} |")
     return "\n".join(rows)
 
