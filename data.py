@@ -20,8 +20,7 @@ from images import place, read, there
 from run import option, processor, rank, read_json, size
 
 CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths 16 and 32 on a Zen 4 (docs/performance.md)
-# FLOP/s of a training step of width 128 at 32x32 on an H200, measured before it had a norm of its own
-# (docs/gpu.md)
+# FLOP/s of a step of width 128 at 32x32 on an H200, before the norm for GPUs was there (docs/gpu.md)
 GPU_FLOPS = dict(fp32=32e12, tf32=103e12, bf16=128e12)
 DAY = 24 * 3600   # seconds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -292,7 +291,7 @@ _announced = []
 
 
 def announce(name, device, flops=0, precision="fp32"):
-    """Say on stderr, once a process, what --device auto took, and how long the FLOPs will take if it is long.
+    """Say on stderr, once a process, what --device auto took, and how long so many FLOPs take if it is long.
 
     On a GPU also what another precision would change. A small network takes longer than its FLOPs say.
     """
