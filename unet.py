@@ -403,8 +403,8 @@ class Denoiser(nn.Module):
 def precision_on(device, precision="auto"):
     """The precision that "auto" means on a device, and any other is: float32, as published, but on CUDA tf32.
 
-    There it is several times as fast; and bfloat16, with a mantissa shorter by three bits, memorizes as much as float32
-    within the interval that was measured (docs/performance.md).
+    There it is several times as fast; and bfloat16, with a mantissa shorter by three bits, memorizes as much
+    as float32 within the interval that was measured (docs/performance.md).
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")

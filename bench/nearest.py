@@ -5,8 +5,8 @@
 Every method's timings run in processes of their own: on a CPU one each, the methods in turn, so that a slow
 minute of the machine meets all of them; on a GPU all in one, by events. Times include what a method does to
 its inputs (conversion, norms, an index), but for `prepared`: our references as emm.py prepares them, once for
-a training set. Memory is the peak of resident memory (of torch's on the GPU) during the call, less what was in
-use before it; for all methods the inputs are the uint8 images. `wrong` counts the verdicts, of 256, that a
+a training set. Memory is the peak of resident memory (of torch's on the GPU) during the call, less what was
+in use before it; for all methods the inputs are the uint8 images. `wrong` counts the verdicts, of 256, that a
 method gets wrong where the squared distances of the two nearest are a and 9 a - 1, 9 a or 9 a + 1.
 """
 import importlib.util
@@ -36,7 +36,7 @@ ROWS = 512  # queries at a time for the scorers that hold a row of distances a q
 
 @dataclass(frozen=True)
 class Options:
-    data: str = option("cifar10", "real images; cycled through flips and shifts up to as many as are asked for")
+    data: str = option("cifar10", "real images; flipped and shifted until there are as many as asked for")
     queries: int = option(10_000, "queries")
     references: int = option(50_000, "references")
     sizes: tuple[int, ...] = option((1000, 2000, 5000, 10_000, 20_000, 50_000), "references, for the first")
@@ -127,8 +127,10 @@ def serving(kind):
 
 
 def images(source, queries, references):
-    """uint8 [Q, D] and [N, D]: the source's last images as queries, the others as references, flipped and shifted
-    as often as it takes."""
+    """uint8 [Q, D] and [N, D]: the source's last images as queries, the others as references.
+
+    They are flipped and shifted as often as it takes.
+    """
     real = data.load(data.Options(data=source)).images
     held_out = len(real) // 5
 
@@ -218,10 +220,12 @@ def work(options):
 
 def started(method, threads, options, references):
     """`work` in a process of its own."""
-    command = [sys.executable, __file__, "--worker", method, "--threads", str(threads), "--data", options.data,
+    command = [sys.executable, __file__,
+               "--worker", method, "--threads", str(threads), "--data", options.data,
                "--queries", str(options.queries), "--references", str(references), "--device", options.device,
                "--repeats", str(options.repeats)]
-    pinned = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
+    pinned = os.environ | dict.fromkeys(names, str(threads))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=pinned)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -229,7 +233,8 @@ def started(method, threads, options, references):
 def bench(options):
     kind = data.pick_device(options.device).type
     methods, rows, scaling, base = options.methods or serving(kind), [], [], None
-    print(f"{options.queries:,} queries, {options.references:,} references of {options.data}; {machine.name()}\n")
+    print(f"{options.queries:,} queries, {options.references:,} references of {options.data}; "
+          f"{machine.name()}\n")
     print("method       threads         ms (range)              times ours   extra MB   wrong   launches")
     for threads in options.threads if kind == "cpu" else options.threads[:1]:
         seen = {method: [] for method in methods}

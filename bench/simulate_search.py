@@ -3,13 +3,14 @@
     python bench/simulate_search.py     half a minute on one core
 
 A curve gives the ratio at the end of training on n images; at 16 snapshots on the way the ratio is the share
-(1 - exp(-4 t)) / (1 - exp(-4)) of it. Samples are drawn from it at random, so the sequential test errs as it would.
+(1 - exp(-4 t)) / (1 - exp(-4)) of it. Samples are drawn from it at random, so the sequential test errs as it
+would.
 
-    grid     sizes in steps of 10% from 500 images until two are below (published curves: all sizes of the paper's
-             figure), each trained to its end, 10,000 samples of every snapshot
+    grid     sizes in steps of 10% from 500 images until two are below (published curves: all sizes of the
+             paper's figure), each trained to its end, 10,000 samples of every snapshot
     bisect   doubling and halving to a bracket of 10%, each size trained and sampled the same way
     early    doubling and halving; training and sampling end when the sequential test decides
-    emm.py   the same, and inside the bracket the next size is where a line through the ratios says that EMM lies
+    emm.py   the same, and inside the bracket the next size is where a line through the ratios puts EMM
 """
 import math
 import sys
@@ -58,7 +59,7 @@ def crossing(ratio):
 
 
 def measure(ratio, n, generator, early):
-    """A record of the size n, the images trained in units of a whole training of one, and the samples drawn."""
+    """A record of the size n, the images trained in units of a whole training of one, the samples drawn."""
     scores, drawn = [], 0
     for s in range(1, SNAPSHOTS + 1):
         p, hits, count, verdict = ratio(n) * (1 - np.exp(-4 * s / SNAPSHOTS)) / (1 - np.exp(-4)), 0, 0, None
@@ -78,8 +79,10 @@ def measure(ratio, n, generator, early):
 
 def steps(first, last, tolerance, multiple=1):
     """Sizes from first to last in steps of the tolerance: a grid, as one would choose it by hand."""
+    def after(size):
+        return max(math.floor(size * (1 + tolerance) / multiple), size // multiple + 1) * multiple
     sizes = [first]
-    while (n := max(math.floor(sizes[-1] * (1 + tolerance) / multiple), sizes[-1] // multiple + 1) * multiple) < last:
+    while (n := after(sizes[-1])) < last:
         sizes.append(n)
     return [*sizes, last]
 
@@ -102,17 +105,20 @@ def find(ratio, way, grid, generator):
 
 def table(title, curves, seed):
     print(f"\n{title}\n")
-    print("way      sizes   images trained / EMM   samples drawn   against the grid: images  samples   error of EMM   interval holds it")
+    print("way      sizes   images trained / EMM   samples drawn   "
+          "against the grid: images  samples   error of EMM   interval holds it")
     for way in WAYS:
-        runs = [(find(ratio, way, grid, np.random.default_rng([seed, i])), truth) for i, (ratio, truth, grid) in enumerate(curves)]
+        runs = [(find(ratio, way, grid, np.random.default_rng([seed, i])), truth)
+                for i, (ratio, truth, grid) in enumerate(curves)]
         trained = mean(found[1] / truth for found, truth in runs)
         drawn = mean(found[2] for found, _ in runs)
         if way == "grid":
             base = trained, drawn
         errors = [abs(found[0]["emm"] / truth - 1) for found, truth in runs if found[0]["emm"]]
-        holds = mean(float((found[0]["interval"][0] or 0) <= truth <= (found[0]["interval"][1] or np.inf)) for found, truth in runs)
-        print(f"{way:<8} {mean(found[3] for found, _ in runs):>5.1f}   {trained:>20.2f}   {drawn:>13,.0f}   {trained / base[0]:>24.2f}"
-              f"  {drawn / base[1]:>7.3f}   {mean(errors):>12.1%}   {holds:>17.0%}")
+        intervals = [(found[0]["interval"], truth) for found, truth in runs]
+        holds = mean(float((low or 0) <= truth <= (high or np.inf)) for (low, high), truth in intervals)
+        print(f"{way:<8} {mean(found[3] for found, _ in runs):>5.1f}   {trained:>20.2f}   {drawn:>13,.0f}   "
+              f"{trained / base[0]:>24.2f}  {drawn / base[1]:>7.3f}   {mean(errors):>12.1%}   {holds:>17.0%}")
 
 
 def bench(options):
@@ -123,14 +129,15 @@ def bench(options):
         truth, slope = np.exp(generator.uniform(np.log(N_MIN), np.log(20_000))), generator.uniform(1.5, 5)
         random.append((line(truth, slope), truth, fine))
     table(f"{options.curves} random curves", random, options.seed)
-    series = [("resolution", "32x32"), ("resolution", "16x16"), ("resolution", "8x8"), ("labels", "unconditional"),
-              ("labels", "true"), ("labels", "random10")]
+    series = [("resolution", "32x32"), ("resolution", "16x16"), ("resolution", "8x8"),
+              ("labels", "unconditional"), ("labels", "true"), ("labels", "random10")]
     published = []
     for names in series:
         sizes, ratios = published_curve(experiment=names[0], series=names[1])
         ratio = through(sizes, ratios)
         published.append((ratio, crossing(ratio), sizes))
-    table("6 published curves, digitised, 20 times each; the grid is the sizes of the paper's figure", published * 20, options.seed)
+    table("6 published curves, digitised, 20 times each; the grid is the sizes of the paper's figure",
+          published * 20, options.seed)
 
 
 def main():

@@ -1,8 +1,8 @@
 """Files of images as people have them, and what has to come of each: `read` and `refused` make them.
 
 Both make them below a folder, and yield each as a source and the --resolution to read it at. `read` then
-yields its pixels uint8 [N, H, W, C], its classes, and words that stderr must hold ("" where it must be empty),
-`refused` words of the error.
+yields its pixels uint8 [N, H, W, C], its classes, and words that stderr must hold ("" where it must be
+empty), `refused` words of the error.
 """
 import gzip
 import io
