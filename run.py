@@ -651,7 +651,8 @@ def main():
         values = about(sys.argv[2])
     except (ValueError, OSError) as error:
         sys.exit(f"run.py: {error}")
-    out, short = Output(sys.stdout), {key: value for key, value in values.items() if not isinstance(value, list)}
+    out = Output(sys.stdout)
+    short = {key: value for key, value in values.items() if not isinstance(value, list)}
     print(json.dumps(short, indent=1), file=out, flush=True)
     if out.error:
         sys.exit(f"run.py: the output cannot be written ({out.error.strerror})")

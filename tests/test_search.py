@@ -69,7 +69,7 @@ def test_both_ends_of_the_range_end_with_a_statement():
         never, sizes = run(lambda n: 0.2, 500, 5000, interpolate=interpolate)
         found = search.estimate(never)
         assert sizes[-1] == 500 and found["emm"] is None and found["bracket"] == [None, 500]
-        assert "below 500: the ratio there is 20.0%, under 90%; lower --n-min" in found["statement"]
+        assert "EMM is below 500: the ratio there is 20.0%, under 90%; lower --n-min" in found["statement"]
         assert found["interval"] == [None, None]
         always, sizes = run(lambda n: 1.0, 500, 5000, interpolate=interpolate)
         found = search.estimate(always)
