@@ -68,7 +68,7 @@ def test_help_shows_defaults(capsys):
         run.parse(Options, ["--help"], "About.\n    kept as it is")
     text = capsys.readouterr().out
     assert "100% of them" in text and "    kept as it is" in text
-    assert "default: 2,2" in text and "default: none" in text
+    assert "default: 2,2" in text and "default: none" in text and "default: )" not in text
     assert "--inner" not in text
 
 
