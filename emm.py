@@ -1,13 +1,17 @@
 """Find the EMM of a training procedure: the largest |D| at which it still memorizes 90% of its samples.
 
-    python emm.py --width 256 --out runs/emm-w256                                    the paper's, on a GPU
-    python emm.py --data digits --width 8 ... --n-min 20 --samples 500 --out runs/emm   minutes on two CPU cores
+    python emm.py --width 256 --out runs/emm-w256                              the paper's, on a GPU
+    python emm.py --data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --epochs 6000 \\
+        --warmup-steps 50 --dropout 0 --ema-halflife 50 --ema-rampup-epochs 6000 --snapshots 4 \\
+        --n-min 20 --n-max 200 --samples 500 --out runs/emm-digits             minutes on two CPU cores
 
-Each probed size is a run directory OUT/n000040 of train.py with scores.json: how many samples of each snapshot are
-memorized. A snapshot is sampled until a sequential test says whether its ratio is above or below 1 - eps; a size is
-above as soon as one snapshot is, and its training stops there. Sizes double from 2 n-min until one is below; from
-there ratios say where EMM lies (search.py). OUT/emm.json has the result and the whole history. Another eps or
-tolerance reuses it all; a killed search goes on at the step where it was. Paper, section 2 (definition of EMM).
+Each probed size is a run directory OUT/n000040 of train.py, with scores.json: how many samples of each
+snapshot are memorized. A snapshot is sampled until a sequential test says whether its ratio is above or
+below 1 - eps. A size is above as soon as one of its snapshots is, and its training stops there. Sizes
+double from 2 n-min until one is below; from then on the ratios say where EMM lies (search.py).
+
+OUT/emm.json has the result and the whole history. A search with another eps or tolerance reuses all of it,
+and a killed search resumes at the step that it had reached. Paper, section 2 (definition of EMM).
 """
 import contextlib
 import dataclasses
@@ -38,27 +42,35 @@ from search import CONFIDENCE
 @dataclass(frozen=True)
 class Options(train.Options):
     n: int = option(0, "chosen by the search", hidden=True)
-    out: str = option("runs/emm", "directory of the search, with a run directory for each size", recorded=False)
-    n_min: int = option(500, "smallest size; sizes between it and --n-max are balanced over the classes", recorded=False)
+    out: str = option(
+        "runs/emm", "directory of the search, with a run directory for each size", recorded=False)
+    n_min: int = option(
+        500, "smallest size; sizes between it and --n-max are balanced over the classes", recorded=False)
     n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False)
     eps: float = option(0.1, "EMM is the largest |D| with a ratio of at least 1 - eps", recorded=False)
-    tolerance: float = option(0.1, "stop when the bracket's ends differ by no more than this share", recorded=False)
+    tolerance: float = option(
+        0.1, "stop when the bracket's ends differ by no more than this share", recorded=False)
     samples: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False)
-    alpha: float = option(0.01, "chance of a wrong verdict on a size, at most, while fewer samples decide it", recorded=False)
-    full: bool = option(False, "train every size to its end and draw all samples, as the paper does", recorded=False)
+    alpha: float = option(
+        0.01, "greatest chance of a wrong verdict on a size decided by fewer samples", recorded=False)
+    full: bool = option(
+        False, "train every size to its end and draw all samples, as the paper does", recorded=False)
     sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
-    seeds: tuple[int, ...] = option((), "search once for each of these seeds, of training set and training", recorded=False)
-    devices: tuple[str, ...] = option((), "probe one size on each of these at once, such as cuda:0,cuda:1", recorded=False)
+    seeds: tuple[int, ...] = option(
+        (), "search once for each of these seeds, of training set and training", recorded=False)
+    devices: tuple[str, ...] = option(
+        (), "probe one size on each of these at once, such as cuda:0,cuda:1", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
     sample_labels: str = sample.LABELS_OPTION
 
     def __post_init__(self):
         super().__post_init__()
         if self.seeds and (self.seed != Options.seed or self.subset_seed != Options.subset_seed):
-            raise ValueError(f"--seeds {','.join(map(str, self.seeds))} sets --seed and --subset-seed of each search; "
-                             "leave those two out, or --seeds")
+            raise ValueError(f"--seeds {','.join(map(str, self.seeds))} sets --seed and --subset-seed "
+                             "of each search; leave those two out, or --seeds")
         if parallel.size() > 1:
-            raise ValueError("emm.py is one process, which starts its own: give it --devices cuda:0,cuda:1 instead of torchrun")
+            raise ValueError("emm.py is one process, which starts its own: "
+                             "give it --devices cuda:0,cuda:1 instead of torchrun")
         memorize.parse_threshold(self.threshold)
         if not 0 < self.eps < 1 or not self.tolerance > 0 or not 0 < self.alpha < 1:
             raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}, --alpha {self.alpha}: "
@@ -72,16 +84,24 @@ class Options(train.Options):
 
 
 class Probe:
-    """The size n of a search: its run directory, and the scores of its snapshots {step: dict(epoch, file, hits, count)}."""
+    """One size n of a search: its run directory, and the scores of its snapshots.
+
+    `scores` is {step: dict(epoch, file, hits, count)}: of `count` samples, `hits` are memorized.
+    """
 
     def __init__(self, options, n):
         self.options, self.n = options, n
         self.files = run.Directory(Path(options.out) / f"n{n:06d}")
         self.training = run.part(options, train.Options, n=n, out=str(self.files.path))
         self.snapshot_steps = train.snapshot_steps(self.training, n)
-        there = run.read_json(self.files.scores) if self.files.scores.exists() else dict(snapshots={}, sampling_seconds=0.0, started=time.time())
-        if different := run.differences(there, self.about(), run.defaults(train.Options)) if "options" in there else "":
-            raise ValueError(f"{self.files.scores} is of another run ({different}); remove it to sample again")
+        there = dict(snapshots={}, sampling_seconds=0.0, started=time.time())
+        if self.files.scores.exists():
+            there = run.read_json(self.files.scores)
+        if "options" in there:
+            different = run.differences(there, self.about(), run.defaults(train.Options))
+            if different:
+                raise ValueError(f"{self.files.scores} is of another run ({different}); "
+                                 "remove it to sample again")
         self.scores = {int(step): score for step, score in there["snapshots"].items()}
         self.sampling_seconds, self.started = there["sampling_seconds"], there["started"]
 
@@ -89,19 +109,21 @@ class Probe:
         return dict(options=data.recorded(self.training))
 
     def verdict(self, score):
-        """True if this snapshot is above 1 - eps, False if below, None if more samples have to tell."""
+        """True if this snapshot is above 1 - eps, False if below, None if that takes more samples."""
         o = self.options
         decided = None if o.full else self.tested(score)
         if decided is not None:
             return decided
         if score["count"] >= o.samples:
             return score["hits"] >= search.target(o.eps) * score["count"]
-        # one that was removed was neither the best nor the last; it cannot be asked any more, and shows nothing
+        # A removed snapshot was neither the best nor the last. It cannot be sampled again, and counts
+        # as below.
         return None if (self.files.path / score["file"]).exists() else False
 
     def above(self):
-        """True as soon as one snapshot is above 1 - eps, False if all are below, None if the size is not decided."""
-        verdicts, whole = [self.verdict(score) for score in self.scores.values()], self.whole()
+        """True once one snapshot is above 1 - eps, False if all are below, None if that is still open."""
+        verdicts = [self.verdict(score) for score in self.scores.values()]
+        whole = self.whole()
         if any(verdicts) and (whole or not self.options.full):
             return True
         return False if whole and None not in verdicts else None
@@ -111,41 +133,49 @@ class Probe:
         return any(score["file"] == self.files.model.name for score in self.scores.values())
 
     def measure(self):
-        """Train and sample until `above` is known. A killed probe goes on at the step, and the samples, where it was."""
-        if self.options.full and any(s["count"] < self.options.samples and not (self.files.path / s["file"]).exists()
-                                     for s in self.scores.values()):
-            raise ValueError(f"{self.files.path} has snapshots that a shorter search removed; give --full another --out")
+        """Train and sample until `above` is known. A killed probe resumes at the step it had reached."""
+        o = self.options
+        if o.full and any(s["count"] < o.samples and not (self.files.path / s["file"]).exists()
+                          for s in self.scores.values()):
+            raise ValueError(f"{self.files.path} has snapshots that a shorter search removed; "
+                             "give --full another --out")
         with run.locked(self.files.path):
-            references = References(data.load(self.training).images.to(data.pick_device(self.options.device)))
+            references = References(data.load(self.training).images.to(data.pick_device(o.device)))
             with contextlib.closing(train.training(self.training)) as snapshots:
                 for snapshot in snapshots:
-                    if self.score(snapshot, references) and not self.options.full:
+                    if self.score(snapshot, references) and not o.full:
                         break
-            self.files.state.unlink(missing_ok=True)  # a decided size needs no more steps, and the file is large
+            self.files.state.unlink(missing_ok=True)  # large, and a decided size takes no more steps
 
     def score(self, snapshot, references):
-        """Sample a snapshot file until its verdict, which is returned; only the best and the last file stay."""
+        """Sample a snapshot file until its verdict, and return it; only the best and the last file stay."""
         o, device = self.options, data.pick_device(self.options.device)
         about = checkpoint.read_metadata(snapshot)
-        score = self.scores.setdefault(about["step"], dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0))
+        fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
+        score = self.scores.setdefault(about["step"], fresh)
+        labels = sample.weigh_labels(about["label_counts"], o.sample_labels)
+        threshold = memorize.parse_threshold(o.threshold)
         D = None
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
             D = D or checkpoint.load_model(snapshot, device)[0].use(o.precision)
             more = o.samples if o.full else search.chunk(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.samples))
-            images, _ = sample.generate(D, seeds, sample.weigh_labels(about["label_counts"], o.sample_labels), device=device)
+            images, _ = sample.generate(D, seeds, labels, device=device)
             x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # [B, C, H, W]
-            score["hits"] += int(memorized(x, references, memorize.parse_threshold(o.threshold))[0].sum())
+            score["hits"] += int(memorized(x, references, threshold)[0].sum())
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start
-            run.write_json(self.files.scores, dict(snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3),
-                                           started=self.started, **self.about()))
+            run.write_json(self.files.scores, dict(
+                snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3),
+                started=self.started, **self.about()))
             if run.interrupted():
-                raise KeyboardInterrupt(f"the scores so far are in {self.files.scores}; the same command goes on from there")
+                raise KeyboardInterrupt(f"the scores so far are in {self.files.scores}; "
+                                        "the same command goes on from there")
         if D:
             self.show(score, verdict)
-        best, scored = max(self.scores.values(), key=share)["file"], {s["file"] for s in self.scores.values()}
+        best = max(self.scores.values(), key=share)["file"]
+        scored = {s["file"] for s in self.scores.values()}
         for path in self.files.snapshots()[:-1]:
             if path.name in scored - {best}:
                 path.unlink()
@@ -153,8 +183,8 @@ class Probe:
 
     def show(self, score, verdict):
         low, high = search.interval(score["hits"], score["count"], 1 - CONFIDENCE)
-        print(f"{self.n:7d} {score['epoch']:9.0f} {share(score):8.2%} {low:7.2%}-{high:7.2%} {score['count']:8d}  "
-              f"{'above' if verdict else 'below'}", flush=True)
+        print(f"{self.n:7d} {score['epoch']:9.0f} {share(score):8.2%} {low:7.2%}-{high:7.2%} "
+              f"{score['count']:8d}  {'above' if verdict else 'below'}", flush=True)
 
     def record(self):
         """What is known of this size, for search.py and emm.json; None if it is not decided."""
@@ -163,26 +193,34 @@ class Probe:
             return None
         scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
         best = max(scores, key=share)
-        interval = search.interval_of_best([(s["hits"], s["count"]) for s in scores], (1 - CONFIDENCE) / len(self.snapshot_steps))
+        interval = search.interval_of_best([(s["hits"], s["count"]) for s in scores],
+                                           (1 - CONFIDENCE) / len(self.snapshot_steps))
+        verdicts = [self.tested(s) for s in scores]
         log = [line for line in run.read_log(self.files.log) if "images" in line]
         if not log:
-            raise ValueError(f"{self.files.log} has lost its lines; remove {self.files.path} to measure |D| = {self.n} again")
+            raise ValueError(f"{self.files.log} has lost its lines; "
+                             f"remove {self.files.path} to measure |D| = {self.n} again")
         return dict(
-            n=self.n, started=self.started, above=above, whole=self.whole(), ratio=share(best), interval=interval,
-            decided=any(self.tested(s) for s in scores) if above else all(self.tested(s) is False for s in scores),
-            best=dict(step=best["step"], epoch=best["epoch"], snapshot=best["file"]), last_ratio=share(scores[-1]),
-            images_trained=scores[-1]["step"] * self.options.batch, samples_drawn=sum(s["count"] for s in scores),
+            n=self.n, started=self.started, above=above, whole=self.whole(),
+            ratio=share(best), interval=interval,
+            decided=any(verdicts) if above else all(verdict is False for verdict in verdicts),
+            best=dict(step=best["step"], epoch=best["epoch"], snapshot=best["file"]),
+            last_ratio=share(scores[-1]),
+            images_trained=scores[-1]["step"] * self.options.batch,
+            samples_drawn=sum(s["count"] for s in scores),
             training_seconds=log[-1]["seconds"], sampling_seconds=round(self.sampling_seconds, 3),
-            trajectory=[dict(step=s["step"], epoch=s["epoch"], hits=s["hits"], count=s["count"], ratio=share(s),
-                             interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores])
+            trajectory=[dict(step=s["step"], epoch=s["epoch"], hits=s["hits"], count=s["count"],
+                             ratio=share(s), interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE))
+                        for s in scores])
 
     def tested(self, score):
         """The verdict of the sequential test alone, None while it is open.
 
-        One above, of all snapshots, makes a size above: they share the chance to err that way.
+        One snapshot above makes a size above: all of them share alpha, the chance to err that way.
         """
         o = self.options
-        return search.verdict(score["hits"], score["count"], 1 - o.eps, o.alpha / len(self.snapshot_steps), o.alpha)
+        alpha_above = o.alpha / len(self.snapshot_steps)
+        return search.verdict(score["hits"], score["count"], 1 - o.eps, alpha_above, o.alpha)
 
 
 def share(score):
@@ -198,7 +236,7 @@ def measure(options, n):
 
 
 def start_worker():
-    """Set up a process of `workers`: a SIGTERM means what it measures, and nothing while it waits."""
+    """Set up a process of `workers`: SIGTERM stops a measurement, and is ignored between two of them."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdout, sys.stderr = run.Output(sys.stdout), run.Output(sys.stderr)
 
@@ -207,8 +245,8 @@ def start_worker():
 def workers(devices):
     """Yield [(device, submit)], where submit(function, *arguments) returns a future.
 
-    Each of several devices has a process of its own, so that memory kept for reuse lies where it is used again; one
-    device is this process's, at once.
+    Each of several devices has a process of its own, so that the memory which torch caches is used again.
+    With one device, `submit` runs the function in this process, at once.
     """
     def here(function, *arguments):
         future = Future()
@@ -223,7 +261,7 @@ def workers(devices):
         processes = [stack.enter_context(ProcessPoolExecutor(1, context, start_worker)) for _ in devices]
         try:
             yield [(device, process.submit) for device, process in zip(devices, processes)]
-        finally:  # an error elsewhere, or what runs is not needed any more: it saves its state
+        finally:  # after an error elsewhere, or once no more is needed: what still runs saves its state
             for process in multiprocessing.active_children():
                 process.terminate()
 
@@ -234,7 +272,7 @@ def source(options):
 
 
 def find(options):
-    """Search for EMM as the options say, with a line for each snapshot; returns the path of OUT/emm.json."""
+    """Search for EMM as the options say, printing a line a snapshot; returns the path of OUT/emm.json."""
     devices = options.devices or (options.device,)
     device = data.pick_device(devices[0])
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
@@ -254,7 +292,7 @@ def find(options):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
     about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
                  **run.provenance(device))
-    del whole  # the source stays in memory, and need not twice
+    del whole  # each probe loads its own images
 
     def price(n):
         return train.total_steps(options, n) * options.batch
@@ -263,12 +301,15 @@ def find(options):
         probes = [Probe(options, int(path.parent.name[1:])) for path in out.glob("n*/scores.json")]
         probes.sort(key=lambda probe: probe.started)
         records = {probe.n: record for probe in probes if (record := probe.record())}
-        how = dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance, multiple=multiple)
+        how = dict(n_min=options.n_min, n_max=n_max, eps=options.eps,
+                   tolerance=options.tolerance, multiple=multiple)
         running = {}
-        print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  ratio against {1 - options.eps:g}")
+        print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  "
+              f"ratio against {1 - options.eps:g}")
         for record in records.values():
+            low, high = record["interval"]
             print(f"{record['n']:7d} {record['best']['epoch']:9.0f} {record['ratio']:8.2%} "
-                  f"{record['interval'][0]:7.2%}-{record['interval'][1]:7.2%} {'':>8}  {words(record)}, measured before")
+                  f"{low:7.2%}-{high:7.2%} {'':>8}  {words(record)}, measured before")
         while True:
             busy = [n for n, _ in running.values()]
             if options.sizes:
@@ -288,22 +329,28 @@ def find(options):
                 records[n] = future.result()
                 free.append(worker)
                 left = sum(part * price(m) for m, part in to_go(options, records, how).items())
-                print(f"{n:7d} is {words(records[n])}; "
-                      + so_far(records, left / max(1, len(options.devices)), time.perf_counter() - start), flush=True)
+                cost = so_far(records, left / max(1, len(options.devices)), time.perf_counter() - start)
+                print(f"{n:7d} is {words(records[n])}; {cost}", flush=True)
         found = search.estimate(records, options.eps, None if options.sizes else options.tolerance, multiple)
         undecided = [n for n in sorted(records) if not records[n]["decided"]]
         if undecided:
-            found["statement"] += f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, and the estimate counts"
+            found["statement"] += (f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, "
+                                   "and the estimate counts")
         print(found["statement"])
         run.write_json(out / "emm.json", found | dict(
             {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "samples", "full")},
-            confidence=CONFIDENCE, undecided=undecided, images_trained=sum(r["images_trained"] for r in records.values()),
-            samples_drawn=sum(r["samples_drawn"] for r in records.values()), probes=sorted(records.values(), key=lambda r: r["started"]), **about))
+            confidence=CONFIDENCE, undecided=undecided,
+            images_trained=sum(r["images_trained"] for r in records.values()),
+            samples_drawn=sum(r["samples_drawn"] for r in records.values()),
+            probes=sorted(records.values(), key=lambda r: r["started"]), **about))
     return out / "emm.json"
 
 
 def to_go(options, records, how):
-    """{size: share of its training} that is left to measure if EMM is where the ratios say; empty if unknown."""
+    """What is left to measure if EMM is where the ratios say; {} if they do not say.
+
+    Returns {size: share of its training}.
+    """
     if options.sizes:
         return {n: 1.0 for n in options.sizes if n not in records}
     emm = search.crossing_of_line(records, options.eps)
@@ -311,28 +358,35 @@ def to_go(options, records, how):
 
 
 def words(record):
-    return ("above" if record["above"] else "below") + ("" if record["whole"] else f", decided at epoch {record['best']['epoch']:.0f}")
+    early = "" if record["whole"] else f", decided at epoch {record['best']['epoch']:.0f}"
+    return ("above" if record["above"] else "below") + early
 
 
 def so_far(records, expected, elapsed):
-    """What the search has cost, and what it is expected to cost yet, in words."""
+    """What the search has cost so far, and what it is expected to cost from here on, in words."""
     trained = sum(r["images_trained"] for r in records.values())
+    drawn = sum(r["samples_drawn"] for r in records.values())
     seconds = sum(r["training_seconds"] + r["sampling_seconds"] for r in records.values())
     left = f", about {expected / trained * seconds:.0f} s to go" if expected else ""
-    return (f"{trained:,} images trained, {sum(r['samples_drawn'] for r in records.values()):,} samples drawn, "
-            f"{elapsed:.0f} s{left}")
+    return f"{trained:,} images trained, {drawn:,} samples drawn, {elapsed:.0f} s{left}"
 
 
 def find_each(options):
-    """`find` for each of --seeds, which also draw the training sets; OUT/emm.json is their mean and its interval."""
+    """`find` for each of --seeds, which also draw the training sets.
+
+    OUT/emm.json has their mean and its interval.
+    """
     out = Path(options.out)
-    about = dict(stage="emm", options=data.recorded(options) | dict(seed="each of --seeds", subset_seed="each of --seeds"),
-                 data=source(options).fingerprint(), **run.provenance())
+    varied = dict(seed="each of --seeds", subset_seed="each of --seeds")
+    about = dict(stage="emm", options=data.recorded(options) | varied, data=source(options).fingerprint(),
+                 **run.provenance())
     with run.claim(out, about, run.defaults(Options)):
-        paths = [find(dataclasses.replace(options, seeds=(), seed=seed, subset_seed=seed, out=str(out / f"seed{seed}")))
+        paths = [find(dataclasses.replace(options, seeds=(), seed=seed, subset_seed=seed,
+                                          out=str(out / f"seed{seed}")))
                  for seed in options.seeds]
         values = [run.read_json(path)["emm"] for path in paths]
-        result = dict(seeds=options.seeds, emms=values, searches=[str(path.relative_to(out)) for path in paths],
+        result = dict(seeds=options.seeds, emms=values,
+                      searches=[str(path.relative_to(out)) for path in paths],
                       confidence=CONFIDENCE, **mean_interval(values), **about)
         print(result["statement"])
         run.write_json(out / "emm.json", result)
@@ -340,19 +394,21 @@ def find_each(options):
 
 
 def mean_interval(values):
-    """Mean of EMM over seeds and its Student interval, and in words.
+    """The mean of EMM over seeds, its Student interval, and a statement of both.
 
-    No mean where a seed has no value; of one seed its value, without an interval.
+    Where a seed has no value, there is no mean; a single seed gives its value without an interval.
     """
     if None in values:
         found = ", ".join("none" if value is None else f"{value:.0f}" for value in values)
         return dict(emm=None, interval=None, statement="EMM was not found" if len(values) == 1 else
                     f"EMM was not found for every seed ({found}), and so has no mean")
     if len(values) == 1:
-        return dict(emm=values[0], interval=None, statement=f"EMM is {values[0]:.0f}, of one seed: no interval over seeds")
+        return dict(emm=values[0], interval=None,
+                    statement=f"EMM is {values[0]:.0f}, of one seed: no interval over seeds")
     mean, half = search.student(values)
     return dict(emm=mean, interval=[mean - half, mean + half],
-                statement=f"EMM is {mean:.0f} on average over {len(values)} seeds (training set, initial weights, noise), "
+                statement=f"EMM is {mean:.0f} on average over {len(values)} seeds "
+                          "(training set, initial weights, noise), "
                           f"95% interval {mean - half:.0f} to {mean + half:.0f}")
 
 

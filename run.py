@@ -1,6 +1,6 @@
 """Options, run directories, whole files and logs: what every stage shares that is not mathematics.
 
-    python run.py show FILE   what a snapshot, samples file or result says of itself: options, commit, machine, inputs
+    python run.py show FILE   prints what a stage's file records: options, commit, machine, inputs
 
 Standard library only, so that it imports in milliseconds and runs anywhere.
 
@@ -43,34 +43,37 @@ _held = set()      # directories that this process has locked
 _signals = []      # that have come within `interruptible`
 UMASK = os.umask(0o022)
 os.umask(UMASK)    # the only way to read it; once, before there are threads
-ABOUT_BYTES = 2**24  # of what a samples file says of itself
-OUT_OF_MEMORY = re.compile("out of memory|allocate memory|_ALLOC_FAILED")  # says torch for GPU, CPU and NVIDIA's libraries
-NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # of flock on some file systems
-PLACES = ("data", "mix")  # options that say where data lie: what lies there is compared, by its fingerprint
-REMOVED = dict(compile=False)  # options that there were, and what a run without them had
-USAGE = 2          # exit status for options that cannot be, as argparse has it
+ABOUT_BYTES = 2**24  # a samples file's record of itself is at most this long
+# What torch's errors say, for a GPU, for a CPU and from NVIDIA's libraries
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|_ALLOC_FAILED")
+# What flock raises on file systems without locks
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+PLACES = ("data", "mix")  # options that say where data lie; the data are compared by their fingerprint
+REMOVED = dict(compile=False)  # former options, with the value that runs without them had
+USAGE = 2          # exit status for invalid options, as in argparse
 INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 
 
 def option(default, help, choices=None, recorded=True, hidden=False, none=None):
-    """A dataclass field for `parse`: its default, the text --help prints, and the words allowed.
+    """A dataclass field for `parse`: its default, its text in --help, and the values allowed.
 
-    `hidden` leaves it out of the command line. `none` is what the word "none" means to an optional one.
+    `hidden` keeps it off the command line. `none` is what the word "none" means to an optional one.
     `recorded=False` marks options of the machine (device, where to write) that do not change what
-    is computed: a run directory may be gone on with under other values of these.
+    is computed: a run may be resumed with other values of these.
     """
     return dataclasses.field(default=default, metadata=dict(
         help=help, choices=choices, recorded=recorded, hidden=hidden, none=none))
 
 
 def parse(cls, argv=None, description=None):
-    """Build the dataclass `cls` from command line words (`sys.argv` by default).
+    """Build the dataclass `cls` from the command line (`sys.argv` by default).
 
     A bool becomes --x / --no-x, a tuple takes comma-separated items, an optional value takes
-    "none". A field without a default must be given. Unknown words, bad values and what the
+    "none". A field without a default must be given. Unknown options, invalid values and whatever the
     dataclass itself refuses (ValueError) exit with status 2 and one line on stderr.
     """
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=description, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
     types = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         flag, about = "--" + field.name.replace("_", "-"), dict(field.metadata)
@@ -85,10 +88,16 @@ def parse(cls, argv=None, description=None):
             how = dict(required=True, help=help)
         else:
             how = dict(default=field.default, help=f"{help} (default: {_show(field.default)})")
+<<<<<<< HEAD
         if field.default == "" or field.default is None and about["none"] is not None:
             how["help"] = help  # which says what it is if it is not given
+=======
+        if field.default is None and about["none"] is not None:
+            how["help"] = help  # which itself says what happens if it is not given
+>>>>>>> main
         parser.add_argument(flag, type=functools.partial(_convert, types[field.name], about["none"]),
-                            choices=about["choices"], metavar=None if about["choices"] else field.name.upper(), **how)
+                            choices=about["choices"],
+                            metavar=None if about["choices"] else field.name.upper(), **how)
     values = vars(parser.parse_args(argv))
     try:
         return cls(**values)
@@ -102,11 +111,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _show(value):
-    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else "none" if value is None else value
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return "none" if value is None else value
 
 
 def _convert(kind, none, word):
-    """One command line word as a value of type `kind`: int, float, str, an optional of these, or a tuple."""
+    """A command line argument as a value of type `kind`: int, float, str, optional of these, or a tuple."""
     if type(None) in typing.get_args(kind):
         if word.lower() == "none":
             return none
@@ -117,19 +128,22 @@ def _convert(kind, none, word):
             return tuple(item(part) for part in word.split(",") if part)
         return kind(word)
     except (ValueError, OverflowError):
-        name = f"comma-separated list of {item.__name__}" if typing.get_origin(kind) is tuple else kind.__name__
+        name = kind.__name__
+        if typing.get_origin(kind) is tuple:
+            name = f"comma-separated list of {item.__name__}"
         raise argparse.ArgumentTypeError(f"{word!r} is not a valid {name}") from None
 
 
 def stage(function, cls, description, argv=None, say=None):
-    """Parse the options, run `function(options)`, print `say` of its result, and return it; errors in one line on stderr.
+    """Parse the options, run `function(options)`, print `say` of its result, and return that result.
 
-    Words of the command line that cannot be exit with status 2; ValueError, OSError and running out of memory (of the
-    machine or of a GPU) with 1, an interrupt with 130; anything else is a defect of this program and keeps its traceback.
-    Output that cannot be written ends nothing; of stdout it is said at the end, with status 1.
+    Errors print one line on stderr. Invalid options exit with status 2; ValueError, OSError and running out
+    of memory, of the machine or of a GPU, with 1; an interrupt with 130. Anything else is a defect of this
+    program and keeps its traceback. A failed write to stdout or stderr does not stop the work; if it was to
+    stdout, a line at the end says so, and the exit status is 1.
     """
     name = Path(sys.argv[0]).name
-    while os.open(os.devnull, os.O_RDWR) < 2:  # or the next file that is opened becomes stderr, if that was closed
+    while os.open(os.devnull, os.O_RDWR) < 2:  # if stderr is closed, the next file opened would become it
         pass
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -152,13 +166,15 @@ def stage(function, cls, description, argv=None, say=None):
             text = in_words(error, cls)
             if text is None:
                 raise
-            # of the processes that torchrun starts, one speaks for all, but each may run out of memory alone
-            everyone = isinstance(error, (ValueError, OverflowError, OSError)) and "TORCHELASTIC_RUN_ID" in os.environ
+            # Under torchrun all processes meet the same errors, and one reports them; but one may run out of
+            # memory alone.
+            everyone = (isinstance(error, (ValueError, OverflowError, OSError))
+                        and "TORCHELASTIC_RUN_ID" in os.environ)
             sys.exit(f"{name}: {text}" if first or not everyone else 1)
         except SystemExit as end:
             if end.code:
                 raise
-            result = None  # of --help
+            result = None  # after --help
         finally:
             out.flush(), log.flush()
     if out.error:
@@ -167,13 +183,13 @@ def stage(function, cls, description, argv=None, say=None):
 
 
 class Output:
-    """A stream whose failing ends nothing: what it cannot write is dropped, and `error` says why."""
+    """A stream whose failures raise nothing: what it cannot write is dropped, and `error` says why."""
 
     def __init__(self, stream):
         self.error = None if stream else OSError(errno.EBADF, os.strerror(errno.EBADF))
         self.stream = stream or open(os.devnull, "w")
-        with contextlib.suppress(AttributeError):  # a stream of somebody else's
-            self.stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+        with contextlib.suppress(AttributeError):  # a replaced stream may lack it
+            self.stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -189,17 +205,21 @@ class Output:
             return call(*arguments)
         except OSError as error:
             self.error = error
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # where its buffer can go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # takes what is still buffered
 
 
 def in_words(error, cls):
-    """What went wrong, in one line, for a stage with the options `cls`; None for a defect of this program."""
+    """What went wrong, in one line, in a stage with the options `cls`; None for a defect of the program."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)):
+    torch_memory = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)
+    if not isinstance(error, MemoryError) and not torch_memory:
         return None if isinstance(error, RuntimeError) else text
     flag = next((flag for flag in ("batch_device", "batch") if flag in cls.__dataclass_fields__), None)
-    remedy = f"compute fewer images at once with --{flag.replace('_', '-')}" if flag else "take fewer or smaller images"
-    return f"out of memory ({'. '.join(text.split('. ')[:2])}); {remedy}"  # torch goes on about its allocator
+    remedy = "take fewer or smaller images"
+    if flag:
+        remedy = f"compute fewer images at once with --{flag.replace('_', '-')}"
+    start = ". ".join(text.split(". ")[:2])  # the rest is about torch's allocator
+    return f"out of memory ({start}); {remedy}"
 
 
 def size():
@@ -208,35 +228,37 @@ def size():
 
 
 def rank():
-    """Which of them this is, from 0. Of one, a RANK left in the environment says nothing."""
+    """Which of them this is, from 0. Without torchrun, a RANK left in the environment is ignored."""
     return _number("RANK", 0) if size() > 1 else 0
 
 
 def _number(variable, default):
     text = os.environ.get(variable) or str(default)
     if not text.isdecimal():
-        raise ValueError(f"{variable}={text} in the environment is not a number; unset it, or start with torchrun")
+        raise ValueError(f"{variable}={text} in the environment is not a number; "
+                         "unset it, or start with torchrun")
     return int(text) or default
 
 
 def part(options, cls, **changed):
-    """The options of the dataclass `cls` among `options`, which extend or contain them, some of them changed."""
+    """The options of the dataclass `cls` among `options`, which have more, with some of them `changed`."""
     return cls(**{f.name: getattr(options, f.name) for f in dataclasses.fields(cls)} | changed)
 
 
 def recorded(options):
-    """The options that decide the result, as JSON gives them back: what a file stores and `claim` compares."""
+    """The options that decide the result, as read back from JSON: a file stores and `claim` compares them."""
     return json.loads(json.dumps({f.name: getattr(options, f.name) for f in dataclasses.fields(options)
                                   if f.metadata.get("recorded", True)}))
 
 
 def defaults(cls):
-    """The default of each option of a dataclass, as JSON gives them back."""
-    return json.loads(json.dumps({f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}))
+    """The default of each option of a dataclass, as read back from JSON."""
+    return json.loads(json.dumps({f.name: f.default for f in dataclasses.fields(cls)
+                                  if f.default is not dataclasses.MISSING}))
 
 
 def provenance(device=None):
-    """Where a file comes from: commit, library versions, machine and device, as a dict for JSON."""
+    """Where a file comes from, as a dict for JSON: commit, library versions, machine and device."""
     try:
         git = ["git", "-C", str(Path(__file__).parent)]
         commit = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=12"],
@@ -247,8 +269,8 @@ def provenance(device=None):
     for package in ("torch", "numpy", "triton", "safetensors", "pillow"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return dict(commit=commit, versions=versions, host=platform.node(), machine=platform.machine(), processor=processor(),
-                device=str(device) if device is not None else None)
+    return dict(commit=commit, versions=versions, host=platform.node(), machine=platform.machine(),
+                processor=processor(), device=str(device) if device is not None else None)
 
 
 def processor():
@@ -261,7 +283,7 @@ def processor():
 
 @functools.lru_cache
 def say(text):
-    """Print a line on stderr: once a process, and of several under torchrun by one alone."""
+    """Print a line on stderr, once a process; under torchrun only rank 0 prints."""
     if rank() == 0:
         print(text, file=sys.stderr, flush=True)
 
@@ -270,10 +292,11 @@ def say(text):
 def publish(path, flush=True):
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
 
-    The file is flushed to disk before it takes its name, and then its folder: a file that exists is whole. It keeps
-    the mode of the file that it replaces. What killed processes left of earlier tries is swept. `flush=False` is for
-    many small files that are soon made again: whole after a kill, but perhaps not after a power cut. What is there and
-    is no regular file (a device, a pipe) is written into; of a link, the file that it names is replaced.
+    The file is flushed to disk before it takes its name, and the folder afterwards: a file that exists is
+    whole. It keeps the mode of the file that it replaces. Temporary files of killed processes are swept.
+    `flush=False` is for many small files that are quickly made again: whole after a kill, but perhaps not
+    after a power cut. A `path` that is no regular file (a device, a pipe) is written into; of a link, the
+    target is replaced.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -290,7 +313,8 @@ def publish(path, flush=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     if flush:
         sweep(path.parent, f".{glob.escape(path.name)}.*.part*")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
+    handle, temporary = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_SH)  # held while this process lives: see `sweep`
@@ -317,7 +341,7 @@ def publish(path, flush=True):
 
 @contextlib.contextmanager
 def naming(path):
-    """Let an OSError within that names no file, such as that of a full disk, name `path`."""
+    """Make an OSError within that names no file, such as that of a full disk, name `path`."""
     try:
         yield
     except OSError as error:
@@ -327,7 +351,7 @@ def naming(path):
 
 
 def sweep(folder, pattern):
-    """Remove temporary files of `publish` in `folder` whose process is gone: a living one holds a lock on its own."""
+    """Remove temporary files of `publish` in `folder` that no living process holds by its lock."""
     for leftover in Path(folder).glob(pattern):
         # in use, gone, or not ours to touch
         with contextlib.suppress(OSError), open(leftover, "r+b") as file:
@@ -342,15 +366,15 @@ def file_sha256(path):
 
 
 def sealed(value):
-    """A dict as JSON gives it back, with a checksum of itself as its last entry."""
+    """A dict as read back from JSON, with a checksum of itself as its last entry."""
     value = json.loads(json.dumps(value))
     return value | dict(checksum=hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
 
 
 def unsealed(value, path):
-    """The dict that `sealed` was given; one that has no checksum (of an older version) as it is.
+    """The dict that `sealed` was given. Files of older versions have no checksum, and pass as they are.
 
-    Raises ValueError naming `path`, where it comes from, if the checksum is wrong.
+    Raises ValueError naming `path`, the file it comes from, if the checksum is wrong.
     """
     if "checksum" not in value:
         return value
@@ -367,7 +391,7 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The JSON object in `path` as a dict, its seal checked. Raises ValueError naming the file if it is damaged."""
+    """The JSON object in `path` as a dict, its checksum verified; ValueError naming the file if damaged."""
     try:
         value = json.loads(Path(path).read_text())
     except (ValueError, RecursionError) as error:
@@ -378,16 +402,16 @@ def read_json(path):
 
 
 def member(archive, name, limit):
-    """The bytes of a member of an open zip file, never more than it says it has, which is at most `limit`."""
+    """The bytes of a member of an open zip file: as many as it declares, which is at most `limit`."""
     info = bounded(archive, name, limit)
     with archive.open(info) as file:
         return file.read(info.file_size)
 
 
 def bounded(archive, name, limit):
-    """The ZipInfo of a member that says it has at most `limit` bytes.
+    """The ZipInfo of a member that declares at most `limit` bytes.
 
-    Raises ValueError beyond that. Other compressions than the usual one can unpack to any size at once.
+    Raises ValueError for more, and for unusual compressions, which may unpack to any size at once.
     """
     info = archive.getinfo(name)
     if info.flag_bits & 1:
@@ -397,27 +421,28 @@ def bounded(archive, name, limit):
         method = names.get(info.compress_type, f"method {info.compress_type}")
         raise ValueError(f"{archive.filename}: {name} is compressed by {method}; pack it stored or deflated")
     if info.file_size > limit:
-        raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; at most {limit:,} are read")
+        raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; "
+                         f"at most {limit:,} are read")
     return info
 
 
 class Directory:
-    """The files of a run directory of train.py, and of those that use it, by their names."""
+    """The files in a run directory: of train.py, and of the stages that use it."""
 
     def __init__(self, path):
         self.path = Path(path)
         self.config, self.log = self.path / "config.json", self.path / "log.jsonl"
         self.state, self.model = self.path / "state.safetensors", self.path / "model.safetensors"
-        self.scores = self.path / "scores.json"        # of emm.py: memorized samples of each snapshot
-        self.memorize = self.path / "memorize.json"    # of memorize.py: of the last samples
-        self.compare = self.path / "compare.json"      # of paper/compare.py: the model beside the optimum
-        self.optimum = self.path / "optimum.npz"       # samples of the closed-form optimum of its training set
+        self.scores = self.path / "scores.json"      # of emm.py: memorized samples of each snapshot
+        self.memorize = self.path / "memorize.json"  # of memorize.py: memorized ones of the last samples
+        self.compare = self.path / "compare.json"    # of paper/compare.py: the model beside the optimum
+        self.optimum = self.path / "optimum.npz"     # samples of its training set's closed-form optimum
 
     def snapshot(self, step):
         return self.path / f"snapshot-{step:08d}.safetensors"
 
     def snapshots(self):
-        """The snapshot files that are there in order of their steps, the final model last."""
+        """The snapshot files that exist, in order of their steps, the final model last."""
         return sorted(self.path.glob("snapshot-*.safetensors")) + [self.model] * self.model.exists()
 
     @staticmethod
@@ -428,17 +453,18 @@ class Directory:
 
 
 @contextlib.contextmanager
-def claim(directory, record, defaults={}):
-    """Hold `directory` as the run directory of `record`: made if it is not there, checked if it is.
+def claim(directory, record, defaults=None):
+    """Hold `directory` as the run directory of `record`: make it, or check that it is of the same record.
 
-    Within, no other process holds it, and what a killed one left half-written is swept. `record` is a dict for
-    config.json; its "options" and "data" decide what is computed. `defaults` stand for options that the record
-    there does not know yet. Raises ValueError naming each value that differs, or if the directory holds something
-    else or is held by another process.
+    Within, no other process holds it, and what a killed one left half-written is swept. `record` is a dict
+    for config.json; its "options" and "data" decide what is computed. `defaults` stand for options that the
+    record there does not have yet. Raises ValueError naming each value that differs, or if the directory
+    holds something else, or if another process holds it.
     """
     path = Path(directory) / "config.json"
-    if not path.exists() and path.parent.exists() and any(not entry.name.startswith(".") for entry in path.parent.iterdir()):
-        raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
+    if not path.exists() and path.parent.exists():
+        if any(not entry.name.startswith(".") for entry in path.parent.iterdir()):
+            raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
     with locked(directory):
         if path.exists():
             there = read_json(path)
@@ -453,13 +479,13 @@ def claim(directory, record, defaults={}):
         else:
             write_json(path, record)
         for pattern in (".*.part*", ".tmp??????"):  # ours, and those of safetensors' save_file
-            sweep(path.parent, pattern)  # only now is the directory known to be ours
+            sweep(path.parent, pattern)  # not before the directory is known to be ours
         yield
 
 
 @contextlib.contextmanager
 def locked(directory):
-    """Hold `directory`, which is made if need be; ends with the process at the latest.
+    """Hold `directory`, made if need be, until the end of the block or of the process.
 
     Raises ValueError if another process holds it. This process may hold it several times.
     """
@@ -473,13 +499,13 @@ def locked(directory):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ValueError(f"{directory} is in use by another process ({file.read() or 'starting'}); wait for it, "
-                             "or choose another --out") from None
+            raise ValueError(f"{directory} is in use by another process ({file.read() or 'starting'}); "
+                             "wait for it, or choose another --out") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            print(f"{directory} is on a file system without locks ({error.strerror}): let only one process use it at a time",
-                  file=sys.stderr)
+            print(f"{directory} is on a file system without locks ({error.strerror}): "
+                  "let only one process use it at a time", file=sys.stderr)
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
@@ -490,28 +516,29 @@ def locked(directory):
             _held.discard(directory)
 
 
-def differences(old, new, defaults={}):
-    """What differs between two records in the parts that decide what is computed, in words; "" if nothing does.
+def differences(old, new, defaults=None):
+    """What differs between two records, in words; "" if nothing that decides what is computed does.
 
-    An option that one of them lacks counts as its default: scripts gain options, and old runs stay good. Where data lie
-    does not count, but their fingerprints do.
+    An option that one of them lacks counts as its default: scripts gain options, and old runs stay valid.
+    Where the data lie does not count, but their fingerprints do.
     """
-    found, defaults = [], REMOVED | defaults
+    found, defaults = [], REMOVED | (defaults or {})
     for part in ("options", "data", "source"):
         there, asked = old.get(part) or {}, new.get(part) or {}
+        keys = there.keys() | asked.keys()
         if part == "options":
-            there, asked = ({**{key: defaults.get(key) for key in there | asked}, **side} for side in (there, asked))
+            keys -= set(PLACES)
+            there, asked = ({key: defaults.get(key) for key in keys} | side for side in (there, asked))
         found += [f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked"
-                  for key in sorted(there.keys() | asked.keys())
-                  if there.get(key) != asked.get(key) and not (part == "options" and key in PLACES)]
+                  for key in sorted(keys) if there.get(key) != asked.get(key)]
     return "; ".join(found)
 
 
 class Log:
     """log.jsonl of a run directory: one JSON object a line, appended and flushed at once.
 
-    Each line carries a checksum. A torn last line (the process was killed while writing) and lines after step `step`
-    (they will be made again) are dropped when the log is opened.
+    Each line carries a checksum. When the log is opened, a torn last line (of a process killed while
+    writing) and lines after step `step` (which will be made again) are dropped.
     """
 
     def __init__(self, path, step=0):
@@ -528,11 +555,11 @@ class Log:
 
 def _log_line(values):
     text = json.dumps(values)
-    return f"{text[:-1]}, \"crc\": \"{zlib.crc32(text.encode()):08x}\"}}\n"
+    return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
 def read_log(path):
-    """The whole lines of a log.jsonl, as dicts; a last line without its end is left out.
+    """The lines of a log.jsonl as dicts, but for a torn last one.
 
     Raises ValueError naming the first line that is damaged.
     """
@@ -540,19 +567,20 @@ def read_log(path):
     for number, text in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
         try:
             line = json.loads(text)
-            if "crc" in line and f"{text.decode()}\n" != _log_line({k: v for k, v in line.items() if k != "crc"}):
+            values = {key: value for key, value in line.items() if key != "crc"}
+            if "crc" in line and f"{text.decode()}\n" != _log_line(values):
                 raise ValueError
-            line.pop("crc", None)
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"line {number} of {path} is damaged; remove that line to go on without it") from None
-        lines.append(line)
+            raise ValueError(f"line {number} of {path} is damaged; "
+                             "remove that line to go on without it") from None
+        lines.append(values)
     return lines
 
 
 def about(path):
-    """What an artefact says of itself, as a dict: options, commit, versions, device, fingerprints of its inputs.
+    """What a file records of itself, as a dict: options, commit, versions, device, checksums of its inputs.
 
-    Raises ValueError for a file that is damaged, or none of these scripts'.
+    Raises ValueError for a file that is damaged or that none of these scripts wrote.
     """
     path = Path(path)
     try:
@@ -564,7 +592,7 @@ def about(path):
                 value = json.loads(json.loads(file.read(size))["__metadata__"]["about"])
         elif path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
-                text = member(archive, "about.npy", ABOUT_BYTES)  # a numpy array: a header that ends a line, then UTF-32
+                text = member(archive, "about.npy", ABOUT_BYTES)  # of numpy: a header line, then UTF-32
                 value = json.loads(text[text.index(b"\n") + 1:].decode("utf-32-le"))
         elif path.suffix == ".json":
             return read_json(path)
@@ -579,7 +607,7 @@ def about(path):
 
 @contextlib.contextmanager
 def terminable():
-    """Let SIGTERM raise KeyboardInterrupt within, as SIGINT does. Outside the main thread it does nothing."""
+    """Within, SIGTERM raises KeyboardInterrupt, as SIGINT does. Outside the main thread it does nothing."""
     previous = None
     with contextlib.suppress(ValueError):
         previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -592,9 +620,9 @@ def terminable():
 
 @contextlib.contextmanager
 def interruptible():
-    """Note SIGINT and SIGTERM for `interrupted` instead of acting on them; a second signal acts at once.
+    """Within, only note SIGINT and SIGTERM, for `interrupted` to tell; a second signal acts at once.
 
-    Outside the main thread Python takes no signals: there it does nothing.
+    Outside the main thread, where Python takes no signals, it does nothing.
     """
     def note(number, frame):
         _signals.append(number)
@@ -628,7 +656,8 @@ def main():
         values = about(sys.argv[2])
     except (ValueError, OSError) as error:
         sys.exit(f"run.py: {error}")
-    out, short = Output(sys.stdout), {key: value for key, value in values.items() if not isinstance(value, list)}
+    out = Output(sys.stdout)
+    short = {key: value for key, value in values.items() if not isinstance(value, list)}
     print(json.dumps(short, indent=1), file=out, flush=True)
     if out.error:
         sys.exit(f"run.py: the output cannot be written ({out.error.strerror})")

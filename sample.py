@@ -1,6 +1,6 @@
 """Draw samples from a snapshot of train.py, or from the closed-form optimum of a training set.
 
-    python sample.py --run runs/n1000 --seeds 0-9999             10,000 samples of the last EMA weights
+    python sample.py --run runs/n1000 --seeds 0-9999                  10,000 samples of the last EMA weights
     python sample.py --optimum --data digits --n 100 --seeds 0-999 --out optimum.npz    seconds on two cores
 
 Makes an npz (arr_0 uint8 [N, H, W, C], seeds, labels, and the options as JSON) and beside it a grid of the
@@ -28,14 +28,16 @@ from kernels import Optimum
 from kernels.graphs import Replayed
 from run import option
 
-# Images that a network sees at once, at least and at most, always (see `in_chunks`), and values in its first layer:
-# small networks, whose time is overhead, see more. A GPU takes as long for 4,096 small images as for 256; 2^26 values
-# of width 128 at 32x32 are 512 images and, with all that is kept of them, some 6 GB.
+# How many images a network sees at once (see `in_chunks`): at least, at most, and values in its first layer,
+# which decide in between. Small networks, whose time is overhead, see more. A GPU takes as long for 4,096
+# small images as for 256. At width 128 and 32x32, 2^26 values are 512 images, some 6 GB with all that is kept
+# of them.
 CHUNK, CHUNK_VALUES = (64, 256), 2**17
 CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU = (64, 4096), 2**26
-LABELS_OPTION = option("uniform", "labels of the samples: any label as likely, as published, or as often as in training",
-                       ("uniform", "training"))
-EVALUATIONS = 35   # of the denoiser a sample: 18 Heun steps, the last an Euler step
+LABELS_OPTION = option(
+    "uniform", "labels of the samples: all equally likely, as published, or as often as in training",
+    ("uniform", "training"))
+EVALUATIONS = 35   # of the denoiser for each sample: 18 Heun steps, the last an Euler step
 MAX_SEEDS = 10**7  # in one file
 GRID = 10         # images a side of the grid
 GRID_PIXELS = 64  # small images are enlarged to about this
@@ -52,10 +54,13 @@ class Options(data.Options):
     sigma_min: float = option(0.002, "lowest noise level, raised to the network's")
     sigma_max: float = option(80.0, "highest noise level, lowered to the network's")
     rho: float = option(7.0, "exponent of the spacing of noise levels")
-    precision: str = option("auto", "of the network's products, whatever it was trained in; auto is tf32 on CUDA, else "
-                            "fp32. The sampler's state is float64", unet.PRECISIONS)
-    batch: int = option(256, "samples at once, more where a GPU wants more; changes no sample", recorded=False)
-    out: str = option("", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
+    precision: str = option(
+        "auto", "of the network's products, whatever it was trained in; auto is tf32 on CUDA, else fp32. "
+        "The sampler's state is float64", unet.PRECISIONS)
+    batch: int = option(
+        256, "samples at once, more where a GPU wants more; changes no sample", recorded=False)
+    out: str = option(
+        "", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     png: str = option("", "also write each sample as SEED.png into this folder", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
@@ -66,29 +71,33 @@ class Options(data.Options):
         if not self.run and not self.optimum:
             raise ValueError("nothing to sample from; give --run RUN, or --optimum and --data")
         if self.optimum and self.precision not in ("auto", "fp32"):
-            raise ValueError(f"--precision {self.precision} is for networks; the optimum has one precision, leave it out")
+            raise ValueError(f"--precision {self.precision} is for networks; "
+                             "the optimum has one precision, leave it out")
         defaults = run.defaults(data.Options)
         given = [name for name, value in defaults.items() if getattr(self, name) != value]
-        if self.optimum and "data" in given:  # of a run, where they lie now
+        if self.optimum and "data" in given:  # says where the data of a run lie now
             given.remove("data")
         if self.run and given:
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
             raise ValueError(f"--out {self.out} must end in .npz")
         if not 2 <= self.heun_steps <= 10_000 or self.batch < 1:
-            raise ValueError(f"--heun-steps {self.heun_steps}, --batch {self.batch}: need 2 to 10,000, and at least 1")
+            raise ValueError(f"--heun-steps {self.heun_steps}, --batch {self.batch}: "
+                             "need 2 to 10,000, and at least 1")
         if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0.1 <= self.rho < math.inf:
             raise ValueError(f"--sigma-min {self.sigma_min}, --sigma-max {self.sigma_max}, --rho {self.rho}: "
                              "need 0 < sigma_min < sigma_max and rho of 0.1 or more, all finite")
 
 
 def parse_seeds(text):
-    """The numbers in a list of ranges such as "0-99,200". Raises ValueError for what is none."""
+    """The numbers in a list of ranges such as "0-99,200". Raises ValueError where it is not such a list."""
     seeds = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or dash and not last.isdecimal() or not int(first) <= int(last or first) < 2**32:
-            raise ValueError(f"--seeds {text!r}: {part!r} is not a number or a rising range below 2^32; write 0-9999 or 0-99,200")
+        numbers = first.isdecimal() and (last.isdecimal() or not dash)
+        if not numbers or not int(first) <= int(last or first) < 2**32:
+            raise ValueError(f"--seeds {text!r}: {part!r} is not a number or a rising range below 2^32; "
+                             "write 0-9999 or 0-99,200")
         part = range(int(first), int(last or first) + 1)
         if len(seeds) + len(part) > MAX_SEEDS:
             raise ValueError(f"--seeds {text!r} are more than {MAX_SEEDS:,}; draw them in several files")
@@ -107,9 +116,10 @@ def noise_levels(sigma_min, sigma_max, steps=18, rho=7.0, device=None):
 
 @torch.inference_mode()
 def heun(D, latents, sigmas, labels=None):
-    """Solve the probability-flow ODE from unit normal latents [B, C, H, W]; float64 [B, C, H, W] in about [-1, 1].
+    """Solve the probability-flow ODE from unit normal latents [B, C, H, W].
 
-    Deterministic second-order Heun steps over `sigmas`, Euler for the last (EDM, algorithm 1).
+    Deterministic second-order Heun steps over `sigmas`, the last an Euler step (EDM, algorithm 1). Returns
+    float64 [B, C, H, W], in about [-1, 1].
     """
     x = latents.to(torch.float64) * sigmas[0]
     for i, (now, after) in enumerate(zip(sigmas[:-1], sigmas[1:])):
@@ -131,11 +141,11 @@ def chunk(D):
 
 
 def in_chunks(D):
-    """D, evaluated on exactly `chunk` images at a time, the last ones padded with copies.
+    """D, evaluated on exactly `chunk` images at a time; copies fill up the last chunk.
 
-    Convolution kernels change with the batch size, and with them the last bits of float32 and, now and then,
-    a pixel by one level. In chunks of one size, a sample is the same in whatever batch it is drawn. On a GPU an
-    evaluation is replayed as a CUDA graph.
+    Convolution kernels change with the batch size, and with them the last bits of float32 and, now and
+    then, a pixel by one level. In chunks of one size, a sample is the same whatever batch it is drawn in.
+    On a GPU, evaluations are replayed as a CUDA graph.
     """
     size, replayed = chunk(D), Replayed(next(D.parameters()).is_cuda)
 
@@ -148,10 +158,11 @@ def in_chunks(D):
 
 
 def weigh_labels(counts, how="uniform", unseen=True):
-    """What `draw` draws labels by, given the training images of each label (None if unconditional).
+    """The weights by which `draw` draws labels, given `counts`, the training images of each label.
 
-    "uniform", as published: labels that no image has are drawn as well, unless `unseen` is False: given them there is no
-    closed-form optimum. "training": as often as in the training set.
+    "uniform", as published, draws labels without images as well, unless `unseen` is False: the closed-form
+    optimum does not exist for them. "training" draws labels as often as the training set has them. `counts`
+    is None for an unconditional model, and so are the weights.
     """
     if how == "training" or not counts:
         return counts
@@ -159,9 +170,10 @@ def weigh_labels(counts, how="uniform", unseen=True):
 
 
 def draw(D, seeds, label_weights=None):
-    """Latents float32 [B, C, H, W] and labels [B] (None for an unconditional D): each from its seed alone.
+    """Latents float32 [B, C, H, W] and labels [B] (None for an unconditional D), each from its seed alone.
 
-    Drawn on the CPU, so that every device gets the same. A label is as likely as its weight.
+    They are drawn on the CPU, so that every device gets the same. Labels are drawn in proportion to
+    `label_weights`.
     """
     shape = [D.config["img_channels"], D.config["img_resolution"], D.config["img_resolution"]]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -177,7 +189,7 @@ def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002
              batch=256, device="cpu"):
     """Samples of D, one a seed: uint8 [N, H, W, C] and their labels int64 [N] (None if unconditional)."""
     denoise = in_chunks(D) if isinstance(D, unet.Denoiser) else D
-    if torch.device(device).type == "cuda":  # what fills it; of a network, fewer would be padded
+    if torch.device(device).type == "cuda":  # as many as fill it; a network would pad fewer
         batch = max(batch, chunk(D) if isinstance(D, unet.Denoiser) else D.rows)
     sigmas = noise_levels(max(sigma_min, D.sigma_min), min(sigma_max, D.sigma_max), steps, rho, device)
     images, labels = [], []
@@ -186,7 +198,8 @@ def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002
         if label is not None:
             drawn = torch.full((len(latents),), label)
         x = heun(denoise, latents.to(device), sigmas, drawn.to(device) if drawn is not None else None)
-        images.append((x * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu())  # [B, H, W, C]
+        pixels = (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
+        images.append(pixels.permute(0, 2, 3, 1).cpu())  # [B, H, W, C]
         labels.append(drawn)
     return torch.cat(images).numpy(), torch.cat(labels).numpy() if labels[0] is not None else None
 
@@ -204,20 +217,22 @@ def sample(options):
     if options.optimum:
         moved = "" if options.data == data.Options.data else options.data
         D = data.of_run(model.parent, moved) if options.run else data.load(options)
-        D.resolution  # square, or an error
+        _ = D.resolution  # an error unless images are square
         source = dict(optimum_of=D.fingerprint()["sha256"])
         if D.label_dim:
             source["labels_sha256"] = D.fingerprint()["labels_sha256"]
         out = files.optimum
     else:
         if not model.is_file():
-            raise ValueError(f"no trained model at {model}; give the run directory of a finished train.py, or a snapshot file")
+            raise ValueError(f"no trained model at {model}; "
+                             "give the run directory of a finished train.py, or a snapshot file")
         source = dict(weights_sha256=run.file_sha256(model))
         out = files.samples(model)
     out = Path(options.out) if options.out else out
     about = dict(options=data.recorded(options), source=source)
     if out.exists() and not out.is_file():
-        raise ValueError(f"--out {out} is no regular file, and what is written there is read again; choose another")
+        raise ValueError(f"--out {out} is no regular file, and what is written there is read again; "
+                         "choose another")
     if not out.exists():
         if options.optimum:
             counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
@@ -225,7 +240,8 @@ def sample(options):
         else:
             D, metadata = checkpoint.load_model(model, device)
             if options.run != str(model) and (different := foreign(metadata, run.read_json(files.config))):
-                raise ValueError(f"{model} is not of the run in {model.parent} ({different}); restore it, or train again")
+                raise ValueError(f"{model} is not of the run in {model.parent} ({different}); "
+                                 "restore it, or train again")
             D.use(options.precision)
             counts = metadata["label_counts"]
         if options.label is not None and not 0 <= options.label < len(counts or ()):
@@ -233,28 +249,33 @@ def sample(options):
         weights = weigh_labels(counts, options.sample_labels, unseen=not options.optimum)
         seeds = parse_seeds(options.seeds)
         if len(seeds) < parallel.size():
-            raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for {parallel.size()} processes; start fewer")
+            raise ValueError(f"--seeds {options.seeds}: {len(seeds)} samples for "
+                             f"{parallel.size()} processes; start fewer")
         if not options.optimum:
             evaluations = len(seeds) * (2 * options.heun_steps - 1) / parallel.size()
             data.announce(options.device, device, evaluations * D.flops(), precision)
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)
-            images, labels = (parallel.gather(torch.from_numpy(a).to(device), len(seeds)).cpu().numpy() if a is not None else None
+            images, labels = (None if a is None else
+                              parallel.gather(torch.from_numpy(a).to(device), len(seeds)).cpu().numpy()
                               for a in part)
         if parallel.rank():
             return out
-        sealed = run.sealed(about | run.provenance(device) | dict(samples_sha256=hashlib.sha256(images).hexdigest()))
+        checksum = hashlib.sha256(images).hexdigest()
+        sealed = run.sealed(about | run.provenance(device) | dict(samples_sha256=checksum))
         arrays = dict(arr_0=images, seeds=np.array(seeds), about=json.dumps(sealed))
         with run.publish(out) as temporary:
             np.savez(temporary, **arrays, **(dict(labels=labels) if labels is not None else {}))
     try:
         with np.load(out, allow_pickle=False) as file:
-            there, images, seeds = run.unsealed(json.loads(str(file["about"])), out), file["arr_0"], file["seeds"]
+            there = run.unsealed(json.loads(str(file["about"])), out)
+            images, seeds = file["arr_0"], file["seeds"]
         if there.get("samples_sha256", "") not in ("", hashlib.sha256(images).hexdigest()):
             raise ValueError("the checksum of its samples differs")
     except (ValueError, KeyError, TypeError, AttributeError, *run.ZIP_ERRORS) as error:
-        raise ValueError(f"{out} is not a whole npz of sample.py ({error}); choose another --out, or remove it") from None
+        raise ValueError(f"{out} is not a whole npz of sample.py ({error}); "
+                         "choose another --out, or remove it") from None
     different = run.differences(there, about, run.defaults(Options))
     if different:
         raise ValueError(f"{out} holds other samples ({different}); choose another --out, or remove it")
@@ -266,9 +287,13 @@ def sample(options):
 
 
 def foreign(metadata, config):
-    """What tells a snapshot from those of the run with this config.json, in words; options that one lacks tell nothing."""
+    """How a snapshot differs from those of the run with this config.json, in words; "" if it does not.
+
+    Only the options that both have count.
+    """
     both = metadata["options"].keys() & config["options"].keys()
-    snapshot, run_there = (dict(side, options={key: side["options"][key] for key in both}) for side in (metadata, config))
+    snapshot, run_there = (dict(side, options={key: side["options"][key] for key in both})
+                           for side in (metadata, config))
     return run.differences(snapshot, run_there)
 
 
@@ -278,7 +303,7 @@ def write_png(folder, seeds, images):
     others = {path.name for path in folder.glob("[!.]*.png")} - set(names)
     if others:
         raise ValueError(f"--png {folder} holds other images, such as {min(others)}; choose another folder")
-    run.sweep(folder, ".[0-9]*.png.*.part.png")  # of a process that was killed
+    run.sweep(folder, ".[0-9]*.png.*.part.png")  # leftovers of a killed process
     for name, image in zip(names, images):
         with run.publish(folder / name, flush=False) as temporary:
             picture(image.transpose(2, 0, 1)).save(temporary)

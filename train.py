@@ -7,8 +7,8 @@
 
 Makes OUT/model.safetensors, the last EMA weights with their options; OUT/snapshot-STEP.safetensors on the
 way; OUT/config.json and OUT/log.jsonl. The defaults are the published procedure (paper, section 2 and
-appendix A): a number of epochs and not of steps, so that steps grow with |D|. The same command goes on
-where an interrupted run stopped; on a CPU, one machine and one software, to the same weights bit for bit.
+appendix A): a number of epochs and not of steps, so that steps grow with |D|. The same command resumes an
+interrupted run. On a CPU, with the same machine and software, it ends with the same weights, bit for bit.
 """
 import contextlib
 import dataclasses
@@ -30,8 +30,8 @@ from run import option
 from steps import Optimizer, Work, mix
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
-MOST_STEPS = 10**12      # typing errors end here
-MOST_SNAPSHOTS = 10_000  # and here
+MOST_STEPS = 10**12      # more is a typing error
+MOST_SNAPSHOTS = 10_000  # likewise
 LINE_SECONDS = 20        # between progress lines where stderr is no terminal
 SIGNAL_STEPS = 10        # between the steps at which several processes ask each other for a signal to stop
 
@@ -47,13 +47,16 @@ class Options(data.Options):
     channel_mult: tuple[int, ...] = option((2, 2, 2), "channels of each level, in units of the width")
     attn_resolutions: tuple[int, ...] | None = option(
         None, "resolutions with attention, or none; half of the images' if not given", none=())
-    embedding: str | None = option(None, "time embedding; none means positional for ddpmpp, fourier for ncsnpp")
-    skip_connections: tuple[int, ...] | None = option(None, "0/1 mask of the skips kept, encoder order; none keeps all")
+    embedding: str | None = option(
+        None, "time embedding; none means positional for ddpmpp, fourier for ncsnpp")
+    skip_connections: tuple[int, ...] | None = option(
+        None, "0/1 mask of the skips kept, encoder order; none keeps all")
     dropout: float = option(0.13, "dropout probability")
     # training
     epochs: float = option(40000, "duration in passes over the training set")
     steps: int | None = option(None, "duration in steps, instead of epochs")
-    steps_min: int = option(0, "train for at least this many steps, however few images there are; as published, no such floor")
+    steps_min: int = option(
+        0, "train for at least this many steps, however few images there are; as published, no such floor")
     warmup_epochs: float = option(200, "the learning rate rises linearly over this many epochs")
     warmup_steps: int | None = option(None, "or over this many steps")
     batch: int = option(512, "images a step")
@@ -66,29 +69,38 @@ class Options(data.Options):
     ema_halflife: float = option(500_000 / EMA_IMAGES_A_STEP, "half-life of the averaged weights in steps")
     ema_rampup_epochs: float = option(200, "the half-life rises linearly over this many epochs")
     ema_rampup_steps: int | None = option(None, "or over this many steps")
-    ema_rate: float | None = option(None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
-    precision: str = option("auto", "of the network's products; auto is tf32 on CUDA, else fp32", unet.PRECISIONS)
+    ema_rate: float | None = option(
+        None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
+    precision: str = option(
+        "auto", "of the network's products; auto is tf32 on CUDA, else fp32", unet.PRECISIONS)
     seed: int = option(0, "of initial weights, order of the data, noise and dropout")
     reshuffle: bool = option(False, "draw a new order of the data each epoch instead of one for all")
     # files
     snapshots: int = option(16, "snapshots over the run, evenly spaced, the last at its end")
-    snapshot_images: int = option(0, "a snapshot after each so many images instead, and at the end; published: 2500000")
+    snapshot_images: int = option(
+        0, "a snapshot each time this many images were seen instead, and at the end; published: 2500000")
     log_steps: int = option(100, "steps a line of log.jsonl", recorded=False)
     save_seconds: float = option(300, "write the resume state this often", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
-    threads: int = option(0, "CPU threads; 0 takes all cores. Another number rounds sums in another order", recorded=False)
-    deterministic: bool = option(False, "on CUDA, only kernels that give the same bits each time; slower", recorded=False)
+    threads: int = option(
+        0, "CPU threads; 0 takes all cores. Another number rounds sums in another order", recorded=False)
+    deterministic: bool = option(
+        False, "on CUDA, only kernels that give the same bits each time; slower", recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
         if self.epochs > MOST_STEPS or (self.steps or 0) > MOST_STEPS:
             raise ValueError(f"--epochs {self.epochs}, --steps {self.steps}: at most {MOST_STEPS:,}")
-        for name, least in dict(steps=1, steps_min=0, snapshot_images=0, warmup_epochs=0, warmup_steps=0, batch=1,
-                                batch_device=0, weight_decay=0, ema_halflife=0, ema_rampup_epochs=0, ema_rampup_steps=0, snapshots=1, log_steps=1,
-                                save_seconds=0, seed=0, threads=0, learning_rate=0, epochs=0).items():
+        least_values = dict(
+            steps=1, steps_min=0, epochs=0, warmup_epochs=0, warmup_steps=0,
+            batch=1, batch_device=0, learning_rate=0, weight_decay=0,
+            ema_halflife=0, ema_rampup_epochs=0, ema_rampup_steps=0,
+            snapshots=1, snapshot_images=0, log_steps=1, save_seconds=0, seed=0, threads=0)
+        for name, least in least_values.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
-                raise ValueError(f"--{name.replace('_', '-')} {value} must be a finite number of at least {least}")
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be a finite number "
+                                 f"of at least {least}")
         if self.snapshots > MOST_SNAPSHOTS:
             raise ValueError(f"--snapshots {self.snapshots}: at most {MOST_SNAPSHOTS:,}")
         for name in ("momentum", "beta2", "ema_rate"):
@@ -96,16 +108,17 @@ class Options(data.Options):
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be in [0, 1)")
         if self.steps and self.steps < self.steps_min:
-            raise ValueError(f"--steps {self.steps} is less than --steps-min {self.steps_min}; leave one of them out")
-        if self.ema_rate and not self.ema_halflife:
-            raise ValueError(f"--ema-halflife 0 turns averaging off, and --ema-rate {self.ema_rate} asks for it; "
+            raise ValueError(f"--steps {self.steps} is less than --steps-min {self.steps_min}; "
                              "leave one of them out")
+        if self.ema_rate and not self.ema_halflife:
+            raise ValueError("--ema-halflife 0 turns averaging off, "
+                             f"and --ema-rate {self.ema_rate} asks for it; leave one of them out")
         if self.batch_device and self.batch % self.batch_device:
             raise ValueError(f"--batch-device {self.batch_device} does not divide --batch {self.batch}")
 
 
 def total_steps(options, n):
-    """Steps of a run on n images: `steps`, or enough to see each image `epochs` times, and at least `steps_min`."""
+    """Steps of a run on n images: `steps`, or enough for `epochs` passes and at least `steps_min`."""
     return options.steps or max(1, options.steps_min, math.ceil(options.epochs * n / options.batch))
 
 
@@ -115,17 +128,19 @@ def snapshot_steps(options, n):
     if options.snapshot_images:
         count = math.ceil(total * options.batch / options.snapshot_images)
         if count > MOST_SNAPSHOTS:
-            raise ValueError(f"--snapshot-images {options.snapshot_images} makes {count:,} snapshots of {n} images; at most "
-                             f"{MOST_SNAPSHOTS:,} are written, so give {total * options.batch // MOST_SNAPSHOTS + 1} or more")
-        return sorted({*(math.ceil(i * options.snapshot_images / options.batch) for i in range(1, count)), total})
+            enough = total * options.batch // MOST_SNAPSHOTS + 1
+            raise ValueError(f"--snapshot-images {options.snapshot_images} makes {count:,} snapshots of "
+                             f"{n} images; at most {MOST_SNAPSHOTS:,} are written, so give {enough} or more")
+        before = {math.ceil(i * options.snapshot_images / options.batch) for i in range(1, count)}
+        return sorted({*before, total})
     return sorted({round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)} - {0})
 
 
 def train(options):
     """Train as the options say; returns the path of the final model. A finished run returns at once.
 
-    Raises ValueError if the run directory was made with other options or data, or is in use, or if the loss is no
-    longer finite; KeyboardInterrupt after saving the state.
+    Raises ValueError if the run directory was made with other options or data, or is in use, or if the loss
+    becomes infinite or NaN; KeyboardInterrupt after a signal, once the state is saved.
     """
     *_, model = training(options, alone=True)
     return model
@@ -134,8 +149,8 @@ def train(options):
 def training(options, alone=False):
     """`train`, as a generator of its snapshot files in the order of their steps, the final model last.
 
-    Those that an earlier start has made come first. Who has seen enough stops asking; the same call goes on later.
-    `alone` names duplicates among the training images, which a search says once of all its data.
+    Files that an earlier start has made come first. A caller that has seen enough closes the generator; the
+    same call resumes later. `alone` reports duplicate training images; a search reports them itself, once.
     """
     D = data.load(options)
     files = run.Directory(options.out)
@@ -146,30 +161,34 @@ def training(options, alone=False):
     if alone:
         data.say_duplicates(D)
     if options.batch < parallel.size():
-        raise ValueError(f"--batch {options.batch} is smaller than the number of processes, {parallel.size()}")
-    about = dict(stage="train", options=data.recorded(options), data=D.fingerprint(), **run.provenance(device))
+        raise ValueError(f"--batch {options.batch} is smaller than the number of processes, "
+                         f"{parallel.size()}")
+    about = dict(stage="train", options=data.recorded(options), data=D.fingerprint(),
+                 **run.provenance(device))
     writes = parallel.rank() == 0
     with parallel.group(device), \
             run.claim(files.path, about, run.defaults(Options)) if writes else contextlib.nullcontext():
-        parallel.barrier()  # the directory is the run's, and swept
-        yield from (path for path in files.snapshots() if path.exists())  # who asks may remove others
+        parallel.barrier()  # until rank 0 has claimed and swept the directory
+        yield from (path for path in files.snapshots() if path.exists())  # the caller may remove others
         if parallel.total(files.model.exists(), device):
             there = checkpoint.load_model(files.model)[1]
-            if different := run.differences(there, about, run.defaults(Options)):
+            different = run.differences(there, about, run.defaults(Options))
+            if different:
                 raise ValueError(f"{files.model} is of another run ({different}); remove it to train again")
             return
         yield from take_steps(options, D, net, files, about)
 
 
 def take_steps(options, D, net, files, about):
-    """The steps of `training` that are not done yet, in the run directory `files` that rank 0 holds."""
+    """Take the steps of `training` that are left, in the run directory `files` that rank 0 holds."""
     n, device, writes = len(D), next(net.parameters()).device, parallel.rank() == 0
     net.train()
     parameters = dict(net.model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = Optimizer(options, list(parameters.values()))
     step, seconds = checkpoint.load_state(files.state, net, ema, optimizer, about, run.defaults(Options))
-    work = Work(options, net, ema, optimizer, D.images.to(device), D.labels.to(device) if D.label_dim else None)
+    labels = D.labels.to(device) if D.label_dim else None
+    work = Work(options, net, ema, optimizer, D.images.to(device), labels)
     log = run.Log(files.log, step) if writes else None
     total, snapshots = total_steps(options, n), snapshot_steps(options, n)
     counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
@@ -183,17 +202,21 @@ def take_steps(options, D, net, files, about):
             taken.append(work.take(step))
             step += 1
             stop, late = asked_to_stop(step, device), time.perf_counter() - saved > options.save_seconds
-            # on a GPU, asking for the loss would wait for it; the norm, because all processes have the same
+            # On a GPU this check would wait for the step to finish. The norm is the same in all processes,
+            # unlike the loss.
             lost = device.type == "cpu" and not taken[-1][1].isfinite()
-            if not (stop or lost or step in snapshots or step % options.log_steps == 0 or late and parallel.size() == 1):
-                continue  # several processes, whose clocks differ, come here at the same steps
-            values, now = parallel.summed(torch.stack(taken)), time.perf_counter()  # [steps, 2]; waits for the device
+            due = step in snapshots or step % options.log_steps == 0
+            if not (stop or lost or due or late and parallel.size() == 1):
+                continue  # several processes, whose clocks differ, pass at the same steps
+            values = parallel.summed(torch.stack(taken))  # [steps, 2]; waits for the device
+            now = time.perf_counter()
             check_finite(values, step, ema, options, log)
             loss, norm = values.mean(0).tolist()
             seconds += now - tick
             if writes:
-                log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch, loss=loss,
-                          gradient_norm=norm, images_per_second=round(len(values) * options.batch / (now - tick), 1),
+                log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
+                          loss=loss, gradient_norm=norm,
+                          images_per_second=round(len(values) * options.batch / (now - tick), 1),
                           memory_mb=memory_mb(device), batch_device=work.part, seconds=round(seconds, 3))
             progress.update(step, loss)
             snapshot = files.model if step == total else files.snapshot(step)
@@ -202,7 +225,8 @@ def take_steps(options, D, net, files, about):
                                       epoch=step * options.batch / n, label_counts=counts, **about)
             if step < total and (stop or late or step in snapshots):
                 if writes:
-                    checkpoint.save_state(files.state, net, ema, optimizer, step=step, seconds=seconds, **about)
+                    checkpoint.save_state(files.state, net, ema, optimizer,
+                                          step=step, seconds=seconds, **about)
                 saved = time.perf_counter()
             if stop and step < total:
                 raise KeyboardInterrupt(f"the state of step {step} is in {files.path}; "
@@ -217,17 +241,22 @@ def take_steps(options, D, net, files, about):
 
 
 def asked_to_stop(step, device):
-    """Whether a signal has come; of several processes, to any of them, asked every `SIGNAL_STEPS`."""
+    """Whether a signal to stop has come. Several processes ask each other, every `SIGNAL_STEPS` steps."""
     if parallel.size() == 1:
         return run.interrupted()
     return step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
 
 
 def check_finite(taken, step, ema, options, log):
-    """Raise ValueError, naming the step, unless losses and gradients of the last steps [steps, 2] and the weights
-    after `step` steps are finite; the log, None but on rank 0, says it too."""
-    bad = next((f"{name} of step {step - len(taken) + i + 1} is {value}" for i, row in enumerate(taken.tolist())
-                for name, value in zip(("loss", "norm of the gradient"), row) if not math.isfinite(value)), None)
+    """Raise ValueError, naming the step, unless the last steps and the weights after them are finite.
+
+    `taken` [steps, 2] holds the loss and the norm of the gradient of each. The error is logged too, by the
+    rank that has a log.
+    """
+    first, names = step - len(taken) + 1, ("loss", "norm of the gradient")
+    bad = next((f"{name} of step {first + i} is {value}"
+                for i, row in enumerate(taken.tolist())
+                for name, value in zip(names, row) if not math.isfinite(value)), None)
     if bad is None and not all(p.isfinite().all() for p in ema.values()):
         bad = f"weights are not finite after step {step}"
     if bad:
@@ -251,7 +280,8 @@ class Progress:
         self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         self.bar.update(step - self.bar.n)
         now = time.perf_counter()
-        if self.bar.disable and not parallel.rank() and (now - self.last > LINE_SECONDS or step == self.total):
+        due = now - self.last > LINE_SECONDS or step == self.total
+        if self.bar.disable and not parallel.rank() and due:
             rate = (now - self.begin) / max(1, step - self.start)
             print(f"{self.out}: step {step} of {self.total}, loss {loss:.4g}, {1e3 * rate:.0f} ms a step, "
                   f"{(self.total - step) * rate:.0f} s left", file=sys.stderr, flush=True)
@@ -268,8 +298,8 @@ def memory_mb(device):
     """Peak memory so far in MB: the GPU's, or the process's on a CPU."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    # ru_maxrss is in KB on Linux and in bytes on macOS
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS and in KB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 def main():

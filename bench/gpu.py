@@ -42,8 +42,8 @@ CUDA = torch.cuda.is_available()
 RIGHT = dict(nearest_right=40, norm_right=40, golden=40, graphs=60, resume=60, out_of_memory=40)
 TIMED = dict(nearest=40, optimum=30, training=150, sampling=60)
 WHOLE = dict(search_digits=60, search_photographs=120)
-# Relative errors of a deep network's output: float32 sums; products of 10 and of 8 bits of mantissa (an H200 had
-# 3e-6, 4e-3 and 4e-2). Fourier features with VP move by 1e-3 with the last bit of the noise level.
+# Relative errors of a deep network's output: float32 sums; products of 10 and of 8 bits of mantissa (an H200
+# had 3e-6, 4e-3 and 4e-2). Fourier features with VP move by 1e-3 with the last bit of the noise level.
 GOLDEN, FOURIER = dict(fp32=1e-4, tf32=1e-2, bf16=1e-1), 5e-3
 NORM_ERROR = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # of the largest; half a unit of what is stored
 DEMO = ("--data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --warmup-steps 50 --dropout 0 "

@@ -9,8 +9,10 @@ SHAPES = (1024, 256), (256, 256)   # pixels and channels of DDPM++ of width 128 
 
 def table():
     """Print registers, spills and warps by compute capability, and the time of one norm of each shape."""
-    print(f"\nnorm with shift, silu and dropout; the floor is {BATCH} images at {BANDWIDTH / 1e12:.2f} TB/s\n")
-    print("sm    pixels  channels  type  pass     registers  spills  warps/SM  passes (floor)      GB  floor, ms")
+    rate = f"{BANDWIDTH / 1e12:.2f} TB/s"
+    print(f"\nnorm with shift, silu and dropout; the floor is {BATCH} images at {rate}\n")
+    print("sm    pixels  channels  type  pass     registers  spills  warps/SM  passes (floor)"
+          "      GB  floor, ms")
     for capability in SHARED_BYTES:
         for HW, C in SHAPES:
             for element, bytes in (("fp32", 4), ("bf16", 2)):
@@ -24,6 +26,7 @@ def row(capability, HW, C, element, bytes, back):
     floor = 3 if back else 2           # read x (and the gradient of y), write what is asked
     passes = floor if tile["WHOLE"] else f"{floor} + {floor - 1} of L2"
     total = floor * BATCH * HW * C * bytes
-    print(f"{capability:<5} {HW:>6} {C:>9}  {element}  {'back' if back else 'forward':<8} {report.registers:>9} "
-          f"{report.spills:>7} {warps:>9}  {f'{passes} ({floor})':<15} {total / 1e9:>6.2f} "
+    print(f"{capability:<5} {HW:>6} {C:>9}  {element}  {'back' if back else 'forward':<8} "
+          f"{report.registers:>9} {report.spills:>7} {warps:>9}  "
+          f"{f'{passes} ({floor})':<15} {total / 1e9:>6.2f} "
           f"{1e3 * total / BANDWIDTH:>10.2f}", flush=True)

@@ -5,11 +5,11 @@
     python bench/step.py                                          ours alone
     python bench/step.py --device cuda --peer peer                on a GPU, some 10 minutes
 
-A step is forward, backward, optimizer and average of the weights, at the published settings (DDPM++, VP, two blocks a
-resolution, dropout 0.13), on images that lie in memory for both: the peer's data loader, statistics and gradient
-buckets are left out, in its favour. Each method has its own process, set up as its scripts do it; they take turns in
-blocks, and the median block counts. Sampling is timed over 2 Heun steps, 3 evaluations of the network, and reported
-for 18 steps, 35 evaluations; each draws as many images at once as its sampler does by default.
+A step is forward, backward, optimizer and average of the weights, at the published settings (DDPM++, VP, two
+blocks a resolution, dropout 0.13), on images that lie in memory for both: the peer's data loader, statistics
+and gradient buckets are left out, in its favour. Each method has its own process, set up as its scripts do;
+they take turns in blocks, and the median block counts. Sampling is timed over 2 Heun steps, 3 evaluations of
+the network, and reported for 18 steps, 35 evaluations; each draws as many images at once as by default.
 """
 import contextlib
 import multiprocessing
@@ -58,7 +58,7 @@ class Options:
 
 
 def published(directory):
-    """The peer's networks, losses and sampler, from its checkout. What they import and never call here is stubbed."""
+    """The networks, losses and sampler of the peer's checkout. What they import and never call is stubbed."""
     persistence = types.ModuleType("persistence")
     persistence.persistent_class = lambda cls: cls  # pickles a class with its source
     stubs = dict(click=mock.MagicMock(), dnnlib=mock.MagicMock(), torch_utils=types.ModuleType("torch_utils"))
@@ -70,7 +70,8 @@ def published(directory):
             import generate_edm
             from training import loss, networks
     except ImportError as error:
-        raise ValueError(f"--peer {directory} is no checkout of github.com/sail-sg/DiffMemorize ({error})") from None
+        raise ValueError(f"--peer {directory} is no checkout of github.com/sail-sg/DiffMemorize "
+                         f"({error})") from None
     finally:
         sys.path.pop(0)
     return networks, loss, generate_edm
@@ -82,13 +83,15 @@ class Published:
     def __init__(self, peer, options, D, device):
         networks, losses, self.sampler = peer
         self.net = networks.VPPrecond(
-            D.resolution, D.images.shape[1], embedding_type="positional", encoder_type="standard", decoder_type="standard",
-            channel_mult_noise=1, resample_filter=[1, 1], attn_resolutions=[D.resolution // 2], model_channels=options.width,
+            D.resolution, D.images.shape[1], embedding_type="positional", encoder_type="standard",
+            decoder_type="standard", channel_mult_noise=1, resample_filter=[1, 1],
+            attn_resolutions=[D.resolution // 2], model_channels=options.width,
             channel_mult=list(options.channel_mult), num_blocks=options.blocks, dropout=options.dropout,
             skip_connections=[1] * 3 * (options.blocks + 1)).train().to(device)
         self.loss, self.options, self.images = losses.VPLoss(), options, D.images.to(device)
         self.ema = [p.detach().clone() for p in self.net.parameters()]
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.learning_rate, betas=(0.9, 0.999),
+                                          eps=1e-8)
 
     def step(self, step):
         index = steps.batch_index(len(self.images), self.options.batch, step, 0, device=self.images.device)
@@ -131,7 +134,7 @@ class Ours:
 
 
 def serve(connection, name, peer, options, threads):
-    """A process of one method: for each (kind, calls) that it is sent, seconds, steps or images, and peak GB so far."""
+    """A process of one method: for each (kind, calls) sent to it, seconds, steps or images, and peak GB."""
     if name == "published":
         device = torch.device(options.device)  # as the peer sets it up: by itself
         with contextlib.redirect_stdout(None):  # its constructor prints
@@ -171,7 +174,8 @@ def turns(methods, kind, repeats, seconds, peaks):
         for _ in range(WARM_UP):  # kernels are chosen, and on a GPU the third step is recorded as a graph
             block(connection, 1)
         slowest = max(slowest, block(connection, 1)[0])
-    calls, seen, end = max(1, round(BLOCK_SECONDS / slowest)), {name: [] for name in methods}, time.perf_counter() + seconds
+    calls, end = max(1, round(BLOCK_SECONDS / slowest)), time.perf_counter() + seconds
+    seen = {name: [] for name in methods}
     while time.perf_counter() < end or len(next(iter(seen.values()))) < repeats:
         for name, connection in methods.items():
             spent, count, peaks[name] = block(connection, calls)
@@ -202,9 +206,10 @@ def bench(options):
         published(options.peer)  # or an error now
     kind_of_device = options.device.partition(":")[0]
     precisions = options.precisions or (FAST if kind_of_device == "cpu" else ("fp32", "tf32", "bf16"))
-    names, kinds = ["published"] * bool(options.peer) + list(precisions), ["step"] + ["sample"] * options.sampling
-    cases = CASES[kind_of_device]
-    print(f"{machine.name()}\n\nimages, width, batch    threads   " + " ".join(f"{name:>22}" for name in names))
+    names = ["published"] * bool(options.peer) + list(precisions)
+    kinds, cases = ["step"] + ["sample"] * options.sampling, CASES[kind_of_device]
+    print(f"{machine.name()}\n\nimages, width, batch    threads   "
+          + " ".join(f"{name:>22}" for name in names))
     rows = []
     for source, resolution, width, batch in (cases[i] for i in options.cases or range(len(cases))):
         settings = {name: train.Options(
@@ -212,8 +217,8 @@ def bench(options):
             precision="fp32" if name == "published" else name, device=options.device) for name in names}
         data.load(settings[names[0]])  # or an error now
         for threads in options.threads if kind_of_device == "cpu" else options.threads[-1:]:
-            row = dict(data=source or "real images", resolution=resolution, width=width, batch=batch, threads=threads)
-            row["peak_gb"] = {}
+            row = dict(data=source or "real images", resolution=resolution, width=width, batch=batch,
+                       threads=threads, peak_gb={})
             with processes({name: (options.peer, settings[name], threads) for name in names}) as methods:
                 for kind in kinds:
                     row[kind] = turns(methods, kind, options.repeats, options.seconds, row["peak_gb"])
@@ -222,15 +227,19 @@ def bench(options):
             print(f"{label:<26} {threads:>4}   ", end="")  # milliseconds, then images a second
             for kind in kinds:
                 for name, times in row[kind].items():
-                    ratio = f" ({median(row[kind]['published']) / median(times):.2f}x)" if options.peer and name != "published" else ""
+                    ratio = ""
+                    if options.peer and name != "published":
+                        ratio = f" ({median(row[kind]['published']) / median(times):.2f}x)"
                     drawn = EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times)
                     value = f"{1e3 * median(times):.0f} ms" if kind == "step" else f"{drawn:.1f} images/s"
                     print(f"{value + ratio:>22} ", end="")
             print(flush=True)
     record = dict(provenance(), machine=machine.name(), rows=rows)
     if options.peer:
-        record["ratios"] = {f"{kind} {name}": geometric_mean(median(row[kind]["published"]) / median(row[kind][name]) for row in rows)
-                            for kind in kinds for name in names if name != "published"}
+        record["ratios"] = {
+            f"{kind} {name}": geometric_mean(median(row[kind]["published"]) / median(row[kind][name])
+                                             for row in rows)
+            for kind in kinds for name in names if name != "published"}
         for name, ratio in record["ratios"].items():
             print(f"{name}: {ratio:.2f}x the published code (geometric mean)")
     print(f"\n{machine.save('step', record)}")

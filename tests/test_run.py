@@ -31,6 +31,7 @@ class Options:
     arch: str = run.option("a", "network", ("a", "b"))
     shuffle: bool = run.option(False, "shuffle")
     out: str = run.option("runs", "where", recorded=False)
+    note: str = run.option("", "a note", recorded=False)
     inner: int = run.option(7, "not on the command line", hidden=True)
 
 
@@ -268,7 +269,8 @@ def test_a_file_behind_a_device_is_not_replaced(tmp_path):
     with open(tmp_path / "log", "w") as log:
         log.write("old")
         log.flush()
-        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=subprocess.PIPE, text=True)
+        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=subprocess.PIPE,
+                               text=True)
     assert f"/dev/stdout is {tmp_path}/log here; write to that file, or into a pipe" in found.stderr
     assert (tmp_path / "log").read_text() == "old"
     piped = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -330,7 +332,8 @@ def test_show_prints_what_a_file_says_of_itself(tmp_path):
     assert json.loads(result.stdout) == dict(options=dict(width=8))
     (tmp_path / "list.json").write_text("[1]")
     for output in (">/dev/full", ">&-"):
-        result = subprocess.run(["sh", "-c", f'"$@" {output}', "sh", *show, path], stderr=subprocess.PIPE, text=True)
+        result = subprocess.run(["sh", "-c", f'"$@" {output}', "sh", *show, path], stderr=subprocess.PIPE,
+                                text=True)
         assert result.returncode == 1 and result.stderr.startswith("run.py: the output cannot be written (")
     for words in ([tmp_path / "none.json"], [ROOT / "README.md"], [tmp_path / "list.json"], []):
         result = subprocess.run([*show, *words], capture_output=True, text=True)

@@ -76,7 +76,8 @@ def test_both_ends_of_the_range_end_with_a_statement():
         assert sizes[-1] == 5000 and found["bracket"] == [5000, None]
         assert "at least 5000" in found["statement"]
         assert found["interval"][1] is None
-    for measured, remedy in (({2: record(0.2)}, "train for longer"), ({8: record(0.2)}, "measure smaller sizes"),
+    for measured, remedy in (({2: record(0.2)}, "train for longer"),
+                             ({8: record(0.2)}, "measure smaller sizes"),
                              ({8: record(1.0)}, "measure larger sizes")):
         assert search.estimate(measured, tolerance=None)["statement"].endswith(f"; {remedy}")
 
