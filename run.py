@@ -88,13 +88,8 @@ def parse(cls, argv=None, description=None):
             how = dict(required=True, help=help)
         else:
             how = dict(default=field.default, help=f"{help} (default: {_show(field.default)})")
-<<<<<<< HEAD
         if field.default == "" or field.default is None and about["none"] is not None:
-            how["help"] = help  # which says what it is if it is not given
-=======
-        if field.default is None and about["none"] is not None:
             how["help"] = help  # which itself says what happens if it is not given
->>>>>>> main
         parser.add_argument(flag, type=functools.partial(_convert, types[field.name], about["none"]),
                             choices=about["choices"],
                             metavar=None if about["choices"] else field.name.upper(), **how)
