@@ -88,7 +88,7 @@ def parse(cls, argv=None, description=None):
             how = dict(required=True, help=help)
         else:
             how = dict(default=field.default, help=f"{help} (default: {_show(field.default)})")
-        if field.default is None and about["none"] is not None:
+        if field.default == "" or field.default is None and about["none"] is not None:
             how["help"] = help  # which itself says what happens if it is not given
         parser.add_argument(flag, type=functools.partial(_convert, types[field.name], about["none"]),
                             choices=about["choices"],

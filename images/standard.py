@@ -153,7 +153,7 @@ def read_idx(path, md5=None):
             shape = struct.unpack(f">{head[3]}I", sizes)
             count = math.prod(shape)
             if count > MAX_RATIO * path.stat().st_size:  # before memory is taken
-                raise ValueError(f"it says it is {list(shape)}")
+                raise ValueError(f"it says it is {list(shape)}, more than a file of its size can hold")
             values = file.read(count + 1)
         if len(values) != count:
             raise ValueError(f"it says it is {list(shape)}, which its {len(values):,} bytes are not")

@@ -1,4 +1,4 @@
-"""Run the experiments of the paper, which protocol.py lists, at the paper's scale or in minutes on a CPU.
+"""Run the experiments of the paper (paper/protocol.py) at the paper's scale or in minutes on a CPU.
 
     python -m paper.experiments --name width --scale cpu                 paper/results/cpu/width.json and .png
     python -m paper.experiments --name width --scale paper --dry-run     the commands, and what they cost
@@ -209,7 +209,7 @@ def one(options, name):
 
 
 def compared(options, point, words, runs, folder):
-    """compare.py's comparisons of each seed's last weights with the closed form.
+    """paper.compare's comparisons of each seed's last weights with the closed form.
 
     The first seed's come with sheets of pairs.
     """

@@ -1,7 +1,7 @@
 """The experiments of the paper in one table: what each varies and claims, at the paper's scale and a CPU's.
 
-Read by experiments.py, which runs them, by report.py, which compares claims with what was measured, and by
-the Makefile's tests. A point is a set of options of emm.py. Paper, sections 3 to 6.
+Read by paper.experiments, which runs them, by paper.report, which compares claims with what was measured, and
+by the Makefile's tests. A point is a set of options of emm.py. Paper, sections 3 to 6.
 """
 import math
 from dataclasses import dataclass, field

@@ -31,6 +31,7 @@ class Options:
     arch: str = run.option("a", "network", ("a", "b"))
     shuffle: bool = run.option(False, "shuffle")
     out: str = run.option("runs", "where", recorded=False)
+    note: str = run.option("", "a note", recorded=False)
     inner: int = run.option(7, "not on the command line", hidden=True)
 
 
@@ -68,7 +69,7 @@ def test_help_shows_defaults(capsys):
         run.parse(Options, ["--help"], "About.\n    kept as it is")
     text = capsys.readouterr().out
     assert "100% of them" in text and "    kept as it is" in text
-    assert "default: 2,2" in text and "default: none" in text
+    assert "default: 2,2" in text and "default: none" in text and "default: )" not in text
     assert "--inner" not in text
 
 
