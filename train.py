@@ -60,7 +60,8 @@ class Options(data.Options):
     warmup_epochs: float = option(200, "the learning rate rises linearly over this many epochs")
     warmup_steps: int | None = option(None, "or over this many steps")
     batch: int = option(512, "images a step")
-    batch_device: int = option(0, "images at once, to save memory (gradients add up); 0 means the batch, on a GPU as many as fit")
+    batch_device: int = option(0, "images at once, to save memory (gradients add up); 0 means the batch, "
+                                  "on a GPU as many as fit")
     optimizer: str = option("adam", "optimizer", ("adam", "sgd"))
     learning_rate: float = option(2e-4, "learning rate after the warm-up")
     momentum: float = option(0.9, "momentum of sgd; beta1 of adam")

@@ -317,7 +317,7 @@ def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write
 @pytest.mark.parametrize("given, words", [
     (dict(eps=0.0), "--eps 0.0"), (dict(tolerance=0.0), "--tolerance 0.0"), (dict(n_min=1), "--n-min 1"),
     (dict(alpha=1.0), "--alpha 1.0"), (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"),
-    (dict(n_min=5000, n_max=0), "more than the 1797 images of"),
+    (dict(n_min=5000, n_max=0), "more than the 1797 images there are"),
     (dict(sizes=(20, 20)), "twice"), (dict(seeds=(0, 0)), "twice"),
     (dict(sizes=(1,)), "--sizes"), (dict(sizes=(2000,)), "--sizes")])
 def test_bad_options(tmp_path, given, words):

@@ -106,6 +106,11 @@ def test_a_ratio_that_rises_from_below_is_followed_upwards():
         reached = known | {720: record(0.95, count=1000), 1440: record(0.5, count=1000)}
         # an ordinary search again
         assert 720 < search.next_size(reached, 20, 2000, interpolate=interpolate) < 1440
+    faint = {20: record(0.040, count=1000), 40: record(0.084, count=1000)}  # their intervals overlap
+    assert not search.rises(faint) and search.next_size(faint, 20, 2000) == 80
+    chance = {20: record(0.040, count=1000), 40: record(0.055, count=1000)}
+    assert search.next_size(chance, 20, 2000) is None
+    assert "lower --n-min" in search.estimate(chance)["statement"]
     fell = {50: record(0.4, count=1000), 100: record(0.8, count=1000), 200: record(0.3, count=1000)}
     assert search.next_size(fell, 20, 2000) is None
     assert "--steps-min" in search.estimate(fell)["statement"]
