@@ -91,9 +91,10 @@ def memorized(queries, references, threshold=(1, 3)):
 
 @lru_cache(maxsize=None)
 def _runs_triton(device):
-    """Whether the kernel serves: an NVIDIA GPU of compute capability 8.0 or later, and it builds and is right.
+    """Whether the kernel can be used: it needs an NVIDIA GPU of compute capability 8.0 or later.
 
-    Triton compiles a launcher with the machine's C compiler, which may be missing: tried once, on two images.
+    It must build and be right, too, which is tried once, on two images: Triton compiles a launcher with the
+    machine's C compiler, which may be missing.
     """
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return False
@@ -104,8 +105,8 @@ def _runs_triton(device):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # ImportError, or whatever its compilers raise
-        warnings.warn(f"the Triton kernel does not run here ({error!r}); the plain form serves, which is slower",
-                      stacklevel=2)
+        warnings.warn(f"the Triton kernel does not run here ({error!r}); "
+                      "the plain form serves, which is slower", stacklevel=2)
         return False
     return all(map(torch.equal, found, nearest_two_reference(images, images)))
 
