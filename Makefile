@@ -24,19 +24,21 @@ RUNS      ?= runs
 RESULTS   ?= paper/results
 FLAGS     ?=
 PEER      ?=
+GPU_DATA  ?=
 SCALE     ?= cpu
 PLAN      ?=
 PYTHON    ?= .venv/bin/python
 
 # what would go wrong later is said now
 VARIABLES = DATA N RES CLASSES LABELS ARCH WIDTH BLOCKS BATCH EPOCHS SEED SEEDS DEVICES SAMPLES N_MIN N_MAX EPS TOLERANCE \
-            RUNS RESULTS FLAGS PEER SCALE PLAN PYTHON DEMO
+            RUNS RESULTS FLAGS PEER GPU_DATA SCALE PLAN PYTHON DEMO
 WORDS     = SEEDS DEVICES FLAGS PYTHON DEMO
 given    := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v))),$(v))))
 unknown  := $(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(given))
 $(if $(unknown),$(error $(unknown): no such variable; `make help` lists what there is))
 $(foreach v,$(filter-out $(WORDS),$(VARIABLES)),$(if $(word 2,$($(v))),$(error $(v)=$($(v)): give a value without spaces)))
-wrong := $(shell case '$(SAMPLES)' in (''|0*|*[!0-9]*) echo 1;; (????????*) [ $(SAMPLES) -le 10000000 ] || echo 1;; esac)
+samples := '$(subst ',x,$(SAMPLES))'
+wrong := $(shell case $(samples) in (''|0*|*[!0-9]*) echo 1;; (????????*) [ $(samples) -le 10000000 ] || echo 1;; esac)
 $(if $(wrong),$(error SAMPLES=$(SAMPLES): give a whole number from 1 to 10000000))
 
 # names hold every variable that changes the result; default ones of data and model are left out
@@ -67,7 +69,7 @@ EXPERIMENTS = optimum size resolution classes width depth embedding skips skips-
 # with quotes and all, for paper.experiments
 export FLAGS
 
-.PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) report lint test chaos bench bench-emm kernel-report clean
+.PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) report lint test chaos bench bench-emm bench-gpu check-gpu kernel-report clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -149,6 +151,12 @@ bench: | $(READY) ## nearest two, the closed-form optimum and a step beside thei
 bench-emm: | $(READY) ## emm.py beside a plain full grid: EMM, images trained, samples, seconds; and a simulation of both
 	$(PYTHON) bench/simulate_search.py
 	$(PYTHON) bench/emm_grid.py
+
+bench-gpu: | $(READY) ## is all right on this GPU, and how fast: at most 8 minutes; photographs in GPU_DATA, the published code in PEER
+	$(PYTHON) bench/gpu.py $(if $(GPU_DATA),--data $(GPU_DATA)) $(if $(PEER),--peer $(PEER))
+
+check-gpu: | $(READY) ## is all right on this GPU: at most 5 minutes
+	$(PYTHON) bench/gpu.py --check
 
 kernel-report: | $(READY) ## what the Triton kernel compiles to for each GPU, and its roofline; needs no GPU
 	$(PYTHON) bench/kernel_report.py

@@ -105,7 +105,10 @@ def write(path, tensors, about):
     about = sealed(about | dict(tensors_sha256=digest(tensors)))
     with publish(path) as temporary:
         # one entry: safetensors orders several at random, and equal snapshots would differ in their bytes
-        save_file(tensors, temporary, dict(about=json.dumps(about)))
+        try:
+            save_file(tensors, temporary, dict(about=json.dumps(about)))
+        except SafetensorError as error:  # a full disk, which is no OSError here
+            raise OSError(f"{path} cannot be written ({error})") from None
 
 
 def read_about(path):

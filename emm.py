@@ -285,9 +285,9 @@ def find(options):
     multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
     n_max = min(options.n_max or len(whole), len(whole))
     if options.n_min > n_max and not options.sizes:
-        lower = "lower it, or " if options.n_min > 2 else ""
-        raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images of --n-max and --data; "
-                         f"{lower}take more images")
+        fewer = "lower it, or " if options.n_min > 2 else ""
+        raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images there are"
+                         f"{' up to --n-max' if options.n_max == n_max else ''}; {fewer}take more images")
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
     about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
@@ -399,8 +399,9 @@ def mean_interval(values):
     Where a seed has no value, there is no mean; a single seed gives its value without an interval.
     """
     if None in values:
-        return dict(emm=None, interval=None,
-                    statement=f"no mean: EMM of the seeds is {', '.join(map(str, values))}")
+        found = ", ".join("none" if value is None else f"{value:.0f}" for value in values)
+        return dict(emm=None, interval=None, statement="EMM was not found" if len(values) == 1 else
+                    f"EMM was not found for every seed ({found}), and so has no mean")
     if len(values) == 1:
         return dict(emm=values[0], interval=None,
                     statement=f"EMM is {values[0]:.0f}, of one seed: no interval over seeds")

@@ -302,7 +302,9 @@ def publish(path, flush=True):
                 shutil.copyfileobj(new, file)
         return
     if path.is_symlink():
-        path = Path(os.path.realpath(path))
+        path, link = Path(os.path.realpath(path)), path
+        if link.parts[:2] == ("/", "dev"):  # a shell's >, or >>, whose file would be replaced
+            raise ValueError(f"{link} is {path} here; write to that file, or into a pipe")
     path.parent.mkdir(parents=True, exist_ok=True)
     if flush:
         sweep(path.parent, f".{glob.escape(path.name)}.*.part*")
@@ -649,7 +651,11 @@ def main():
         values = about(sys.argv[2])
     except (ValueError, OSError) as error:
         sys.exit(f"run.py: {error}")
-    print(json.dumps({key: value for key, value in values.items() if not isinstance(value, list)}, indent=1))
+    out = Output(sys.stdout)
+    short = {key: value for key, value in values.items() if not isinstance(value, list)}
+    print(json.dumps(short, indent=1), file=out, flush=True)
+    if out.error:
+        sys.exit(f"run.py: the output cannot be written ({out.error.strerror})")
 
 
 if __name__ == "__main__":

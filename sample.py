@@ -253,7 +253,7 @@ def sample(options):
                              f"{parallel.size()} processes; start fewer")
         if not options.optimum:
             evaluations = len(seeds) * (2 * options.heun_steps - 1) / parallel.size()
-            data.announce(options.device, device, evaluations * D.flops())
+            data.announce(options.device, device, evaluations * D.flops(), precision)
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.batch, device)

@@ -192,10 +192,11 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
     elif low is None:
         m = measured[high]
         statement = (f"EMM is below {high}: the ratio there is {m['ratio']:.1%}, under {least:.0%}; "
-                     + ("lower --n-min" if high > 2 else "raise --epochs"))
+                     + ("train for longer" if high == 2
+                        else "lower --n-min" if tolerance else "measure smaller sizes"))
     elif high is None:
         statement = (f"EMM is at least {low}: the ratio there is {measured[low]['ratio']:.1%}; "
-                     "raise --n-max, or take more data")
+                     + ("raise --n-max, or take more data" if tolerance else "measure larger sizes"))
     else:
         a, b = measured[low]["ratio"], measured[high]["ratio"]
         emm = low + (high - low) * max(0.0, a - least) / (a - b) if a > b else low

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench import norm_report  # noqa: E402
-from kernels import aot  # noqa: E402
-from kernels.nearest_triton import group_bits, tiles  # noqa: E402
-from run import option, stage  # noqa: E402
+from bench import norm_report
+from kernels import aot
+from kernels.nearest_triton import group_bits, tiles
+from run import option, stage
 
 Q, N = 10_000, 50_000
 # int8 operations, instructions (64 a clock and multiprocessor) and bytes a second, of data sheets of the SXM

@@ -27,8 +27,8 @@ class Options:
     data: str = option("cifar10", "real images")
     n: int = option(10_000, "training images")
     batch: int = option(256, "noisy images at once")
-    sigmas: tuple[float, ...] = option(
-        (0.002, 0.01, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 80.0), "noise levels")
+    sigmas: tuple[float, ...] = option((0.002, 0.01, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 80.0),
+                                       "noise levels")
     repeats: int = option(5, "timings of each; the median is reported")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: tuple[int, ...] = option((1, 2), "threads of a CPU")
@@ -39,14 +39,14 @@ def published(x, y, sigma):
     return (-torch.cdist(x, y).square() / (2 * sigma**2)).softmax(1) @ y
 
 
-def clock(function, device):
-    """Seconds that a call takes, without work that is already queued, and its result."""
+def clock(function, x, device):
+    """Seconds that `function(x)` takes, not counting work that was queued before it, and its result."""
     def now():
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
     start = now()
-    result = function()
+    result = function(x)
     return now() - start, result
 
 
@@ -59,7 +59,13 @@ def bench(options):
     chosen = torch.randperm(len(images), generator=generator)[:options.batch]
     clean = images[chosen.to(device)].double() / 127.5 - 1
     levels = sample.noise_levels(0.002, 80.0)[:-1].tolist()
-    rows = []
+
+    def ours_of(batches):
+        return [D(x, level) for level, x in batches.items()]
+
+    def published_of(batches):
+        return [published(x.flatten(1).float(), y, level) for level, x in batches.items()]
+    ways, rows = (ours_of, published_of), []
     print(f"{len(clean)} noisy images, {len(images):,} training images of {y.shape[1]:,} values of "
           f"{options.data}, on {device.type}; {machine.name()}\n")
     print("threads    sigma   ours ms  published ms  published / ours   error: ours  published")
@@ -68,14 +74,9 @@ def bench(options):
         for sigma in (*options.sigmas, None):
             noise = torch.randn(clean.shape, dtype=torch.float64, generator=generator).to(device)
             batches = {level: clean + level * noise for level in (levels if sigma is None else [sigma])}
-            def by_ours(batches=batches):
-                return [D(x, level) for level, x in batches.items()]
-
-            def as_published(batches=batches):
-                return [published(x.flatten(1).float(), y, level) for level, x in batches.items()]
-
-            clock(as_published, device), clock(by_ours, device)  # warm
-            runs = [[clock(way, device) for way in (by_ours, as_published)] for _ in range(options.repeats)]
+            for way in reversed(ways):  # warm
+                clock(way, batches, device)
+            runs = [[clock(way, batches, device) for way in ways] for _ in range(options.repeats)]
             ours, theirs = (median(pair[way][0] for pair in runs) for way in (0, 1))
             row = dict(threads=threads, sigma=sigma, ours=ours, published=theirs)
             errors = ""

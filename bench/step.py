@@ -3,12 +3,13 @@
     git clone https://github.com/sail-sg/DiffMemorize peer
     python bench/step.py --peer peer [--data ../cifar10.zip]      27 minutes on 2 cores
     python bench/step.py                                          ours alone
+    python bench/step.py --device cuda --peer peer                on a GPU, some 10 minutes
 
-A step is forward, backward, optimizer and average of the weights, at the published settings (DDPM++, VP, two blocks a
-resolution, dropout 0.13), on images that lie in memory for both: the peer's data loader, statistics and gradient
-buckets are left out, in its favour. Each method has its own process, set up as its scripts do it; they take turns in
-blocks, and the median block counts. Sampling is timed over 2 Heun steps, 3 evaluations of the network, and reported
-for 18 steps, 35 evaluations; each draws as many images at once as its sampler does by default.
+A step is forward, backward, optimizer and average of the weights, at the published settings (DDPM++, VP, two
+blocks a resolution, dropout 0.13), on images that lie in memory for both: the peer's data loader, statistics
+and gradient buckets are left out, in its favour. Each method has its own process, set up as its scripts do;
+they take turns in blocks, and the median block counts. Sampling is timed over 2 Heun steps, 3 evaluations of
+the network, and reported for 18 steps, 35 evaluations; each draws as many images at once as by default.
 """
 import contextlib
 import multiprocessing
@@ -32,10 +33,13 @@ from bench import machine  # noqa: E402
 from run import option, provenance, stage  # noqa: E402
 
 # data ("" for the real images of --data), resolution, width, batch
-CASES = [("digits", 8, width, 128) for width in (8, 16, 32)] + [("", r, width, 64) for r in (8, 16, 32) for width in (16, 32)]
+CASES = dict(cpu=[("digits", 8, width, 128) for width in (8, 16, 32)]
+             + [("", r, width, 64) for r in (8, 16, 32) for width in (16, 32)],
+             cuda=[("digits", 8, 8, 128), ("", 32, 128, 512), ("", 32, 256, 512)])
 IMAGES = 1000  # of the training set
 HEUN_STEPS, EVALUATIONS, EVALUATIONS_OF_18_STEPS = 2, 3, 35
 PUBLISHED_BATCH = 64  # of generate_edm.py
+WARM_UP = 4           # calls before the first that counts
 BLOCK_SECONDS = 0.2   # of a block at least, which has one call at least
 FAST = ("fp32", "bf16") if torch.cpu._is_avx512_bf16_supported() else ("fp32",)
 
@@ -46,14 +50,15 @@ class Options:
     data: str = option("cifar10", "real images of 32x32 or more")
     repeats: int = option(7, "blocks of each method at least; the median is reported")
     seconds: float = option(15.0, "of turns for each number, at least")
-    threads: tuple[int, ...] = option((1, 2), "threads to time with")
-    cases: tuple[int, ...] = option(tuple(range(len(CASES))), "rows of the table to time")
-    precisions: tuple[str, ...] = option(FAST, "precisions of ours; bf16 by default where the CPU has it")
+    device: str = option("cpu", "cpu, cuda or cuda:N; on a GPU TF32 and bfloat16 are timed too")
+    threads: tuple[int, ...] = option((1, 2), "threads to time with on a CPU")
+    cases: tuple[int, ...] = option((), "rows of the device's table to time, counted from 0; all by default")
+    precisions: tuple[str, ...] = option((), "precisions of ours; by default those that are fast here")
     sampling: bool = option(True, "time sampling too")
 
 
 def published(directory):
-    """The peer's networks, losses and sampler, from its checkout. What they import and never call here is stubbed."""
+    """The networks, losses and sampler of the peer's checkout. What they import and never call is stubbed."""
     persistence = types.ModuleType("persistence")
     persistence.persistent_class = lambda cls: cls  # pickles a class with its source
     stubs = dict(click=mock.MagicMock(), dnnlib=mock.MagicMock(), torch_utils=types.ModuleType("torch_utils"))
@@ -65,7 +70,8 @@ def published(directory):
             import generate_edm
             from training import loss, networks
     except ImportError as error:
-        raise ValueError(f"--peer {directory} is no checkout of github.com/sail-sg/DiffMemorize ({error})") from None
+        raise ValueError(f"--peer {directory} is no checkout of github.com/sail-sg/DiffMemorize "
+                         f"({error})") from None
     finally:
         sys.path.pop(0)
     return networks, loss, generate_edm
@@ -74,19 +80,21 @@ def published(directory):
 class Published:
     """The published training step and sampler (training_loop.py, lines 118 to 160; generate_edm.py)."""
 
-    def __init__(self, peer, options, D):
+    def __init__(self, peer, options, D, device):
         networks, losses, self.sampler = peer
         self.net = networks.VPPrecond(
-            D.resolution, D.images.shape[1], embedding_type="positional", encoder_type="standard", decoder_type="standard",
-            channel_mult_noise=1, resample_filter=[1, 1], attn_resolutions=[D.resolution // 2], model_channels=options.width,
+            D.resolution, D.images.shape[1], embedding_type="positional", encoder_type="standard",
+            decoder_type="standard", channel_mult_noise=1, resample_filter=[1, 1],
+            attn_resolutions=[D.resolution // 2], model_channels=options.width,
             channel_mult=list(options.channel_mult), num_blocks=options.blocks, dropout=options.dropout,
-            skip_connections=[1] * 3 * (options.blocks + 1)).train()
-        self.loss, self.options, self.images = losses.VPLoss(), options, D.images
+            skip_connections=[1] * 3 * (options.blocks + 1)).train().to(device)
+        self.loss, self.options, self.images = losses.VPLoss(), options, D.images.to(device)
         self.ema = [p.detach().clone() for p in self.net.parameters()]
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.learning_rate, betas=(0.9, 0.999),
+                                          eps=1e-8)
 
     def step(self, step):
-        index = steps.batch_index(len(self.images), self.options.batch, step, 0)
+        index = steps.batch_index(len(self.images), self.options.batch, step, 0, device=self.images.device)
         self.optimizer.zero_grad(set_to_none=True)
         y = self.images[index].to(torch.float32) / 127.5 - 1
         self.loss(net=self.net, images=y, labels=None).sum().mul(1 / len(y)).backward()
@@ -99,19 +107,19 @@ class Published:
     @torch.no_grad()
     def draw(self):
         self.net.eval()
-        self.sampler.edm_sampler(self.net, torch.randn(PUBLISHED_BATCH, *self.images.shape[1:]), num_steps=HEUN_STEPS)
+        latents = torch.randn(PUBLISHED_BATCH, *self.images.shape[1:], device=self.images.device)
+        self.sampler.edm_sampler(self.net, latents, num_steps=HEUN_STEPS)
         self.net.train()
         return PUBLISHED_BATCH
 
 
 class Ours:
-    def __init__(self, options, D):
-        self.net = unet.Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], 0, options.width, options.blocks,
-                                 options.channel_mult, dropout=options.dropout).use(options.precision).train()
+    def __init__(self, options, D, device):
+        self.net = unet.build(options, D).to(device).use(options.precision).train()
         parameters = dict(self.net.model.named_parameters())
         ema = {name: p.detach().clone() for name, p in parameters.items()}
         optimizer = steps.Optimizer(options, list(parameters.values()))
-        self.work = steps.Work(options, self.net, ema, optimizer, D.images, None)
+        self.work = steps.Work(options, self.net, ema, optimizer, D.images.to(device), None)
 
     def step(self, step):
         self.work.take(step)
@@ -119,23 +127,27 @@ class Ours:
     def draw(self):
         count = sample.chunk(self.net)
         self.net.eval()
-        sample.generate(self.net, list(range(count)), steps=HEUN_STEPS, batch=count)
+        device = next(self.net.parameters()).device
+        sample.generate(self.net, list(range(count)), steps=HEUN_STEPS, batch=count, device=device)
         self.net.train()
         return count
 
 
 def serve(connection, name, peer, options, threads):
-    """A process of one method: for each (kind, calls) that it is sent, the seconds of a step, or of an image drawn."""
+    """A process of one method: for each (kind, calls) sent to it, seconds, steps or images, and peak GB."""
     if name == "published":
+        device = torch.device(options.device)  # as the peer sets it up: by itself
         with contextlib.redirect_stdout(None):  # its constructor prints
-            method = Published(published(peer), options, data.load(options))
+            method = Published(published(peer), options, data.load(options), device)
         torch.set_num_threads(threads)
     else:
-        data.pick_device("cpu", threads)
-        method = Ours(options, data.load(options))
+        device = data.pick_device(options.device, threads)
+        method = Ours(options, data.load(options), device)
+    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
     step = 0
     while message := connection.recv():
         kind, calls = message
+        wait()
         start, count = time.perf_counter(), 0
         for _ in range(calls):
             if kind == "step":
@@ -143,23 +155,30 @@ def serve(connection, name, peer, options, threads):
                 step, count = step + 1, count + 1
             else:
                 count += method.draw()
-        connection.send((time.perf_counter() - start, count))
+        wait()
+        peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+        connection.send((time.perf_counter() - start, count, peak))
 
 
-def turns(methods, kind, repeats, seconds):
-    """Seconds a step, or an image: {name: [of each block]} of methods {name: connection}, in turns."""
+def turns(methods, kind, repeats, seconds, peaks):
+    """Seconds a step, or an image: {name: [of each block]} of methods {name: connection}, in turns.
+
+    `peaks` {name: GB} gets the most memory of a GPU that each has held so far.
+    """
     def block(connection, calls):
         connection.send((kind, calls))
         return connection.recv()
 
     slowest = 0
     for connection in methods.values():
-        block(connection, 1)  # warm
+        for _ in range(WARM_UP):  # kernels are chosen, and on a GPU the third step is recorded as a graph
+            block(connection, 1)
         slowest = max(slowest, block(connection, 1)[0])
-    calls, seen, end = max(1, round(BLOCK_SECONDS / slowest)), {name: [] for name in methods}, time.perf_counter() + seconds
+    calls, end = max(1, round(BLOCK_SECONDS / slowest)), time.perf_counter() + seconds
+    seen = {name: [] for name in methods}
     while time.perf_counter() < end or len(next(iter(seen.values()))) < repeats:
         for name, connection in methods.items():
-            spent, count = block(connection, calls)
+            spent, count, peaks[name] = block(connection, calls)
             seen[name].append(spent / count)
     return seen
 
@@ -185,32 +204,42 @@ def processes(arguments):
 def bench(options):
     if options.peer:
         published(options.peer)  # or an error now
-    names, kinds = ["published"] * bool(options.peer) + list(options.precisions), ["step"] + ["sample"] * options.sampling
-    print(f"{machine.name()}\n\nimages, width, batch    threads   " + " ".join(f"{name:>22}" for name in names))
+    kind_of_device = options.device.partition(":")[0]
+    precisions = options.precisions or (FAST if kind_of_device == "cpu" else ("fp32", "tf32", "bf16"))
+    names = ["published"] * bool(options.peer) + list(precisions)
+    kinds, cases = ["step"] + ["sample"] * options.sampling, CASES[kind_of_device]
+    print(f"{machine.name()}\n\nimages, width, batch    threads   "
+          + " ".join(f"{name:>22}" for name in names))
     rows = []
-    for source, resolution, width, batch in (CASES[i] for i in options.cases):
-        settings = {name: train.Options(data=source or options.data, resolution=resolution, width=width, batch=batch, n=IMAGES,
-                                        precision="fp32" if name == "published" else name) for name in names}
+    for source, resolution, width, batch in (cases[i] for i in options.cases or range(len(cases))):
+        settings = {name: train.Options(
+            data=source or options.data, resolution=resolution, width=width, batch=batch, n=IMAGES,
+            precision="fp32" if name == "published" else name, device=options.device) for name in names}
         data.load(settings[names[0]])  # or an error now
-        for threads in options.threads:
-            row = dict(data=source or "real images", resolution=resolution, width=width, batch=batch, threads=threads)
+        for threads in options.threads if kind_of_device == "cpu" else options.threads[-1:]:
+            row = dict(data=source or "real images", resolution=resolution, width=width, batch=batch,
+                       threads=threads, peak_gb={})
             with processes({name: (options.peer, settings[name], threads) for name in names}) as methods:
                 for kind in kinds:
-                    row[kind] = turns(methods, kind, options.repeats, options.seconds)
+                    row[kind] = turns(methods, kind, options.repeats, options.seconds, row["peak_gb"])
             rows.append(row)
             label = f"{row['data']} {resolution}x{resolution}, {width}, {batch}"
             print(f"{label:<26} {threads:>4}   ", end="")  # milliseconds, then images a second
             for kind in kinds:
                 for name, times in row[kind].items():
-                    ratio = f" ({median(row[kind]['published']) / median(times):.2f}x)" if options.peer and name != "published" else ""
+                    ratio = ""
+                    if options.peer and name != "published":
+                        ratio = f" ({median(row[kind]['published']) / median(times):.2f}x)"
                     drawn = EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times)
                     value = f"{1e3 * median(times):.0f} ms" if kind == "step" else f"{drawn:.1f} images/s"
                     print(f"{value + ratio:>22} ", end="")
             print(flush=True)
     record = dict(provenance(), machine=machine.name(), rows=rows)
     if options.peer:
-        record["ratios"] = {f"{kind} {name}": geometric_mean(median(row[kind]["published"]) / median(row[kind][name]) for row in rows)
-                            for kind in kinds for name in names if name != "published"}
+        record["ratios"] = {
+            f"{kind} {name}": geometric_mean(median(row[kind]["published"]) / median(row[kind][name])
+                                             for row in rows)
+            for kind in kinds for name in names if name != "published"}
         for name, ratio in record["ratios"].items():
             print(f"{name}: {ratio:.2f}x the published code (geometric mean)")
     print(f"\n{machine.save('step', record)}")

@@ -26,6 +26,7 @@ MAX_LABEL = 2**20       # largest class number
 # Names that people and tools give to arrays; the first that is there counts
 IMAGE_NAMES = "arr_0", "images", "image", "x", "samples", "x_train", "train_images", "data"
 LABEL_NAMES = "labels", "label", "y", "targets", "y_train", "train_labels", "arr_1", "arr_0"
+NO_LABELS = "seeds",  # of sample.py
 
 
 def decode(content, name):
@@ -157,7 +158,12 @@ def _chosen(path, headers):
     if len(shaped) > 1:
         say(f"{path}: images are {key}; left out {', '.join(name for name in shaped if name != key)}")
     flat = [name for name, (shape, _) in headers.items() if name != key and len(shape) in (1, 2)]
-    return key, first(LABEL_NAMES, flat)
+    labels = first(LABEL_NAMES, flat)
+    perhaps = [name for name in flat if headers[name][0] == headers[key][0][:1]
+               and headers[name][1].kind in "iu" and name not in NO_LABELS]
+    if perhaps and not labels:
+        say(f"{path}: no labels are read; if {' or '.join(perhaps)} holds them, name it labels")
+    return key, labels
 
 
 def _check_images(name, shape, dtype, either=False):

@@ -208,7 +208,7 @@ def scaled_sum(conv, h, x, skip, scale):
 @lru_cache
 @torch.inference_mode(False)
 def averaging(channels, groups, n):
-    """[C, C] that takes sums [B, C] over n pixels to the means of each channel's group over pixels."""
+    """[C, C] that takes sums [B, C] over n pixels to means over all pixels and channels of a group."""
     size = channels // groups
     return torch.block_diag(*torch.ones(groups, size, size)) * (groups / channels / n)
 

@@ -1,10 +1,11 @@
-"""Set a trained model beside the closed-form optimum of its training set: copies, nearest distances, loss at each noise level.
+"""Set a trained model beside the closed-form optimum of its training set: copies, distances, loss by noise.
 
-    python -m paper.compare --run runs/n64 --samples 1000        runs/n64/compare.json; seconds for digits on two CPU cores
+    python -m paper.compare --run runs/n64 --samples 1000     runs/n64/compare.json; digits take seconds
 
-The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over the training
-images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is E |D - D*|^2 / dim. Over images
-of the same source outside the training set it is the optimum that fails: what a model does better there, it generalizes.
+The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over
+the training images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is
+E |D - D*|^2 / dim. Over images of the same source outside the training set it is the optimum that fails: what
+a model does better there, it generalizes.
 With labels, both are given the same: the drawn one of a sample, an image's own. Outside, images count whose
 label a training image has too.
 """
@@ -36,9 +37,11 @@ class Options:
     draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
     seed: int = option(0, "of that noise")
     out: str = option("", "JSON to write; compare.json in the run directory by default", recorded=False)
-    pairs: str = option("", "also draw the model's samples beside their originals in this PNG, the optimum's in NAME-closed-form.png", recorded=False)
+    pairs: str = option("", "also draw the model's samples beside their originals in this PNG, "
+                            "the optimum's in NAME-closed-form.png", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
-    precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32", unet.PRECISIONS)
+    precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32",
+                            unet.PRECISIONS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
@@ -46,7 +49,8 @@ class Options:
         if not self.run:
             raise ValueError("give --run, the directory of a finished train.py")
         if self.samples < 1 or self.draws < 1 or self.seed < 0:
-            raise ValueError(f"--samples {self.samples}, --draws {self.draws}, --seed {self.seed}: need at least 1, 1 and 0")
+            raise ValueError(f"--samples {self.samples}, --draws {self.draws}, --seed {self.seed}: "
+                             "need at least 1, 1 and 0")
         memorize.parse_threshold(self.threshold)
         if self.pairs and not self.pairs.endswith(".png"):
             raise ValueError(f"--pairs {self.pairs} must end in .png")
@@ -65,11 +69,16 @@ def compare(options):
     if not model.is_file():
         raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
     out = Path(options.out) if options.out else files.compare
-    about = dict(options=run.recorded(options), source=dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"]))
-    sheets = [Path(options.pairs).with_stem(Path(options.pairs).stem + end) for end in ("", "-closed-form")] if options.pairs else []
+    source = dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"])
+    about = dict(options=run.recorded(options), source=source)
+    sheets = []
+    if options.pairs:
+        pairs = Path(options.pairs)
+        sheets = [pairs, pairs.with_stem(f"{pairs.stem}-closed-form")]
     if out.is_file():
         if different := run.differences(run.read_json(out), about, run.defaults(Options)):
-            raise ValueError(f"{out} holds another comparison ({different}); choose another --out, or remove it")
+            raise ValueError(f"{out} holds another comparison ({different}); "
+                             "choose another --out, or remove it")
         if not sheets:
             return out
     whole = data.load(dataclasses.replace(chosen, n=0))
@@ -84,7 +93,8 @@ def compare(options):
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
-    data.announce(options.device, device, sample.EVALUATIONS * options.samples * trained.flops())
+    data.announce(options.device, device, sample.EVALUATIONS * options.samples * trained.flops(),
+                  options.precision)
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):
         images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)
@@ -102,18 +112,20 @@ def compare(options):
                 result[name][where] = loss[name]
             if where == "loss":
                 result["trained"]["excess"] = excess
-    run.write_json(out, result | dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside)) | about | run.provenance(device))
+    result |= dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside))
+    run.write_json(out, result | about | run.provenance(device))
     return out
 
 
 def quantiles(distances):
-    """`QUANTILES` of the ratio of the nearest to the second nearest distance, given their squares int64 [N, 2]."""
-    return torch.quantile(memorize.distance_ratio(distances), torch.tensor(QUANTILES, dtype=torch.float64) / 100).tolist()
+    """`QUANTILES` of the ratio of nearest to second nearest distance, of their squares int64 [N, 2]."""
+    shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
+    return torch.quantile(memorize.distance_ratio(distances), shares).tolist()
 
 
 @torch.inference_mode()
 def losses(denoisers, images, draws, seed=0, labels=None):
-    """The loss of each of {name: denoiser} at `SIGMAS` on images uint8 [N, C, H, W], and E |D - D*|^2 / dim of the two.
+    """Losses at `SIGMAS` of each of {name: denoiser} on images uint8 [N, C, H, W], and E |D - D*|^2 / dim.
 
     All get the same noisy images: `draws` of them, each image as often, or evenly chosen ones where they are
     more; and their labels, if `labels` int64 [N] are given.
@@ -122,7 +134,8 @@ def losses(denoisers, images, draws, seed=0, labels=None):
     index = torch.arange(draws, device=images.device)
     index = index % len(images) if draws >= len(images) else index * len(images) // draws
     for level, sigma in enumerate(SIGMAS):
-        noise = torch.randn(draws, *images.shape[1:], generator=torch.Generator().manual_seed(seed * len(SIGMAS) + level)).to(images.device)
+        generator = torch.Generator().manual_seed(seed * len(SIGMAS) + level)
+        noise = torch.randn(draws, *images.shape[1:], generator=generator).to(images.device)
         sums, difference = dict.fromkeys(denoisers, 0.0), 0.0
         for i, n in zip(index.split(BATCH), noise.split(BATCH)):
             y = images[i].double() / 127.5 - 1                         # [B, C, H, W]
@@ -144,8 +157,8 @@ def in_words(path):
     for name in ("closed form", "trained"):
         r = result[name]
         outside = f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""
-        lines.append(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; loss at sigma {SIGMAS[6]:.2g}: "
-                     f"{r['loss'][6]:.2g} on the training images{outside}")
+        lines.append(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; "
+                     f"loss at sigma {SIGMAS[6]:.2g}: {r['loss'][6]:.2g} on the training images{outside}")
     return "\n".join([*lines, f"wrote {path}"])
 
 

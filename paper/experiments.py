@@ -4,9 +4,10 @@
     python -m paper.experiments --name width --scale paper --dry-run     the commands, and what they cost
     make width SCALE=cpu
 
-Every point is an emm.py command, printed before it runs: sizes measured in full, or a search for EMM. Its directory is
-named after what differs from the base, so that what experiments have in common is trained once, and what was interrupted goes on.
-Each point has a run for each of --seeds, which draw training set, weights and noise; its interval is Student's.
+Every point is an emm.py command, printed before it runs: sizes measured in full, or a search for EMM. Its
+directory is named after what differs from the base, so that what experiments have in common is trained once,
+and what was interrupted goes on. Each point has a run for each of --seeds, which draw training set, weights
+and noise; its interval is Student's.
 """
 import dataclasses
 import hashlib
@@ -24,7 +25,7 @@ import search
 import train
 import unet
 from bench import plan
-from images import read
+from images import read, there
 from paper import compare
 from paper.protocol import BASE, EMM_RANGE, EXPERIMENTS, NATIVE, SCALES
 from run import option
@@ -48,7 +49,8 @@ class Options:
         given, usual = parsed(self.words), emm.Options()
         for name in ("sizes", "full", "seeds", "out"):
             if getattr(given, name) != getattr(usual, name):
-                raise ValueError(f"--words {self.words!r} has --{name}, which the experiment gives itself; leave it out")
+                raise ValueError(f"--words {self.words!r} has --{name}, "
+                                 "which the experiment gives itself; leave it out")
 
 
 def points(name, options):
@@ -71,24 +73,27 @@ def commands(options, name):
     found, all_points = {}, points(name, options)
     for point in all_points:
         base = " ".join(part for part in (BASE[options.scale], options.words, point.words) if part)
-        out = Path(options.runs) / options.scale / f"{'emm' if point.n is None else 'full'}-{directory(base, BASE[options.scale])}"
+        kind = "emm" if point.n is None else "full"
+        out = Path(options.runs) / options.scale / f"{kind}-{directory(base, BASE[options.scale])}"
         if point.n is None:
             how = f"{EMM_RANGE[options.scale]} {base}"
         else:
-            how = f"{base} --full --sizes " + ",".join(str(n) for n in dict.fromkeys(p.n for p in all_points if p.words == point.words))
+            sizes = dict.fromkeys(p.n for p in all_points if p.words == point.words)
+            how = f"{base} --full --sizes {','.join(map(str, sizes))}"
         words = f"{how} --seeds {','.join(map(str, options.seeds))} --out {shlex.quote(str(out))}"
         found.setdefault(words, []).append(point)
     return found
 
 
 def directory(words, base):
-    """A directory's name for options of emm.py: those that differ from the base's, and a digest where that is long.
+    """A directory's name for options of emm.py: those unlike the base's, and a digest where that is long.
 
     The same for the same options, however they are written: what two experiments share is found again.
     """
     usual = run.recorded(parsed(base))
     given = {key: value for key, value in run.recorded(parsed(words)).items() if value != usual[key]}
-    name = "_".join(f"{key}-{','.join(map(str, value)) if isinstance(value, list) else value}" for key, value in sorted(given.items()))
+    name = "_".join(f"{key}-{','.join(map(str, value)) if isinstance(value, list) else value}"
+                    for key, value in sorted(given.items()))
     name = "".join(c if c.isalnum() or c in "._,-" else "-" for c in name) or "base"
     return name if len(name) <= 80 else f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
@@ -98,9 +103,9 @@ def parsed(words):
 
 
 def price(options, words, done=()):
-    """Images trained and FLOPs of a command, training and sampling, on all seeds, for sizes that are not `done`.
+    """Images trained and FLOPs of a command, sampling included, on all seeds, for sizes that are not `done`.
 
-    A search is priced as the sizes it measures if EMM is `ASSUMED_EMM`, and every snapshot as sampled in full.
+    A search is priced as the sizes it measures if EMM is `ASSUMED_EMM`, every snapshot as sampled in full.
     """
     o = parsed(words)
     count, channels, side, classes = source_shape(o)
@@ -118,11 +123,13 @@ def price(options, words, done=()):
 
 
 def source_shape(o):
-    """Images, channels, pixels a side and classes of a command's data; what is not here counts as CIFAR-10."""
+    """Images, channels, pixels a side and classes of a command's data; what is not here is as CIFAR-10."""
     name, _, one_class = o.data.partition(":")
     known = {"digits": (1797, 1, 8, 10), "cifar10": (50_000, 3, 32, 10), "cifar100": (50_000, 3, 32, 100),
-             "mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10)}  # not downloaded to be priced
-    if name not in known and Path(o.data).exists():
+             # not downloaded to be priced
+             "mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10)}
+    known |= {f"{key}-test": (10_000, *shape) for key, (_, *shape) in known.items() if key != "digits"}
+    if name not in known and there(o.data):
         images, labels, _ = read(o.data, o.resolution)
         count, channels, side, classes = len(images), images.shape[1], images.shape[-1], len(labels.unique())
     else:
@@ -146,13 +153,14 @@ def experiment(options):
         done, total = set(), 0
         for name in names:
             print(f"# {name}: {EXPERIMENTS[name].about}")
-            for words, chosen in commands(options, name).items():
+            for words in commands(options, name):
                 trained, flops, new = price(options, words, done)
                 total += flops
                 done |= new
                 print(f"python emm.py {words}    # "
                       + (f"{trained:,} images, {flops:.2g} FLOP" if new else "shared"))
-        hours = f", {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 at the assumed {plan.UTILISATION['fp32']:.0%} of its peak"
+        hours = (f", {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 "
+                 f"at the assumed {plan.UTILISATION['fp32']:.0%} of its peak")
         print(f"# {total:.3g} FLOP in all, where a search counts as the sizes that it measures if EMM is "
               f"{ASSUMED_EMM[options.scale]:,}{hours if options.scale == 'paper' else ''}")
         return []
@@ -165,11 +173,13 @@ def one(options, name):
     folder = Path(options.out) / options.scale
     path = folder / f"{name}.json"
     if path.exists() and (words := run.read_json(path)["options"]["words"]) != options.words:
-        raise ValueError(f"{path} was measured with --words {words!r}, and not {options.words!r}; give another --out (RESULTS= of make), or remove it")
+        raise ValueError(f"{path} was measured with --words {words!r}, and not {options.words!r}; "
+                         "give another --out (RESULTS= of make), or remove it")
     for words, chosen in commands(options, name).items():
         print(f"python emm.py {words}", flush=True)
         found = emm.find(parsed(words))
-        runs, searches = found.parent, [run.read_json(found.parent / part) for part in run.read_json(found)["searches"]]
+        runs = found.parent
+        searches = [run.read_json(runs / part) for part in run.read_json(found)["searches"]]
         for point in chosen:
             extra = dict(command=f"python emm.py {words}", runs=str(runs))
             if name == "optimum":
@@ -185,26 +195,35 @@ def one(options, name):
                 values = [search["emm"] for search in searches]
                 extra |= dict(brackets=[search["bracket"] for search in searches])
             mean = emm.mean_interval(values)
-            results.append(dataclasses.asdict(point) | dict(values=values, mean=mean["emm"], interval=mean["interval"]) | extra)
+            measured = dict(values=values, mean=mean["emm"], interval=mean["interval"])
+            results.append(dataclasses.asdict(point) | measured | extra)
     order = {(p.series, p.x, p.n): i for i, p in enumerate(points(name, options))}
     results.sort(key=lambda r: order[r["series"], r["x"], r["n"]])
     run.write_json(path, dict(
-        name=name, scale=options.scale, about=e.about, x=e.x, measure="ratio" if results[0]["n"] else "emm", seeds=options.seeds,
-        published=published(name) if options.scale == "paper" else [], options=run.recorded(options), **run.provenance(), **shared, points=results))
+        name=name, scale=options.scale, about=e.about, x=e.x,
+        measure="ratio" if results[0]["n"] else "emm", seeds=options.seeds,
+        published=published(name) if options.scale == "paper" else [],
+        options=run.recorded(options), **run.provenance(), **shared, points=results))
     plot.plot(plot.Options(experiment=str(path)))
     return path
 
 
 def compared(options, point, words, runs, folder):
-    """compare.py's comparison of the last weights of each seed's run with the closed form; sheets of pairs of the first seed."""
+    """compare.py's comparisons of each seed's last weights with the closed form.
+
+    The first seed's come with sheets of pairs.
+    """
     o, found = parsed(words), []
     for seed in options.seeds:
         there = runs / f"seed{seed}" / f"n{point.n:06d}"
-        sheets = {name: there / f"{name}.png" for name in ("pairs", "pairs-closed-form")} if seed == options.seeds[0] else {}
+        sheets = {}
+        if seed == options.seeds[0]:
+            sheets = {name: there / f"{name}.png" for name in ("pairs", "pairs-closed-form")}
         new = not all(sheet.exists() for sheet in sheets.values())
         found.append(run.read_json(compare.compare(compare.Options(
             run=str(there), pairs=str(sheets["pairs"]) if new else "",
-            **{name: getattr(o, name) for name in ("samples", "threshold", "precision", "device", "threads")}))))
+            **{name: getattr(o, name)
+               for name in ("samples", "threshold", "precision", "device", "threads")}))))
         for name, sheet in sheets.items():
             with run.publish(folder / f"optimum-{name}.png") as temporary:
                 temporary.write_bytes(sheet.read_bytes())
@@ -212,22 +231,25 @@ def compared(options, point, words, runs, folder):
 
 
 def published(name):
-    """The published points of an experiment, read off the paper's figures: series, x and ratio, or EMM, of each."""
+    """An experiment's points read off the paper's figures: series, x, and ratio or EMM, of each."""
     found = []
     for row in plot.published_rows():
         for (series, x), theirs in EXPERIMENTS[name].published.items():
             same_size = not series.startswith("|D|") or series == f"|D| = {row['n_train']}"
             if row["experiment"] == theirs[0] and theirs[1] in (None, row["series"]) and same_size:
                 there = f"{row['x']}x{row['x']}" if row["x_name"] == "resolution" else row["x"]
-                found.append(dict(series=series, x=there if x is None else x, value=float(row["ratio_percent"]) / 100))
+                found.append(dict(series=series, x=there if x is None else x,
+                                  value=float(row["ratio_percent"]) / 100))
     if name == "resolution":  # where its curves cross 90%
-        found = [dict(series="", x=str(side), value=search.crossing(*plot.published_curve(series=f"{side}x{side}"), 0.9)[0])
-                 for side in (32, 16, 8)]
+        emms = {side: search.crossing(*plot.published_curve(series=f"{side}x{side}"), 0.9)[0]
+                for side in (32, 16, 8)}
+        found = [dict(series="", x=str(side), value=value) for side, value in emms.items()]
     return found
 
 
 def main():
-    run.stage(experiment, Options, __doc__, say=lambda paths: "\n".join(f"wrote {path} and its figure" for path in paths))
+    run.stage(experiment, Options, __doc__,
+              say=lambda paths: "\n".join(f"wrote {path} and its figure" for path in paths))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from run import option
 class Options:
     scale: str = option("cpu", "results to report", SCALES)
     results: str = option("paper/results", "directory of result files, as --out of paper.experiments")
-    out: str = option("report.html", "page to write: .html, with everything inside, or .md, which links its figures")
+    out: str = option("report.html", "page to write: .html, with all inside, or .md, which links its figures")
 
     def __post_init__(self):
         if Path(self.out).suffix not in (".html", ".md"):
@@ -35,8 +35,11 @@ class Options:
 
 
 def place(result, series, x, end):
-    """The values of a place of a Claim, one a seed, by x. An EMM outside the range searched counts as that end of its bracket:
-    0 is the most it surely reaches, 1 what it surely does not exceed, or None."""
+    """The values of a place of a Claim, one a seed, by x.
+
+    An EMM outside the range searched counts as an end of its bracket: for end 0 the most it surely reaches,
+    for end 1 what it surely does not exceed, or None.
+    """
     names = list(dict.fromkeys(p["series"] for p in result["points"]))
     series = {FIRST: names[0], LAST: names[-1]}.get(series, series)
     line = [p for p in result["points"] if p["series"] == series]
@@ -45,13 +48,17 @@ def place(result, series, x, end):
 
     def ends(p):
         brackets = p.get("brackets", [(None, None)] * len(p["values"]))
-        return [(bracket[end] if bracket[end] is not None or end else 0) if v is None else v for v, bracket in zip(p["values"], brackets)]
+        bounds = [bracket[end] if bracket[end] is not None or end else 0 for bracket in brackets]
+        return [bound if v is None else v for v, bound in zip(p["values"], bounds)]
     return {p["x"] if x == ALL else None: ends(p) for p in line}
 
 
 def judge(result, claim):
-    """A Claim against a result: its words, the mean difference over seeds, its interval, a verdict in words, and what the
-    difference is: "", or "at least " or "at most " where an EMM lay outside the range searched."""
+    """A Claim against a result: its words, the mean difference over seeds, its interval, and a verdict.
+
+    `bound` says what the difference is: "", or "at least " or "at most " where an EMM lay outside the range
+    searched.
+    """
     def differences(end):  # none greater for end 0, none smaller for end 1
         more, less = place(result, *claim.more, end), place(result, *claim.less, 1 - end)
         pairs = [[(more[x][i], less[x][i]) for x in more if x in less] for i in range(len(result["seeds"]))]
@@ -64,31 +71,38 @@ def judge(result, claim):
         return found | dict(verdict="not resolved: one seed")
     least, most = ({} if d is None else emm.mean_interval(d) for d in (least, most))
     if least and least["interval"][0] > 0:
-        return found | dict(difference=least["emm"], interval=least["interval"], bound="" if least == most else "at least ", verdict="agrees")
+        return found | dict(difference=least["emm"], interval=least["interval"],
+                            bound="" if least == most else "at least ", verdict="agrees")
     if most and most["interval"][1] < 0:
-        return found | dict(difference=most["emm"], interval=most["interval"], bound="" if least == most else "at most ", verdict="disagrees")
+        return found | dict(difference=most["emm"], interval=most["interval"],
+                            bound="" if least == most else "at most ", verdict="disagrees")
     return found | (dict(difference=least["emm"], interval=least["interval"]) if least == most else
                     dict(verdict="not resolved: an EMM lies outside the range searched"))
 
 
 def figures(folder, name):
-    """The pictures of an experiment: NAME.png first, then NAME-*.png. Raises ValueError if the first is missing."""
+    """The pictures of an experiment: NAME.png, then NAME-*.png. Raises ValueError without the first."""
     if not (folder / f"{name}.png").exists():
-        raise ValueError(f"{folder / name}.png is missing; draw it with: python plot.py --experiment {folder / name}.json")
+        raise ValueError(f"{folder / name}.png is missing; "
+                         f"draw it with: python plot.py --experiment {folder / name}.json")
     others = [other for other in EXPERIMENTS if other.startswith(f"{name}-")]
-    return [folder / f"{name}.png"] + [path for path in sorted(folder.glob(f"{name}-*.png"))
-                                       if not any(path.stem == other or path.stem.startswith(f"{other}-") for other in others)]
+    return [folder / f"{name}.png"] + [
+        path for path in sorted(folder.glob(f"{name}-*.png"))
+        if not any(path.stem == other or path.stem.startswith(f"{other}-") for other in others)]
 
 
 def notes(folder):
-    """The notes of notes.md by experiment; {} if there is none. Raises ValueError for text under no experiment's heading."""
+    """The notes of notes.md by experiment, {} without one. Raises ValueError for text under no heading."""
     path = folder / "notes.md"
-    before, *parts = re.split(r"^##[ \t]+(.*?)[ \t]*$", path.read_text(encoding="utf-8") if path.exists() else "", flags=re.M)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    before, *parts = re.split(r"^##[ \t]+(.*?)[ \t]*$", text, flags=re.M)
     names = parts[::2]
     wrong = [name for name in names if name not in EXPERIMENTS or names.count(name) > 1]
-    if wrong or before.strip():
-        raise ValueError(f"{path} has {f'notes on {wrong[0]!r}, which is no experiment or stands there twice' if wrong else 'text before its first heading'}"
-                         "; head each note with ## and a name of protocol.py")
+    fault = "text before its first heading" if before.strip() else ""
+    if wrong:
+        fault = f"notes on {wrong[0]!r}, which is no experiment or stands there twice"
+    if fault:
+        raise ValueError(f"{path} has {fault}; head each note with ## and a name of protocol.py")
     return dict(zip(names, map(str.strip, parts[1::2])))
 
 
@@ -97,15 +111,18 @@ def amount(value, measure, signed=False):
     if value is None:
         return "-"
     sign = "+" if signed else ""
-    text = f"{100 * value:{sign}.1f}" if measure == "ratio" else f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.1f}"
-    return text + ("%" if measure == "ratio" and not signed else "")
+    if measure == "ratio":
+        return f"{100 * value:{sign}.1f}" + ("" if signed else "%")
+    return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.1f}"
 
 
 def between(interval, measure, signed=False):
     """An interval; one of values, and not of differences, ends where they can."""
     if interval is None:
         return "-"
-    low, high = interval if signed else (max(0, interval[0]), min(1, interval[1]) if measure == "ratio" else interval[1])
+    low, high = interval
+    if not signed:
+        low, high = max(0, low), min(1, high) if measure == "ratio" else high
     return f"{amount(low, measure, signed)} to {amount(high, measure, signed)}"
 
 
@@ -113,7 +130,8 @@ def point_rows(result):
     """The points of a result as rows of text, the head first."""
     measure, several = result["measure"], any(p["series"] for p in result["points"])
     sized = any(p["n"] not in (None, p["x"]) for p in result["points"])
-    rows = [["series"] * several + ["|D|"] * sized + [result["x"], *(f"seed {seed}" for seed in result["seeds"]), "mean", "95% interval"]]
+    rows = [["series"] * several + ["|D|"] * sized
+            + [result["x"], *(f"seed {seed}" for seed in result["seeds"]), "mean", "95% interval"]]
     for p in result["points"]:
         cells = [amount(v, measure) for v in p["values"]]
         for i, (low, high) in enumerate(p.get("brackets", ())):
@@ -131,17 +149,19 @@ def claim_rows(result):
     """The claims on an experiment as rows of text."""
     measure = result["measure"]
     judged = [judge(result, claim) for claim in EXPERIMENTS[result["name"]].claims]
-    return [[j["claim"], j["bound"] + amount(j["difference"], measure, True), between(j["interval"], measure, True), j["verdict"]] for j in judged]
+    return [[j["claim"], j["bound"] + amount(j["difference"], measure, True),
+             between(j["interval"], measure, True), j["verdict"]] for j in judged]
 
 
 def read(options):
-    """The results of a scale in the order of the table. Raises ValueError if there is none, or one of another table."""
+    """A scale's results in the order of the table. Raises ValueError without any, or for another table's."""
     folder, found = Path(options.results) / options.scale, []
     for name, e in EXPERIMENTS.items():
         if (path := folder / f"{name}.json").exists():
             result = run.read_json(path)
             places = [[p.get("series"), p.get("x"), p.get("n")] for p in result.get("points", ())]
-            if places != [[p.series, p.x, p.n] for p in getattr(e, options.scale)] or (result["name"], result["scale"]) != (name, options.scale):
+            table = [[p.series, p.x, p.n] for p in getattr(e, options.scale)]
+            if places != table or (result["name"], result["scale"]) != (name, options.scale):
                 raise ValueError(f"{path} is of another protocol.py; run it again with: "
                                  f"python -m paper.experiments --name {name} --scale {options.scale}")
             found.append(result)
@@ -153,38 +173,50 @@ def read(options):
 
 def summary(results):
     """All claims as rows of text, with their experiments."""
-    return [[r["name"], *row] for r in results for row in claim_rows(r) or [["(no direction claimed)", "", "", ""]]]
+    none = [["(no direction claimed)", "", "", ""]]
+    return [[r["name"], *row] for r in results for row in claim_rows(r) or none]
 
 
 def claimed(experiment):
     """The paper's finding, and whether there are published numbers to check it by."""
-    return f"Paper{'' if experiment.published else ', by its text (paper/ has no numbers for it)'}: {experiment.finding}"
+    source = "" if experiment.published else ", by its text (paper/ has no numbers for it)"
+    return f"Paper{source}: {experiment.finding}"
 
 
 def setting(result):
     """Where and how a result was measured, in words."""
     versions = result["versions"]
     said = f"with `{result['options']['words']}`; " if result["options"]["words"] else ""
-    return (f"{said}{result['processor']}; torch {versions['torch']}, python {versions['python']}; commit {result['commit']}")
+    return (f"{said}{result['processor']}; torch {versions['torch']}, python {versions['python']}; "
+            f"commit {result['commit']}")
 
 
 def introduction(options, results):
     seeds = sorted({len(r["seeds"]) for r in results})
     counts = [row[-1].split(":")[0] for row in summary(results) if row[-1]]
     said = ", ".join(f"{verdict}: {counts.count(verdict)}" for verdict in dict.fromkeys(counts))
-    yield (f"Measured at {options.scale} scale, {' or '.join(map(str, seeds))} seeds a point, each with its own training set, weights and noise; "
-           f"intervals are Student's, 95%, over seeds. `make NAME SCALE={options.scale}` repeats an experiment.")
-    yield (f"A claim is judged by the differences between its two places, seed by seed: it agrees, or disagrees, if the interval of their mean "
-           f"lies on one side of zero, and is not resolved otherwise. {len(counts)} claims{' - ' if said else ''}{said}. Nothing is corrected for their number, "
-           "and an EMM's bracket is not in its interval; an interval of equal values has no width, and one of few values can reach beyond what is possible. Differences of ratios are in percentage points, of EMM in images.")
+    yield (f"Measured at {options.scale} scale, {' or '.join(map(str, seeds))} seeds a point, "
+           "each with its own training set, weights and noise; intervals are Student's, 95%, over seeds. "
+           f"`make NAME SCALE={options.scale}` repeats an experiment.")
+    yield ("A claim is judged by the differences between its two places, seed by seed: "
+           "it agrees, or disagrees, if the interval of their mean lies on one side of zero, "
+           f"and is not resolved otherwise. {len(counts)} claims{' - ' if said else ''}{said}. "
+           "Nothing is corrected for their number, and an EMM's bracket is not in its interval; "
+           "an interval of equal values has no width, "
+           "and one of few values can reach beyond what is possible. "
+           "Differences of ratios are in percentage points, of EMM in images.")
 
 
 def markdown(options, results, said):
     """The report as Markdown, piece by piece; figures are links."""
     def table(head, rows):
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
+        lines = [head, ["---"] * len(head), *rows]
+        escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        return "\n".join("| " + " | ".join(line) + " |" for line in escaped) + "\n"
 
-    yield f"# Results at {options.scale} scale\n\nWritten by `python -m paper.report --scale {options.scale} --results {options.results} --out {options.out}`: change that, or notes.md, and not this.\n"
+    words = f"--scale {options.scale} --results {options.results} --out {options.out}"
+    yield f"# Results at {options.scale} scale\n"
+    yield f"Written by `python -m paper.report {words}`: change that, or notes.md, and not this.\n"
     yield from (text + "\n" for text in introduction(options, results))
     yield table(["experiment", *CLAIM_HEAD], summary(results))
     for r in results:
@@ -202,11 +234,22 @@ def markdown(options, results, said):
         yield f"`make {name} SCALE={options.scale}`; {setting(r)}\n"
 
 
-STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto } th, td { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
-th { background: #f3f3f3 } td { font-variant-numeric: tabular-nums } img { max-width: 100% } figure { margin: 1rem 0 } figcaption { color: #666; font-size: 14px }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem; font-size: 13px } h2 { border-top: 1px solid #ccc; padding-top: 1rem }
-.agrees { background: #e2f2e6 } .disagrees { background: #fbe3d6 } nav a { margin-right: .8rem } .where { color: #666; font-size: 14px }"""
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
+       padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+th, td { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
+th { background: #f3f3f3 }
+td { font-variant-numeric: tabular-nums }
+img { max-width: 100% }
+figure { margin: 1rem 0 }
+figcaption, .where { color: #666; font-size: 14px }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem; font-size: 13px }
+h2 { border-top: 1px solid #ccc; padding-top: 1rem }
+.agrees { background: #e2f2e6 }
+.disagrees { background: #fbe3d6 }
+nav a { margin-right: .8rem }
+"""
 
 
 def page(options, results, said):
@@ -222,7 +265,8 @@ def page(options, results, said):
         return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
     title = f"Memorization in diffusion models: results at {options.scale} scale"
-    yield f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    yield ('<!doctype html><html lang="en"><meta charset="utf-8">'
+           f'<meta name="viewport" content="width=device-width"><title>{title}</title>')
     yield f"<style>{STYLE}</style><h1>{title}</h1>"
     yield from (f"<p>{words(text)}</p>" for text in introduction(options, results))
     yield "<nav>" + " ".join(f'<a href="#{r["name"]}">{r["name"]}</a>' for r in results) + "</nav>"
@@ -231,20 +275,23 @@ def page(options, results, said):
         e, name = EXPERIMENTS[r["name"]], r["name"]
         yield f'<h2 id="{name}">{name}: {html.escape(e.about)}</h2><p>{html.escape(claimed(e))}</p>'
         for path in figures(Path(options.results) / options.scale, name):
-            picture = base64.b64encode(path.read_bytes()).decode()
-            yield f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{picture}"><figcaption>{html.escape(path.stem)}</figcaption></figure>'
+            picture, caption = base64.b64encode(path.read_bytes()).decode(), html.escape(path.stem)
+            yield (f'<figure><img alt="{caption}" src="data:image/png;base64,{picture}">'
+                   f"<figcaption>{caption}</figcaption></figure>")
         head, *rows = point_rows(r)
         yield from table(head, rows)
         if e.claims:
             yield from table(CLAIM_HEAD, claim_rows(r))
         for part in filter(None, said.get(name, "").split("\n\n")):
             if part.startswith("|"):
-                head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in part.splitlines())
+                lines = [line.strip("| ").split("|") for line in part.splitlines()]
+                head, _, *rows = ([cell.strip() for cell in line] for line in lines)
                 yield from table(head, rows)
             else:
                 yield f"<p>{words(part)}</p>"
         commands = "\n".join(dict.fromkeys(p["command"] for p in r["points"]))
-        yield f'<details><summary>commands</summary><pre>{html.escape(commands)}</pre></details><p class="where">{html.escape(setting(r))}</p>'
+        yield f"<details><summary>commands</summary><pre>{html.escape(commands)}</pre></details>"
+        yield f'<p class="where">{html.escape(setting(r))}</p>'
     yield "</html>"
 
 

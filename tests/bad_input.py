@@ -1,7 +1,7 @@
-"""Options and files that cannot be: each must end in one line on stderr that names it, and leave nothing behind.
+"""Bad options and bad files: each must end in one line on stderr that names it, and leave nothing behind.
 
-`cases(folder)` makes the files and yields (stage, words, exit status, what the line must say); `OUT` in words is a
-directory that must not be there afterwards. test_bad_input.py goes through them, chaos.py measures their memory too.
+`cases(folder)` makes the files and yields (stage, words, exit status, what the line must say); `OUT` in words
+is a directory that must not be there afterwards. chaos.py goes through them, and measures their memory too.
 """
 import io
 import json
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-TRAIN = "--data digits --n 8 --width 4 --blocks 1 --channel-mult 1,1 --batch 4 --steps 1 --device cpu --out OUT"
+TRAIN = ("--data digits --n 8 --width 4 --blocks 1 --channel-mult 1,1 --batch 4 --steps 1 --device cpu "
+         "--out OUT")
 SEARCH = TRAIN.replace("--n 8 ", "")
 BOMB = 2**28  # bytes that a small file unpacks to
 
@@ -126,11 +127,12 @@ experiments 2 --name breadth | breadth
 
 
 def options():
-    """(stage, words, exit status, what the line must say) of command lines that cannot be."""
+    """(stage, words, exit status, what the line must say) of command lines with a mistake."""
     for row in OPTIONS.strip().splitlines():
         command, say = row.rsplit(" | ", 1)
         stage, status, text = command.split(maxsplit=2)
-        yield stage, text.replace("TRAIN", TRAIN if stage == "train" else SEARCH).replace("10^400", "1" + "0" * 400), int(status), say
+        text = text.replace("TRAIN", TRAIN if stage == "train" else SEARCH).replace("10^400", "1" + "0" * 400)
+        yield stage, text, int(status), say
 
 
 def png(array, mode=None, **how):
@@ -146,6 +148,13 @@ def npy_header(text):
 
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def raw_png(side, colour, *chunks):
+    """A PNG that says it is of that size and type of colour, whatever its chunks hold."""
+    header = struct.pack(">IIBBBBB", side, side, 8, colour, 0, 0, 0)
+    chunks = (b"IHDR", header), *chunks, (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 def files(folder):
@@ -173,15 +182,22 @@ def files(folder):
     palette.info["transparency"] = 0
     see_through = io.BytesIO()
     palette.save(see_through, "PNG", transparency=0)
-    huge, large = (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
-                   + chunk(b"IEND", b"") for side in (60_000, 11_000))  # an error of Pillow's, and a warning
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)) + \
-        chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(BOMB))) + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
+    # an error of Pillow's, and a warning
+    huge, large = (raw_png(side, 2, (b"IDAT", b"")) for side in (60_000, 11_000))
+    text = b"k\0\0" + zlib.compress(bytes(BOMB))
+    bomb = raw_png(8, 0, (b"zTXt", text), (b"IDAT", zlib.compress(bytes(72))))
     for name, content, say in (
-            ("deep16", png(np.zeros((8, 8), np.uint16)), "16 bits a channel"), ("alpha", png(np.zeros((8, 8, 4), np.uint8)), "transparent"),
-            ("grey-alpha", png(np.zeros((8, 8, 2), np.uint8), "LA"), "transparent"), ("moving", moving.getvalue(), "an animation"),
-            ("see-through", see_through.getvalue(), "transparent"), ("torn", good[:40], "0.png"), ("empty", b"", "0.png"), ("text", b"hello", "0.png"),
-            ("huge", huge, "cannot be read"), ("wide", large, "cannot be read"), ("text-bomb", bomb, "0.png")):
+            ("deep16", png(np.zeros((8, 8), np.uint16)), "16 bits a channel"),
+            ("alpha", png(np.zeros((8, 8, 4), np.uint8)), "transparent"),
+            ("grey-alpha", png(np.zeros((8, 8, 2), np.uint8), "LA"), "transparent"),
+            ("moving", moving.getvalue(), "an animation"),
+            ("see-through", see_through.getvalue(), "transparent"),
+            ("torn", good[:40], "0.png"),
+            ("empty", b"", "0.png"),
+            ("text", b"hello", "0.png"),
+            ("huge", huge, "cannot be read"),
+            ("wide", large, "cannot be read"),
+            ("text-bomb", bomb, "0.png")):
         put(f"{name}/0.png", content)
         yield name, say
     pages = io.BytesIO()
@@ -189,7 +205,9 @@ def files(folder):
     endless = bytearray(pages.getvalue())  # of pages whose last one is followed by the first
     first = int.from_bytes(endless[4:8], "little")
     last = first
-    while (there := last + 2 + 12 * int.from_bytes(endless[last:last + 2], "little")) and any(endless[there:there + 4]):
+    while there := last + 2 + 12 * int.from_bytes(endless[last:last + 2], "little"):
+        if not any(endless[there:there + 4]):
+            break
         last = int.from_bytes(endless[there:there + 4], "little")
     endless[there:there + 4] = struct.pack("<I", first)
     put("endless/0.tif", bytes(endless))
@@ -200,10 +218,15 @@ def files(folder):
     yield "sizes", "--resolution"
     (folder / "nothing").mkdir(exist_ok=True)
     yield "nothing", "holds no images"
-    for name, table, say in (("unlabelled", dict(labels=[["0.png", 1]]), "1.png"), ("strange", dict(labels=[["0.png", "cat"], ["1.png", "dog"]]), "whole numbers"),
-                             ("negative", dict(labels=[["0.png", -1], ["1.png", 0]]), "whole numbers"), ("large", dict(labels=[["0.png", 10**9], ["1.png", 0]]), "whole numbers"),
-                             ("fraction", dict(labels=[["0.png", 0.5], ["1.png", 0]]), "whole numbers"), ("list", dict(labels=7), "label")):
-        put(f"{name}/0.png", good), put(f"{name}/1.png", good), put(f"{name}/dataset.json", json.dumps(table).encode())
+    for name, table, say in (
+            ("unlabelled", dict(labels=[["0.png", 1]]), "1.png"),
+            ("strange", dict(labels=[["0.png", "cat"], ["1.png", "dog"]]), "whole numbers"),
+            ("negative", dict(labels=[["0.png", -1], ["1.png", 0]]), "whole numbers"),
+            ("large", dict(labels=[["0.png", 10**9], ["1.png", 0]]), "whole numbers"),
+            ("fraction", dict(labels=[["0.png", 0.5], ["1.png", 0]]), "whole numbers"),
+            ("list", dict(labels=7), "label")):
+        put(f"{name}/0.png", good), put(f"{name}/1.png", good)
+        put(f"{name}/dataset.json", json.dumps(table).encode())
         yield name, say
     put("not-json/0.png", good), put("not-json/dataset.json", b"{")
     yield "not-json", "not valid JSON"
@@ -241,16 +264,24 @@ def files(folder):
     put("flipped.zip", bytes(whole))
     yield "flipped.zip", "flipped.zip"
 
-    shape = (4, 8, 8, 1)
-    for name, arrays, say in (("float", dict(arr_0=np.zeros(shape)), "float64"), ("signed", dict(arr_0=np.full(shape, -1)), "int64"), ("flat", dict(arr_0=np.zeros(9, np.uint8)), "[9]"),
-                              ("other", dict(x=np.zeros(3)), "no array that may be images"), ("channels", dict(arr_0=np.zeros((4, 8, 8, 5), np.uint8)), "1 or 3 channels"), ("none", dict(arr_0=np.zeros((0, 8, 8, 1), np.uint8)), "[0, 8, 8, 1]"),
-                              ("labels", dict(arr_0=np.zeros(shape, np.uint8), labels=np.zeros(3, np.int64)), "labels"), ("records", dict(arr_0=np.zeros(shape, np.uint8), labels=np.zeros((4, 2), "i4,i4")), "labels"), ("minus", dict(arr_0=np.zeros(shape, np.uint8), labels=np.full(4, -1)), "labels"),
-                              ("oblong", dict(arr_0=np.zeros((4, 8, 6, 1), np.uint8)), "6x8")):
+    pixels = np.zeros((4, 8, 8, 1), np.uint8)
+    for name, arrays, say in (
+            ("float", dict(arr_0=np.zeros(pixels.shape)), "float64"),
+            ("signed", dict(arr_0=np.full(pixels.shape, -1)), "int64"),
+            ("flat", dict(arr_0=np.zeros(9, np.uint8)), "[9]"),
+            ("other", dict(x=np.zeros(3)), "no array that may be images"),
+            ("channels", dict(arr_0=np.zeros((4, 8, 8, 5), np.uint8)), "1 or 3 channels"),
+            ("none", dict(arr_0=pixels[:0]), "[0, 8, 8, 1]"),
+            ("labels", dict(arr_0=pixels, labels=np.zeros(3, np.int64)), "labels"),
+            ("records", dict(arr_0=pixels, labels=np.zeros((4, 2), "i4,i4")), "labels"),
+            ("minus", dict(arr_0=pixels, labels=np.full(4, -1)), "labels"),
+            ("oblong", dict(arr_0=pixels[:, :, :6]), "6x8")):
         np.savez(folder / f"{name}.npz", **arrays)
         yield f"{name}.npz", say
     np.savez(folder / "pickled.npz", arr_0=np.array([dict(a=1)], dtype=object))
     yield "pickled.npz", "pickled objects are not read"
-    pack("claims.npz", arr_0__npy=npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000, 1000, 3)}") + bytes(9))
+    header = npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000, 1000, 3)}")
+    pack("claims.npz", arr_0__npy=header + bytes(9))
     yield "claims.npz", "bytes are not"
     pack("long-header.npz", arr_0__npy=b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(9))
     yield "long-header.npz", "not a readable array"
@@ -263,11 +294,12 @@ def files(folder):
 
 
 def cases(folder):
-    """Yield (stage, words, exit status, what its line must say) of all, after making what they need in `folder`."""
+    """Yield (stage, words, exit status, what its line must say) of all, whose files it makes in `folder`."""
     broken = list(files(folder / "files"))
     yield from options()
+    any_data = TRAIN.replace("--n 8", "").replace("--data digits", "")
     for name, say in broken:
-        yield "train", f"{TRAIN.replace('--n 8', '').replace('--data digits', '')} --data FILES/{name}", 1, say
+        yield "train", f"{any_data} --data FILES/{name}", 1, say
     if os.getuid():  # root may read everything
         path = folder / "files" / "locked"
         shutil.copytree(folder / "files" / "colour32", path)
@@ -276,7 +308,9 @@ def cases(folder):
 
 
 def filled(text, folder):
-    return [word.replace("OUT", str(folder / "out")).replace("FILES", str(folder / "files")).replace("RUN", str(folder / "run")) for word in text.split()]
+    for name, path in (("OUT", "out"), ("FILES", "files"), ("RUN", "run")):
+        text = text.replace(name, str(folder / path))
+    return text.split()
 
 
 def problem(status, text, wanted, say, folder):

@@ -3,8 +3,9 @@
     python tests/chaos.py                     the long form, `make chaos`: figures for docs/reliability.md
     pytest tests/test_chaos.py                a short form of each
 
-Stages run in forks of this process, which imports torch once and computes nothing itself, so that a kill costs a
-fraction of a second. They are the scripts' own functions with words of the command line, on a tiny network and digits.
+Stages run in forks of this process, which imports torch once and computes nothing itself, so that a kill
+costs a fraction of a second. They are the scripts' own functions with command-line words, on a tiny network
+and digits.
 """
 import contextlib
 import hashlib
@@ -41,16 +42,24 @@ from run import option
 
 STAGES = dict(train=(train.train, train.Options), sample=(sample.sample, sample.Options),
               memorize=(memorize.memorize, memorize.Options), emm=(emm.find, emm.Options))
-SCRIPTS = STAGES | dict(compare=(compare.compare, compare.Options), plot=(plot.plot, plot.Options), report=(report.report, report.Options),
+SCRIPTS = STAGES | dict(compare=(compare.compare, compare.Options), plot=(plot.plot, plot.Options),
+                        report=(report.report, report.Options),
                         experiments=(experiments.experiment, experiments.Options))
-NETWORK = "--data digits --width 4 --blocks 1 --channel-mult 1,1 --batch 8 --warmup-steps 2 --learning-rate 2e-3 --device cpu"
-# What each stage needs beside it (made once), and its words; DIR is its directory. save-seconds 0: a state every step
+NETWORK = ("--data digits --width 4 --blocks 1 --channel-mult 1,1 --batch 8 --warmup-steps 2 "
+           "--learning-rate 2e-3 --device cpu")
+# The stages that each needs first, and its words; DIR is its directory. save-seconds 0: a state every step
 WORK = dict(
     train=([], f"{NETWORK} --n 16 --steps 20 --snapshots 4 --log-steps 5 --save-seconds 0 --out DIR/run"),
     sample=(["train"], "--run DIR/run --seeds 0-99 --heun-steps 6 --device cpu --png DIR/png"),
-    memorize=(["train", "sample"], "--samples DIR/run --train DIR/run --csv DIR/run/every.csv --pairs DIR/run/pairs.png --device cpu"),
-    emm=([], f"{NETWORK} --steps 8 --snapshots 2 --save-seconds 0 --sizes 4,6 --samples 64 --full --out DIR/emm"))
-TIMES = ("started", "seconds", "training_seconds", "sampling_seconds", "images_per_second", "memory_mb")  # differ from run to run
+    memorize=(["train", "sample"], "--samples DIR/run --train DIR/run --csv DIR/run/every.csv "
+                                   "--pairs DIR/run/pairs.png --device cpu"),
+    emm=([], f"{NETWORK} --steps 8 --snapshots 2 --save-seconds 0 --sizes 4,6 --samples 64 --full "
+             "--out DIR/emm"))
+# What each ends with
+RESULTS = dict(train="run/model.safetensors", sample="run/samples.npz", memorize="run/memorize.json",
+               emm="emm/emm.json")
+# Differ from run to run
+TIMES = ("started", "seconds", "training_seconds", "sampling_seconds", "images_per_second", "memory_mb")
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,10 @@ def prepared(stage, folder):
 
 
 def content(path):
-    """What a file says, without times: equal for equal runs. Raises ValueError (or a library's error) if it is not whole."""
+    """What a file says, without times: equal for equal runs.
+
+    Raises ValueError, or a library's error, if it is not whole.
+    """
     if path.suffix == ".json":
         return without_times(run.read_json(path))
     if path.suffix == ".jsonl":
@@ -143,7 +155,7 @@ def contents(folder):
 
 
 def lasting(stage, found):
-    """Of files, those that must be there ever after: finished snapshots, results, the scores of a probe's snapshots."""
+    """Of files, those that must be there ever after: finished snapshots, results, scores of snapshots."""
     if stage == "emm":
         return {(name, step, score["count"]) for name, value in found.items() if name.endswith("scores.json")
                 for step, score in value["snapshots"].items()}
@@ -152,11 +164,11 @@ def lasting(stage, found):
 
 
 def kill(stage, count, folder, rng):
-    """SIGKILL `stage` `count` times at random moments, going on after each. Returns kills, files lost, ends, unequal
-    ends, and temporary files left at the ends.
+    """SIGKILL `stage` `count` times at random moments, going on after each.
 
-    After each kill every file must be whole, and nothing finished may be gone; each end is compared with that of an
-    uninterrupted run.
+    Returns kills, files lost, ends, unequal ends, and temporary files left at the ends. After each kill every
+    file must be whole, and nothing finished may be gone; each end is compared with that of an uninterrupted
+    run.
     """
     whole = prepared(stage, folder / "whole")
     start = time.perf_counter()
@@ -197,7 +209,8 @@ DAMAGES = ("truncated", "bit flipped", "emptied", "swapped")
 # file of a finished or stopped run -> the stage that reads it next
 VICTIMS = {"run/state.safetensors": "train", "run/config.json": "train", "run/log.jsonl": "train",
            "run/model.safetensors": "sample", "run/samples.npz": "memorize", "run/memorize.json": "memorize",
-           "emm/n000004/scores.json": "emm", "emm/n000004/log.jsonl": "emm", "emm/n000004/config.json": "emm", "emm/config.json": "emm"}
+           "emm/n000004/scores.json": "emm", "emm/n000004/log.jsonl": "emm",
+           "emm/n000004/config.json": "emm", "emm/config.json": "emm"}
 
 
 def damage(path, kind, other, rng):
@@ -215,12 +228,16 @@ def damage(path, kind, other, rng):
 
 def seeded(stage, folder, seed):
     """The words of `stage`, with another seed: all its files differ."""
-    return words(stage, folder) + dict(sample=["--seeds", f"{seed}-99"], memorize=[]).get(stage, ["--seed", str(seed)])
+    seeds = dict(sample=["--seeds", f"{seed}-99"], memorize=[])
+    return words(stage, folder) + seeds.get(stage, ["--seed", str(seed)])
 
 
 def damages(count, folder, rng):
-    """Damage a file of a run and start the stage that reads it. Returns how often it was named, was made good, or
-    changed nothing; `missed` are those that went into a result."""
+    """Damage a file of a run and start the stage that reads it.
+
+    Returns how often it was named, was made good, or changed nothing; `missed` are those that went into a
+    result.
+    """
     for name, seed in (("a", 0), ("b", 1)):  # b: whose files a's are swapped with
         home = folder / name
         home.mkdir(parents=True)
@@ -233,7 +250,8 @@ def damages(count, folder, rng):
         while not (stopped / "run" / "snapshot-00000010.safetensors").exists():
             time.sleep(0.001)
         os.kill(pid, signal.SIGTERM)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == run.INTERRUPTED, (stopped / ".output").read_text()
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status == run.INTERRUPTED, (stopped / ".output").read_text()
     seen = dict(tried=0, named=0, restored=0, harmless=0, missed=0)
     for i in range(count):
         victim, kind = rng.choice(list(VICTIMS)), DAMAGES[i % len(DAMAGES)]
@@ -242,14 +260,13 @@ def damages(count, folder, rng):
         work = folder / "a2"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(folder / source, work, ignore=shutil.ignore_patterns("stopped"))
-        for result in dict(emm=["emm/emm.json"], sample=["run/samples.npz"], memorize=["run/memorize.json"], train=[])[stage]:
-            if result != victim:
-                (work / result).unlink()
+        if stage != "train" and RESULTS[stage] != victim:
+            (work / RESULTS[stage]).unlink()
         damage(work / victim, kind, folder / source.replace("a", "b", 1) / victim, rng)
         status, text, _ = call(stage, seeded(stage, work, 0), work)
         seen["tried"] += 1
-        if status == 1 and (Path(victim).name in text or f"{(work / victim).parent} was made with other options" in text) \
-                and text.count("\n") <= 1:
+        named = Path(victim).name in text or f"{(work / victim).parent} was made with other options" in text
+        if status == 1 and named and text.count("\n") <= 1:
             seen["named"] += 1
         elif status == 0 and results(stage, work) == results(stage, folder / "a"):
             seen["restored" if Path(victim).name in text else "harmless"] += 1
@@ -261,13 +278,14 @@ def damages(count, folder, rng):
 
 def results(stage, folder):
     """What a stage's end is: the weights, samples, verdicts, scores."""
-    name = dict(train="run/model.safetensors", sample="run/samples.npz", memorize="run/memorize.json", emm="emm/emm.json")[stage]
-    return content(folder / name)
+    return content(folder / RESULTS[stage])
 
 
 def bad_inputs(folder):
-    """Go through bad_input.py; returns how many cases were refused as they should, those that were not, and the highest
-    peak of memory in MB beyond that of a process that refuses its command line at once."""
+    """Go through bad_input.py: the number of cases refused as they should be, and those that were not.
+
+    Also the highest peak of memory, in MB beyond that of a process that refuses its command line at once.
+    """
     must("train", [word for word in words("train", folder)], folder)
     base = call("train", ["--bogus"], folder)[2]
     refused, wrong, peak = 0, [], 0
@@ -283,31 +301,36 @@ def bad_inputs(folder):
 
 
 def fuzz(count, folder, rng):
-    """Random command lines to every stage's parser, and random damage to files for every reader, in this process.
+    """Random command lines to every stage's parser, and random damage to every reader's files.
 
-    A parser must give options or exit with 2; a reader must give images, tensors or a dict, or raise ValueError.
-    Returns cases and those that ended otherwise.
+    All in this process. A parser must give options or exit with 2; a reader must give images, tensors or a
+    dict, or raise ValueError. Returns cases and those that ended otherwise.
     """
     made = list(bad_input.files(folder / "files")) and folder / "files"
-    readers = [(images.read, path) for path in (made / "colour32" / "0.png", made / "cmyk" / "0.jpg", made / "see-through" / "0.png",
-                                                made / "flipped.zip", made / "labels.npz", made / "strange" / "dataset.json")]
+    readers = [(images.read, made / path) for path in (
+        "colour32/0.png", "cmyk/0.jpg", "see-through/0.png", "flipped.zip", "labels.npz",
+        "strange/dataset.json")]
     list(inputs.read(folder / "inputs"))
     readers += [(images.read, folder / "inputs" / name) for name in (
         "formats/1.WebP", "formats/2.bmp", "formats/4.tif", "gif/0.gif", "phone/a.jpg", "turned-PNG/6.png",
         "opaque/2.png", "fortran.npy", "keras.npz", "labels-one-hot/dataset.json",
         "mnist/train-images-idx3-ubyte.gz", "mnist/t10k-images-idx3-ubyte")]
-    readers += [(checkpoint.read, folder / "run" / "model.safetensors"), (run.about, folder / "run" / "model.safetensors"),
+    readers += [(checkpoint.read, folder / "run" / "model.safetensors"),
+                (run.about, folder / "run" / "model.safetensors"),
                 (run.read_log, folder / "run" / "log.jsonl"), (run.read_json, folder / "run" / "config.json")]
-    values = ["", "0", "-1", "nan", "1e999", "none", "1,2", ",", "x", "\0", "9" * 30, "%s", "é", "--", "-", "1/3", "random:", "0-9", "9-", "../..", "auto"]
+    values = ["", "0", "-1", "nan", "1e999", "none", "1,2", ",", "x", "\0", "9" * 30, "%s", "é", "--", "-",
+              "1/3", "random:", "0-9", "9-", "../..", "auto"]
     odd = []
     for i in range(count):
         if i % 2:
             stage, cls = rng.choice([(name, cls) for name, (_, cls) in SCRIPTS.items()])
-            flags = ["--" + name.replace("_", "-") for name in cls.__dataclass_fields__] + ["--bogus", "--no-plan", "-x", "word"]
+            flags = ["--" + name.replace("_", "-") for name in cls.__dataclass_fields__]
+            flags += ["--bogus", "--no-plan", "-x", "word"]
             argv = [rng.choice(flags + values) if rng.random() < 0.3 else word
                     for _ in range(rng.randrange(1, 5)) for word in (rng.choice(flags), rng.choice(values))]
             try:
-                with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+                with contextlib.redirect_stderr(io.StringIO()) as said, \
+                        contextlib.redirect_stdout(io.StringIO()):
                     run.parse(cls, argv)
             except SystemExit as end:
                 if end.code not in (0, run.USAGE) or said.getvalue().count("\n") > 1:
@@ -338,8 +361,11 @@ def fuzz(count, folder, rng):
 
 
 def image_sets(count, seed):
-    """Yield queries and references uint8 [200, D], [1000, D] until there are `count` pairs: real digits, noise and
-    extremes, all with exact duplicates and one-pixel twins among the references, and near-copies of them as queries."""
+    """Yield queries and references uint8 [200, D], [1000, D] until there are `count` pairs.
+
+    Real digits, noise and extremes, all with exact duplicates and one-pixel twins among the references, and
+    near-copies of them as queries.
+    """
     generator = torch.Generator().manual_seed(seed)
     digits = images.read("digits")[0].flatten(1)
     for i in range(-(-count // 200_000)):
@@ -358,8 +384,10 @@ def image_sets(count, seed):
 
 
 def pairs(count, seed):
-    """Compare verdicts, distances and indices of `count` pairs of images between the plain form, the CPU path and, under
-    TRITON_INTERPRET=1, the kernel. Returns pairs compared and queries that differ."""
+    """Compare verdicts, distances and indices of `count` pairs of images with those of the plain form.
+
+    Of the CPU path or, under TRITON_INTERPRET=1, the kernel. Returns pairs compared and queries that differ.
+    """
     compared = different = 0
     if os.environ.get("TRITON_INTERPRET") == "1":
         import interpreter
@@ -372,7 +400,8 @@ def pairs(count, seed):
             found = nearest_two_cuda(x, prepared(y, tile), splits=2)
         else:
             found = nearest.memorized(x, y)
-        wrong = (found[0] != nearest.is_memorized(distances)) | (found[1] != distances).any(1) | (found[2] != index).any(1)
+        wrong = (found[1] != distances).any(1) | (found[2] != index).any(1)
+        wrong |= found[0] != nearest.is_memorized(distances)
         different += int(wrong.sum())
         compared += len(x) * len(y)
     return dict(pairs=compared, different=different)
@@ -380,8 +409,10 @@ def pairs(count, seed):
 
 def interpreted_pairs(count, seed):
     """`pairs` of the kernel under Triton's interpreter, in a process of its own."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import chaos; print(chaos.pairs({count}, {seed}))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1"))
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import chaos; "
+            f"print(chaos.pairs({count}, {seed}))")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                            env=os.environ | dict(TRITON_INTERPRET="1"))
     return result.stdout.strip() or result.stderr
 
 
@@ -391,7 +422,8 @@ def chaos(options):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for stage in STAGES:
-            print(f"{stage}: {kill(stage, -(-options.kills // len(STAGES)), folder / stage, rng)}", flush=True)
+            killed = kill(stage, -(-options.kills // len(STAGES)), folder / stage, rng)
+            print(f"{stage}: {killed}", flush=True)
         print(f"damaged files: {damages(options.damages, folder / 'damaged', rng)}", flush=True)
         (folder / "bad").mkdir()
         print(f"bad input: {bad_inputs(folder / 'bad')}", flush=True)

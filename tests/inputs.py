@@ -1,8 +1,8 @@
 """Files of images as people have them, and what has to come of each: `read` and `refused` make them.
 
 Both make them below a folder, and yield each as a source and the --resolution to read it at. `read` then
-yields its pixels uint8 [N, H, W, C], its classes, and words that stderr must hold ("" where it must be empty),
-`refused` words of the error.
+yields its pixels uint8 [N, H, W, C], its classes, and words that stderr must hold ("" where it must be
+empty), `refused` words of the error.
 """
 import gzip
 import io
@@ -232,6 +232,8 @@ def readable_arrays(root):
     arrays = dict(x_test=x[:2], y_test=labels[:2], x_train=x, y_train=labels)
     yield saved("keras.npz", **arrays), 0, x, labels, "images are x_train; left out x_test"
     yield saved("own.npz", faces=x, features=np.zeros((5, 7)), about="by hand"), 0, x, [0] * 5, ""
+    yield saved("named.npz", img=x, target=labels), 0, x, [0] * 5, "if target holds them, name it labels"
+    yield saved("seeds.npz", arr_0=x, seeds=labels), 0, x, [0] * 5, ""
     yield saved("first.npz", arr_0=labels, arr_1=x), 0, x, labels, ""
     yield saved("pickles.npz", images=x, names=np.array(["a", None], dtype=object)), 0, x, [0] * 5, ""
     yield saved("channels.npz", images=x.transpose(0, 3, 1, 2)), 0, x, [0] * 5, ""

@@ -1,6 +1,7 @@
-"""Triton's interpreter, which runs kernels on a CPU: TRITON_INTERPRET=1 in the environment before triton is imported.
+"""Triton's interpreter runs kernels on a CPU, with TRITON_INTERPRET=1 in the environment before the import.
 
-That of Triton 3.6 counts loops with int() of an array of one number, which numpy refuses since 2.4: `mend` makes up for it.
+That of Triton 3.6 counts loops with int() of an array of one number, which numpy refuses since 2.4: `mend`
+makes up for it.
 """
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""A trained model beside the optimum: on a run whose model is nearly untrained, everything about the optimum is known."""
+"""A trained model beside the optimum: of a nearly untrained model, everything about the optimum is known."""
 import numpy as np
 import pytest
 import torch
@@ -11,8 +11,10 @@ from kernels import Optimum
 from kernels.optimum import optimum_reference
 from paper import compare
 
-TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=1, device="cpu")
-SAME_LOSS = 1e-6  # relative: `Optimum` is within 1e-5 of the float64 form, and most of its loss is at large sigma
+TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=1,
+                device="cpu")
+# Relative: `Optimum` is within 1e-5 of the float64 form, and most of its loss is at large sigma
+SAME_LOSS = 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +35,12 @@ def test_against_the_optimum(trained, tmp_path):
     optimum, model = result["closed form"], result["trained"]
     assert optimum["ratio"] == 1 and model["ratio"] < 0.2 and optimum["samples"] == model["samples"] == 70
     assert result["images_outside"] == 1797 - 20
-    for other in (model["loss"], optimum["loss_outside"]):  # the least loss there is, where it is the optimum of these images
+    # the least loss there is, where it is the optimum of these images
+    for other in (model["loss"], optimum["loss_outside"]):
         assert all(a < b for a, b in zip(optimum["loss"], other))
     assert model["excess"][0] == pytest.approx(model["loss"][0])
-    assert max(optimum["distance_ratio_quantiles"]) < 1 / 3 and len(optimum["distance_ratio_quantiles"]) == len(result["quantiles"])
+    quantiles = optimum["distance_ratio_quantiles"]
+    assert max(quantiles) < 1 / 3 and len(quantiles) == len(result["quantiles"])
     for picture in (sheet, tmp_path / "pairs-closed-form.png"):
         with Image.open(picture) as image:
             assert image.width > 300
@@ -64,7 +68,8 @@ def test_losses_are_those_of_the_definition(trained):
     ours, _ = compare.losses({"a": Optimum(images), "b": D["b"]}, images, 300, seed=1)
     assert ours["a"] == pytest.approx(loss["a"], rel=SAME_LOSS, abs=1e-12)
     fewer, _ = compare.losses(D, images, 5)
-    assert fewer["b"][0] == pytest.approx(float((images[[0, 4, 8, 12, 16]].double() / 127.5 - 1).square().mean()))
+    chosen = images[[0, 4, 8, 12, 16]].double() / 127.5 - 1
+    assert fewer["b"][0] == pytest.approx(float(chosen.square().mean()))
     at = -1  # at the largest sigma the optimum is about the mean image
     assert loss["a"][at] == pytest.approx(float((y - y.mean(0)).square().mean()), rel=0.02) and apart[at] > 0
     assert np.diff(loss["a"]).min() > -1e-3 and loss["a"][0] < 1e-12
@@ -88,6 +93,7 @@ def test_given_labels(tmp_path, labels, outside):
 def test_what_cannot_be_compared(trained, tmp_path):
     with pytest.raises(ValueError, match="not a run directory"):
         compare.compare(options(trained, run=str(tmp_path)))
-    for given, words in ((dict(run=""), "give --run"), (dict(samples=0), "--samples 0"), (dict(pairs="a.jpg"), "must end in .png")):
+    for given, words in ((dict(run=""), "give --run"), (dict(samples=0), "--samples 0"),
+                         (dict(pairs="a.jpg"), "must end in .png")):
         with pytest.raises(ValueError, match=words):
             options(trained, **given)

@@ -28,7 +28,8 @@ def test_digits():
     assert D.labels.dtype == torch.int64 and set(D.labels.tolist()) == set(range(10)) and D.label_dim == 0
     published = load_digits()  # read here without importing scikit-learn
     images, classes, _ = read("digits")
-    assert (images[:, 0] == np.round(published.images * (255 / 16))).all() and (classes == published.target).all()
+    assert (images[:, 0] == np.round(published.images * (255 / 16))).all()
+    assert (classes == published.target).all()
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -61,7 +62,8 @@ def test_any_prefix_is_as_even_as_it_can_be(classes, seed, draw):
     n = draw.draw(st.integers(1, len(classes)))
     available, taken = torch.bincount(classes, minlength=5), torch.bincount(classes[order[:n]], minlength=5)
     most = taken.max()
-    assert all(t >= most - 1 or t == a for t, a in zip(taken, available))  # behind only where a class is used up
+    # behind only where a class is used up
+    assert all(t >= most - 1 or t == a for t, a in zip(taken, available))
 
 
 def test_classes_keeps_the_first():
@@ -114,7 +116,8 @@ def test_real_cifar(cifar10k):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=80), st.floats(0, 1), st.none() | st.integers(0, 9))
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=80),
+       st.floats(0, 1), st.none() | st.integers(0, 9))
 def test_any_prefix_of_a_mixture_has_its_share(members, share, seed):
     classes, origin = (torch.tensor(column) for column in zip(*members))
     order = data.balanced_order(classes, seed, origin, share)
@@ -123,7 +126,9 @@ def test_any_prefix_of_a_mixture_has_its_share(members, share, seed):
         own = order[classes[order] == c]
         for k in range(1, len(own) + 1):
             assert abs(int(origin[own[:k]].sum()) - share * k) < 1 + 1e-6
-        turn = int(np.floor((len(own) + 1) * share + 1e-9) > np.floor(len(own) * share + 1e-9))  # where it ends, none is left of the source due
+        # where it ends, none is left of the source that is due
+        due, before = (np.floor(k * share + 1e-9) for k in (len(own) + 1, len(own)))
+        turn = int(due > before)
         used = own[origin[own] == turn]
         assert len(used) == int(((classes == c) & (origin == turn)).sum())
     longest = data.balanced_order(classes, seed, torch.zeros_like(origin), 0.0)
@@ -139,15 +144,19 @@ def test_a_mixture_of_two_sources(noise, tmp_path):
     for share, only in ((0.0, zeros), (1.0, eights)):
         assert set(data.load(options(data="digits:0", mix="digits:8", mix_share=share)).names) == only
     np.savez(tmp_path / "large.npz", arr_0=noise(4, 16, 16, 1))
-    with pytest.raises(ValueError, match="has images of 1 x 16 x 16, --data digits of 1 x 8 x 8; give --resolution"):
-        data.load(options(mix=str(tmp_path / "large.npz")))
-    assert len(data.load(options(data="digits:0", mix=str(tmp_path / "large.npz"), resolution=8))) == 9  # one more zero, and no noise after it
-    for given, words in ((dict(mix_share=1.5, mix="digits"), "--mix-share 1.5"), (dict(mix_share=0.2), "give it as --mix")):
+    large = str(tmp_path / "large.npz")
+    with pytest.raises(ValueError, match="has images of 1 x 16 x 16, --data digits of 1 x 8 x 8; give --res"):
+        data.load(options(mix=large))
+    # one more zero, and no noise after it
+    assert len(data.load(options(data="digits:0", mix=large, resolution=8))) == 9
+    for wrong, words in ((dict(mix_share=1.5, mix="digits"), "--mix-share 1.5"),
+                         (dict(mix_share=0.2), "give it as --mix")):
         with pytest.raises(ValueError, match=words):
-            options(**given)
-    for given, words in ((dict(mix="digits"), "have other classes"), (dict(mix="digits:8", n=400), "349 images of digits:0 with a share of 0.5 of digits:8")):
+            options(**wrong)
+    few = "349 images of digits:0 with a share of 0.5 of digits:8"
+    for wrong, words in ((dict(mix="digits"), "have other classes"), (dict(mix="digits:8", n=400), few)):
         with pytest.raises(ValueError, match=words):
-            data.load(options(data="digits:0", **given))
+            data.load(options(data="digits:0", **wrong))
 
 
 def test_device_auto_says_once_what_it_took(monkeypatch, capsys):
@@ -176,11 +185,6 @@ def test_device_auto_says_how_many_days_a_cpu_takes(monkeypatch, capsys):
     torch.set_num_threads(threads)
 
 
-def test_the_attention_of_cudnn_is_off():
-    data.pick_device("cpu")
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
-
-
 TINY = dict(width=4, blocks=1, channel_mult=(1, 1), batch=4, steps=1, device="cpu")
 
 
@@ -207,7 +211,8 @@ def test_a_run_is_tied_to_its_data_and_not_to_where_they_lie(tmp_path, write_ima
     with pytest.raises(ValueError, match="a/imgs, which .*run was trained on, is not there.* by --data"):
         data.of_run(out)
     assert torch.equal(data.of_run(out, "../c/imgs").images, data.load(data.Options(data="../c/imgs")).images)
-    assert trained("../c/imgs") == model and recorded() == str(tmp_path / "c" / "imgs") and len(data.of_run(out)) == 6
+    assert trained("../c/imgs") == model and recorded() == str(tmp_path / "c" / "imgs")
+    assert len(data.of_run(out)) == 6
     with pytest.raises(ValueError, match="made with other options .n: 0 there, 3 asked"):
         trained("../c/imgs", n=3)
     Image.fromarray(noise(8, 8, seed=5)).save(tmp_path / "c" / "imgs" / "0000.png")
@@ -237,7 +242,8 @@ def test_duplicates_of_a_training_set_are_named(tmp_path, write_images, noise, c
     assert data.duplicates(D.images).tolist() == [False] * 4 + [True] * 2
     run.say.cache_clear()
     train.train(train.Options(data=str(tmp_path / "a"), out=str(tmp_path / "run"), **TINY))
-    assert "2 of 6 training images repeat an earlier one: copies of those cannot count as memorized\n" in capsys.readouterr().err
+    said = "2 of 6 training images repeat an earlier one: copies of those cannot count as memorized\n"
+    assert said in capsys.readouterr().err
     run.say.cache_clear()
     train.train(train.Options(data=str(tmp_path / "a"), n=4, out=str(tmp_path / "other"), **TINY))
     assert "repeat" not in capsys.readouterr().err

@@ -15,9 +15,16 @@ import run
 import train
 from conftest import ROOT
 
-TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=4, warmup_steps=1, snapshots=2,
+TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16,
+            steps=4, warmup_steps=1, snapshots=2,
             n_min=10, n_max=40, samples=150, device="cpu")
 CHANGING = ("training_seconds", "sampling_seconds", "started")
+
+
+def lasting(result):
+    """The probes of a search in the order of their sizes, without what changes from run to run."""
+    probes = sorted(result["probes"], key=lambda p: p["n"])
+    return [{key: value for key, value in p.items() if key not in CHANGING} for p in probes]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +35,7 @@ def looks(monkeypatch):
 
 @pytest.fixture
 def ratios(monkeypatch):
-    """The share of samples that counts as memorized, {n: ratio at the end}, with a seeded noise; half of it on the way.
+    """{n: share of samples that counts as memorized at the end}, with a seeded noise; half of it on the way.
 
     Without an entry all are. Networks are trained and sampled all the same.
     """
@@ -48,7 +55,7 @@ def test_always_memorizes(tmp_path, capsys, ratios):
     result = run.read_json(emm.find(options(tmp_path / "emm")))
     assert result["bracket"] == [40, None] and result["emm"] is None and result["interval"][1] is None
     assert [p["n"] for p in result["probes"]][-1] == 40 and all(p["above"] for p in result["probes"])
-    for probe in result["probes"]:  # decided by the first snapshot, which was trained and sampled no further than that
+    for probe in result["probes"]:  # decided by the first snapshot, and trained and sampled no further
         assert not probe["whole"] and probe["decided"] and [t["step"] for t in probe["trajectory"]] == [2]
         assert probe["images_trained"] == 32 and probe["samples_drawn"] < 150 and probe["ratio"] == 1.0
     folder = tmp_path / "emm" / "n000040"
@@ -61,7 +68,8 @@ def test_always_memorizes(tmp_path, capsys, ratios):
 def test_never_memorizes(tmp_path, ratios):
     ratios |= {n: 0.1 for n in range(10, 41)}
     result = run.read_json(emm.find(options(tmp_path / "emm")))
-    assert result["emm"] is None and result["bracket"] == [None, 10] and "EMM is below 10" in result["statement"]
+    assert result["emm"] is None and result["bracket"] == [None, 10]
+    assert "EMM is below 10" in result["statement"]
     probe = result["probes"][-1]
     assert probe["whole"] and not probe["above"] and [t["step"] for t in probe["trajectory"]] == [2, 4]
     assert probe["samples_drawn"] == 128  # 64 a snapshot are enough
@@ -83,7 +91,8 @@ def test_bracket_and_what_is_kept_and_reused(tmp_path, ratios, monkeypatch):
         patch.setattr(emm.sample, "generate", lambda *a, **k: pytest.fail("sampled again"))
         again = run.read_json(emm.find(options(out, tolerance=1.0)))
         assert {p["n"]: p for p in again["probes"]} == {p["n"]: p for p in result["probes"]}
-        other = run.read_json(emm.find(options(out, tolerance=1.0, eps=0.6)))  # decided by the samples that are there
+        # decided by the samples that are there
+        other = run.read_json(emm.find(options(out, tolerance=1.0, eps=0.6)))
         assert other["eps"] == 0.6 and other["bracket"] == result["bracket"]
     finer = run.read_json(emm.find(options(out, tolerance=0.4)))
     assert finer["bracket"] == [20, 30] and len(finer["probes"]) == len(result["probes"]) + 1
@@ -103,7 +112,8 @@ def test_more_samples_go_on_with_those_there(tmp_path, ratios, capsys):
 
 
 def test_full_trains_to_the_end_and_draws_all(tmp_path, ratios):
-    probe, = run.read_json(emm.find(options(tmp_path / "emm", n_min=5000, sizes=(20,), full=True)))["probes"]  # sizes are not searched
+    wide = options(tmp_path / "emm", n_min=5000, sizes=(20,), full=True)  # sizes are not searched
+    probe, = run.read_json(emm.find(wide))["probes"]
     assert probe["whole"] and probe["above"] and probe["samples_drawn"] == 300
     assert [(t["step"], t["count"]) for t in probe["trajectory"]] == [(2, 150), (4, 150)]
 
@@ -116,7 +126,7 @@ def test_not_monotone_is_reported(tmp_path, ratios):
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
 def test_a_killed_search_goes_on_to_the_same_end(tmp_path, monkeypatch, at):
-    """Real verdicts, which depend on seeds alone: killed while sampling, then gone on with, the history is the same."""
+    """Real verdicts depend on seeds alone: a search killed while sampling goes on to the same history."""
     how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, samples=100)
     whole = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "whole"))))
     generate, calls = emm.sample.generate, []
@@ -132,8 +142,8 @@ def test_a_killed_search_goes_on_to_the_same_end(tmp_path, monkeypatch, at):
         with pytest.raises(KeyboardInterrupt):
             emm.find(broken)
     again = run.read_json(emm.find(broken))
-    strip = lambda result: [{k: v for k, v in p.items() if k not in CHANGING} for p in result["probes"]]
-    assert strip(again) == strip(whole) and again["statement"] == whole["statement"]
+    assert lasting(again) == lasting(whole) and again["statement"] == whole["statement"]
+    assert [p["n"] for p in again["probes"]] == [p["n"] for p in whole["probes"]]
     drawn = [seed for arguments in calls[:at - 1] + calls[at:] for seed in arguments[1]]
     assert len(drawn) == whole["samples_drawn"]  # nothing was drawn twice
 
@@ -144,12 +154,13 @@ def test_a_signal_ends_sampling_after_the_chunk(tmp_path, ratios, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match="scores so far are in"):
         probe = emm.Probe(options(tmp_path), 20)
         references = emm.References(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
-        probe.score(train.train(dataclasses.replace(probe.training, steps=1, snapshots=1)), references)
+        last = train.train(dataclasses.replace(probe.training, steps=1, snapshots=1))
+        probe.score(last, references)
     assert [s["count"] for s in run.read_json(probe.files.scores)["snapshots"].values()] == [64]
 
 
 def test_snapshots_that_tie_and_runs_of_others(tmp_path, ratios, monkeypatch):
-    """No snapshot is lost unscored: not where the best is the first of equals, nor in a run that train.py made."""
+    """No snapshot is lost unscored: not where the best is the first of equals, nor in a run of train.py."""
     ratios[20] = 0.0
     probe = emm.Probe(options(tmp_path / "a", snapshots=4), 20)
     train.train(dataclasses.replace(probe.training, out=str(tmp_path / "other")))
@@ -166,16 +177,18 @@ def test_snapshots_that_tie_and_runs_of_others(tmp_path, ratios, monkeypatch):
     assert [p.name[9:17] for p in probe.files.snapshots()] == ["00000001", "00000002", "00000003"]
     for there in (probe.files.path, tmp_path / "other"):
         again = emm.Probe(options(tmp_path / "a", snapshots=4), 20)
-        again.files, again.training = run.Directory(there), dataclasses.replace(again.training, out=str(there))
+        again.files = run.Directory(there)
+        again.training = dataclasses.replace(again.training, out=str(there))
         if there != probe.files.path:
             again.scores = {}
         again.measure()
         assert sorted(again.scores) == [1, 2, 3, 4] and again.above() is False
-        assert [p.name for p in run.Directory(there).snapshots()] == ["snapshot-00000001.safetensors", "model.safetensors"]
+        names = [p.name for p in run.Directory(there).snapshots()]
+        assert names == ["snapshot-00000001.safetensors", "model.safetensors"]
 
 
 def test_a_removed_snapshot_proves_nothing(tmp_path, ratios):
-    """45 of 64 is below 90%, and soon removed; that it is above 70% can no longer be shown, so others have to tell."""
+    """45 of 64 is below 90%, and soon removed: others have to tell now whether 70% is reached."""
     probe = emm.Probe(options(tmp_path), 20)
     gone = dict(epoch=1.0, file="snapshot-00000002.safetensors", hits=45, count=64)
     assert probe.verdict(gone) is False
@@ -191,25 +204,30 @@ def test_a_removed_snapshot_proves_nothing(tmp_path, ratios):
 
 def test_two_searches_in_one_place(tmp_path):
     with run.locked(tmp_path):
-        command = [sys.executable, "emm.py", "--data", "digits", "--n-min", "10", "--out", str(tmp_path), "--device", "cpu"]
+        command = [sys.executable, "emm.py", "--data", "digits", "--n-min", "10", "--out", str(tmp_path),
+                   "--device", "cpu"]
         other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 1 and "in use by another process" in other.stderr and len(other.stderr.splitlines()) == 1
+    assert other.returncode == 1 and "in use by another process" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
 
 
 def test_several_devices_find_the_same(tmp_path):
     how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, samples=64)
     one = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "one"), sizes=(10, 20))))
-    words = [word for name, value in how.items() for word in (f"--{name.replace('_', '-')}", str(value).strip("()").replace(" ", ""))]
-    command = [sys.executable, "emm.py", *words, "--out", tmp_path / "two", "--sizes", "10,20", "--devices", "cpu,cpu"]
+    words = []
+    for name, value in how.items():
+        words += [f"--{name.replace('_', '-')}", str(value).strip("()").replace(" ", "")]
+    command = [sys.executable, "emm.py", *words, "--out", tmp_path / "two",
+               "--sizes", "10,20", "--devices", "cpu,cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and all("step 4 of 4" in line for line in done.stderr.splitlines()), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert all("step 4 of 4" in line for line in done.stderr.splitlines()), done.stderr
     two = run.read_json(tmp_path / "two" / "emm.json")
-    strip = lambda result: [{k: v for k, v in p.items() if k not in CHANGING} for p in sorted(result["probes"], key=lambda p: p["n"])]
-    assert strip(one) == strip(two) and one["statement"] == two["statement"]
+    assert lasting(one) == lasting(two) and one["statement"] == two["statement"]
 
 
 def test_a_ratio_that_rises_is_followed_upwards(tmp_path, ratios):
-    """At a fixed number of epochs small sets may get too few steps: the ratio rises with |D|, and never falls here."""
+    """At a fixed number of epochs small sets may get too few steps: here the ratio only rises with |D|."""
     ratios |= {10: 0.02, 20: 0.5, 40: 0.7}
     result = run.read_json(emm.find(options(tmp_path / "emm", tolerance=0.5)))
     sizes = [p["n"] for p in result["probes"]]
@@ -255,13 +273,18 @@ def test_seeds(tmp_path, ratios, capsys):
     assert result["searches"] == ["seed3/emm.json", "seed4/emm.json"] and len(result["emms"]) == 2
     one, other = (run.read_json(tmp_path / "emm" / path) for path in result["searches"])
     assert one["options"]["seed"] == one["options"]["subset_seed"] == 3 and one["data"] == other["data"]
-    assert result["interval"][0] <= result["emm"] <= result["interval"][1] and "on average over 2 seeds" in result["statement"]
+    assert result["interval"][0] <= result["emm"] <= result["interval"][1]
+    assert "on average over 2 seeds" in result["statement"]
     with pytest.raises(ValueError, match="seed: 'each of --seeds' there, 0 asked"):
         emm.find(options(tmp_path / "emm"))
     with pytest.raises(ValueError, match="width: 4 there, 8 asked"):
         emm.find(options(tmp_path / "emm", seeds=(5, 6), width=8))
-    assert emm.mean_interval([10.0, 12.0, 14.0])["interval"] == pytest.approx([12 - 4.9683, 12 + 4.9683], abs=1e-3)
+    three = emm.mean_interval([10.0, 12.0, 14.0])
+    assert three["interval"] == pytest.approx([12 - 4.9683, 12 + 4.9683], abs=1e-3)
     assert emm.mean_interval([10.0, None])["emm"] is None
+    none = emm.mean_interval([10.0, None])["statement"]
+    assert none == "EMM was not found for every seed (10, none), and so has no mean"
+    assert emm.mean_interval([None])["statement"] == "EMM was not found"
     alone = emm.mean_interval([7.0])
     assert alone["emm"] == 7.0 and alone["interval"] is None and "of one seed" in alone["statement"]
     for given in (dict(seed=1), dict(subset_seed=0)):
@@ -273,13 +296,18 @@ def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write
     pixels, decode, names = noise(40, 8, 8, 1), images.files.decode, []
     pixels[1] = pixels[0]
     write_images(tmp_path / "imgs", pixels)
-    monkeypatch.setattr(images.files, "decode", lambda content, name: names.append(name) or decode(content, name))
+
+    def counted(content, name):
+        names.append(name)
+        return decode(content, name)
+    monkeypatch.setattr(images.files, "decode", counted)
     monkeypatch.chdir(tmp_path)
     run.say.cache_clear()
     how = dict(data="imgs", sizes=(10, 20, 30), seeds=(0, 1))
     emm.find(options(tmp_path / "emm", **how))
     assert len(names) == 40
-    assert capsys.readouterr().err.count("1 of 40 training images repeat an earlier one") == 1  # for all seeds and sizes
+    # once for all seeds and sizes
+    assert capsys.readouterr().err.count("1 of 40 training images repeat an earlier one") == 1
     (tmp_path / "imgs").rename(tmp_path / "moved")
     monkeypatch.chdir("/")
     monkeypatch.setattr(train.Work, "take", lambda *a: pytest.fail("trained again"))
@@ -287,9 +315,11 @@ def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write
 
 
 @pytest.mark.parametrize("given, words", [
-    (dict(eps=0.0), "--eps 0.0"), (dict(tolerance=0.0), "--tolerance 0.0"), (dict(n_min=1), "--n-min 1"), (dict(alpha=1.0), "--alpha 1.0"),
-    (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"), (dict(n_min=5000, n_max=0), "more than the 1797 images of"),
-    (dict(sizes=(20, 20)), "twice"), (dict(seeds=(0, 0)), "twice"), (dict(sizes=(1,)), "--sizes"), (dict(sizes=(2000,)), "--sizes")])
+    (dict(eps=0.0), "--eps 0.0"), (dict(tolerance=0.0), "--tolerance 0.0"), (dict(n_min=1), "--n-min 1"),
+    (dict(alpha=1.0), "--alpha 1.0"), (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"),
+    (dict(n_min=5000, n_max=0), "more than the 1797 images of"),
+    (dict(sizes=(20, 20)), "twice"), (dict(seeds=(0, 0)), "twice"),
+    (dict(sizes=(1,)), "--sizes"), (dict(sizes=(2000,)), "--sizes")])
 def test_bad_options(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):
         emm.find(options(tmp_path / "x", **given))

@@ -96,7 +96,11 @@ def test_damaged_archives(tmp_path, noise):
 
 def test_a_source_is_decoded_once_until_it_changes(tmp_path, write_images, noise, monkeypatch):
     folder, decode, names = write_images(tmp_path / "a", noise(3, 8, 8, 3)), images.files.decode, []
-    monkeypatch.setattr(images.files, "decode", lambda content, name: names.append(name) or decode(content, name))
+
+    def counted(content, name):
+        names.append(name)
+        return decode(content, name)
+    monkeypatch.setattr(images.files, "decode", counted)
     first = read(str(folder))[0]
     assert torch.equal(read(folder)[0], first) and len(names) == 3
     assert read(f"{folder}:0")[0].shape == (3, 3, 8, 8) and len(names) == 3
@@ -158,6 +162,7 @@ def test_one_class_of_a_source(noise, tmp_path):
     (tmp_path / "a.npz").rename(tmp_path / "b:1")  # a path that exists is a path
     with pytest.raises(ValueError, match="b:1 is not an image folder"):
         read(str(tmp_path / "b:1"))
-    for wrong, words in (("digits:10", "no class 10; its classes are numbered 0 to 9"), ("digits:" + "9" * 30, "no class 999"), ("digits:x", "no data at")):
+    for wrong, words in (("digits:10", "no class 10; its classes are numbered 0 to 9"),
+                         ("digits:" + "9" * 30, "no class 999"), ("digits:x", "no data at")):
         with pytest.raises(ValueError, match=words):
             read(wrong)

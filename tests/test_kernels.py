@@ -30,7 +30,8 @@ def check(queries, references):
     assert torch.equal(d, expected_d) and torch.equal(i, expected_i)
 
 
-@pytest.mark.parametrize("Q, N, shape", [(1, 2, (64,)), (5, 3, (1, 8, 8)), (17, 127, (3, 8, 8)), (9, 1000, (3, 16, 16)),
+@pytest.mark.parametrize("Q, N, shape", [(1, 2, (64,)), (5, 3, (1, 8, 8)),
+                                         (17, 127, (3, 8, 8)), (9, 1000, (3, 16, 16)),
                                          (3, 50, (3, 32, 32)), (2, 5, (3, 64, 64))])
 def test_random_images(noise, Q, N, shape):
     check(torch.from_numpy(noise(Q, *shape)), torch.from_numpy(noise(N, *shape, seed=1)))
@@ -43,8 +44,8 @@ def test_ties_duplicates_twins_and_extremes(noise):
     y[20, 100] ^= 1                  # a one-pixel twin
     y[30:34] = 0
     y[34:36] = 255
-    x = torch.cat([y[[3, 7, 5, 20, 30, 34]], torch.zeros(1, 3072, dtype=torch.uint8),
-                   torch.full((1, 3072), 255, dtype=torch.uint8), torch.full((1, 3072), 128, dtype=torch.uint8)])
+    x = torch.cat([y[[3, 7, 5, 20, 30, 34]],
+                   torch.tensor([0, 255, 128], dtype=torch.uint8)[:, None].expand(3, 3072)])
     check(x, y)
     d, i = nearest_two(x, y)
     assert i[0].tolist() == i[1].tolist() == [3, 7] and d[2].tolist() == [0, 1] and i[4].tolist() == [30, 31]
@@ -79,7 +80,8 @@ def test_verdicts_that_hang_on_one_unit(noise):
 
 
 @settings(max_examples=60, deadline=None)
-@given(Q=st.integers(1, 20), N=st.integers(2, 60), D=st.integers(1, 40), levels=st.sampled_from([1, 2, 4, 256]), seed=st.integers(0, 99))
+@given(Q=st.integers(1, 20), N=st.integers(2, 60), D=st.integers(1, 40),
+       levels=st.sampled_from([1, 2, 4, 256]), seed=st.integers(0, 99))
 def test_any_shape_over_several_blocks(Q, N, D, levels, seed):
     rs = np.random.RandomState(seed)
     x, y = (torch.from_numpy(rs.randint(0, levels, (n, D)).astype(np.uint8)) for n in (Q, N))
@@ -93,7 +95,8 @@ def test_any_shape_over_several_blocks(Q, N, D, levels, seed):
         assert torch.equal(distances, expected[0]) and torch.equal(index, expected[1])
 
 
-@pytest.mark.parametrize("D", [kernels.nearest.MAX_INT8_PIXELS, kernels.nearest.MAX_INT8_PIXELS + 1, 3 * 512 * 512])
+@pytest.mark.parametrize("D", [kernels.nearest.MAX_INT8_PIXELS, kernels.nearest.MAX_INT8_PIXELS + 1,
+                               3 * 512 * 512])
 def test_largest_distances_are_exact(D):
     x = torch.tensor([[0], [255], [128]], dtype=torch.uint8).expand(3, D)
     y = torch.tensor([[255], [0], [255], [127]], dtype=torch.uint8).expand(4, D)
@@ -108,7 +111,7 @@ def test_too_large_images_are_refused():
 
 
 def test_the_fallback_of_a_cpu_without_vnni(monkeypatch):
-    """oneDNN held to AVX2 saturates int8 products without a word: the probe notices, and the result stays exact."""
+    """oneDNN held to AVX2 saturates int8 products silently: the probe notices, and the result stays exact."""
     code = """if True:
         import torch
         from kernels import nearest_two
@@ -119,16 +122,21 @@ def test_the_fallback_of_a_cpu_without_vnni(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(nearest_two(x, y), nearest_two_reference(x, y)))
         print(int8_products_are_exact(3072))"""
     for isa in ("AVX2", "DEFAULT"):
-        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa},
-                               capture_output=True, text=True)
+        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                               env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa})
         assert found.returncode == 0, found.stderr
     monkeypatch.setattr(kernels.nearest_cpu, "int8_products_are_exact", lambda D: False)
-    test_random_images(lambda *shape, seed=0: np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8), 9, 1000, (3, 16, 16))
+
+    def noise(*shape, seed=0):
+        return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+    test_random_images(noise, 9, 1000, (3, 16, 16))
 
 
 @pytest.mark.parametrize("x, y, words", [
-    (torch.zeros(1, 4), torch.zeros(2, 4), "uint8"), (torch.zeros(1, 4, dtype=torch.uint8), torch.zeros(1, 4, dtype=torch.uint8), "at least 2"),
-    (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "cannot be compared")])
+    (torch.zeros(1, 4), torch.zeros(2, 4), "uint8"),
+    (torch.zeros(1, 4, dtype=torch.uint8), torch.zeros(1, 4, dtype=torch.uint8), "at least 2"),
+    (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+     "cannot be compared")])
 def test_what_cannot_be_compared(x, y, words):
     with pytest.raises(ValueError, match=words):
         nearest_two(x, y)

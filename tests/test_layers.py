@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from kernels import layers
 
-NEAR = 1e-4  # of the largest value: a group of two values that are nearly the same divides their rounding by their distance
+# Of the largest value: a group of two values nearly the same divides their rounding by their distance
+NEAR = 1e-4
 
 
 def near(a, b):
@@ -18,7 +19,7 @@ def draw(*shape, seed=0, channels_last=False):
 
 
 def gradients(function, inputs):
-    """What a function gives, and the gradients of its inputs for a fixed gradient of it, in the inputs' precision."""
+    """What a function gives, and its inputs' gradients for a fixed gradient of it, in their precision."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     y = function(*inputs)
     return [y.detach(), *torch.autograd.grad(y, inputs, draw(*y.shape, seed=9).to(y.dtype))]
@@ -30,17 +31,20 @@ def compare(function, plain, inputs):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(size=st.sampled_from([(1, 1), (2, 2), (1, 3), (4, 1), (2, 3), (4, 4), (8, 8)]), kernel=st.sampled_from([1, 3, 5]),
-       batch=st.integers(1, 3), cin=st.integers(1, 5), cout=st.integers(1, 5), biased=st.booleans(), last=st.booleans())
+@given(size=st.sampled_from([(1, 1), (2, 2), (1, 3), (4, 1), (2, 3), (4, 4), (8, 8)]),
+       kernel=st.sampled_from([1, 3, 5]), batch=st.integers(1, 3), cin=st.integers(1, 5),
+       cout=st.integers(1, 5), biased=st.booleans(), last=st.booleans())
 def test_convolution_and_its_gradients_are_torchs(size, kernel, batch, cin, cout, biased, last):
-    inputs = [draw(batch, cin, *size, channels_last=last), draw(cout, cin, kernel, kernel)] + [draw(cout)] * biased
+    inputs = [draw(batch, cin, *size, channels_last=last), draw(cout, cin, kernel, kernel)]
+    inputs += [draw(cout)] * biased
     compare(layers.conv2d, lambda *a: F.conv2d(*a, padding=kernel // 2), inputs)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(size=st.sampled_from([(1, 1), (2, 2), (3, 5), (8, 8)]), batch=st.integers(1, 3), groups=st.integers(1, 3),
-       of_group=st.integers(2, 4), shifted=st.sampled_from([None, 1, "batch"]), silu=st.booleans(),
-       dropout=st.sampled_from([0.0, 0.13]), last=st.booleans(), mean=st.sampled_from([0, 3]))
+@given(size=st.sampled_from([(1, 1), (2, 2), (3, 5), (8, 8)]), batch=st.integers(1, 3),
+       groups=st.integers(1, 3), of_group=st.integers(2, 4), shifted=st.sampled_from([None, 1, "batch"]),
+       silu=st.booleans(), dropout=st.sampled_from([0.0, 0.13]), last=st.booleans(),
+       mean=st.sampled_from([0, 3]))
 def test_norm_and_its_gradients_are_torchs(size, batch, groups, of_group, shifted, silu, dropout, last, mean):
     C = groups * of_group
     inputs = [draw(batch, C, *size, channels_last=last) + mean, draw(C, seed=1), draw(C, seed=2)]
@@ -91,7 +95,8 @@ def test_a_large_mean_costs_no_precision():
 
 def test_the_layout_stays_channels_last():
     x = draw(2, 8, 4, 4, channels_last=True).requires_grad_()
-    for y in (layers.conv2d(x, draw(6, 8, 3, 3)), layers.conv2d(x, draw(6, 8, 1, 1)), layers.conv2d(x[:, :, :2, :2], draw(6, 8, 3, 3)),
+    for y in (layers.conv2d(x, draw(6, 8, 3, 3)), layers.conv2d(x, draw(6, 8, 1, 1)),
+              layers.conv2d(x[:, :, :2, :2], draw(6, 8, 3, 3)),
               layers.norm(x, torch.ones(8), torch.zeros(8), 2, 1e-6, silu=True)):
         assert y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
     y.sum().backward()
@@ -127,7 +132,8 @@ def test_dropout(p):
     torch.manual_seed(0)
     mask = layers.dropout_mask(1_000_003, p)  # a number that 4 does not divide
     assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-4)  # p is rounded to 1 / 65,536
-    for share in ((mask > 0).float().mean(), (mask[::4] > 0).float().mean(), (mask[3::4] > 0).float().mean()):  # of 4 in 64 bits
+    for part in (mask, mask[::4], mask[3::4]):  # of 4 in 64 bits
+        share = (part > 0).float().mean()
         assert abs(share - (1 - p)) < 5 * (p * (1 - p) / 250_000) ** 0.5
     torch.manual_seed(0)
     assert torch.equal(layers.dropout_mask(1_000_003, p), mask)

@@ -8,13 +8,14 @@ from conftest import ROOT
 
 
 def make(*words):
-    return subprocess.run(["make", "--no-print-directory", "-C", str(ROOT), f"PYTHON={sys.executable}", *words],
-                          capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "-C", str(ROOT), f"PYTHON={sys.executable}", *words]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_help_lists_targets_and_variables():
     text = make("help").stdout
-    for word in ("setup", "train", "sample", "memorize", "emm", "plot", "demo", "test", "bench", "kernel-report", "clean", "WIDTH=128", "FLAGS="):
+    for word in ("setup", "train", "sample", "memorize", "emm", "plot", "demo", "lint", "test", "bench",
+                 "kernel-report", "clean", "WIDTH=128", "FLAGS="):
         assert word in text
 
 
@@ -22,13 +23,14 @@ def test_emm_of_another_width():
     text = make("-n", "emm", "WIDTH=256").stdout
     assert "emm.py --out runs/cifar10-w256-b2-B512-e40000-s0-emm" in text and "--width 256" in text
     assert "--seeds" not in text and "--devices" not in text
-    assert "--seeds 0,1,2 --devices cuda:0,cuda:1" in make("-n", "emm", "SEEDS=0 1 2", "DEVICES=cuda:0 cuda:1").stdout
+    several = make("-n", "emm", "SEEDS=0 1 2", "DEVICES=cuda:0 cuda:1").stdout
+    assert "--seeds 0,1,2 --devices cuda:0,cuda:1" in several
     assert "plot.py --emm runs/cifar10-w256-b2-B512-e40000-s0-emm/emm.json" in text
 
 
 def test_every_variable_and_flag_enters_the_name():
-    changed = dict(DATA="x/y.zip", RES=8, CLASSES=2, LABELS="random:10", ARCH="ncsnpp", WIDTH=64, BLOCKS=4, BATCH=64,
-                   EPOCHS=9, SEED=3, N=50, FLAGS="--precond ve --channel-mult 1,2 --dropout=0")
+    changed = dict(DATA="x/y.zip", RES=8, CLASSES=2, LABELS="random:10", ARCH="ncsnpp", WIDTH=64, BLOCKS=4,
+                   BATCH=64, EPOCHS=9, SEED=3, N=50, FLAGS="--precond ve --channel-mult 1,2 --dropout=0")
     base, names = make("-n", "train").stdout, set()
     for key, value in changed.items():
         text = make("-n", "train", f"{key}={value}").stdout
@@ -39,8 +41,10 @@ def test_every_variable_and_flag_enters_the_name():
 
 
 def test_data_of_one_name_in_two_folders_do_not_meet():
-    outs = {make("-n", "train", f"DATA={data}").stdout.split("--out ")[1].split()[0] for data in ("a/x.zip", "b/x.zip", "../x.zip", "x.zip", "x", "/x/")}
-    assert len(outs) == 6 and make("-n", "train", "DATA=x/").stdout.split("--data")[0] == make("-n", "train", "DATA=x").stdout.split("--data")[0]
+    def before_data(data):
+        return make("-n", "train", f"DATA={data}").stdout.split("--data")[0]
+    outs = {before_data(data) for data in ("a/x.zip", "b/x.zip", "../x.zip", "x.zip", "x", "/x/")}
+    assert len(outs) == 6 and before_data("x/") == before_data("x")
 
 
 def test_files_are_targets(tmp_path):
@@ -49,7 +53,8 @@ def test_files_are_targets(tmp_path):
     first = make("memorize", *common)
     assert first.returncode == 0 and "of 12 samples memorized" in first.stdout, first.stderr
     out, = tmp_path.iterdir()
-    made = {"model.safetensors", *(f"samples-0-11{end}" for end in (".npz", ".png", ".json", "-pairs.png", "-pairs.csv"))}
+    ends = ".npz", ".png", ".json", "-pairs.png", "-pairs.csv"
+    made = {"model.safetensors", *(f"samples-0-11{end}" for end in ends)}
     assert made <= {p.name for p in out.iterdir()}
     command = [sys.executable, str(ROOT / "memorize.py"), "--samples", out, "--train", out, "--device", "cpu"]
     assert first.stdout.endswith(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -63,7 +68,8 @@ def test_files_are_targets(tmp_path):
 
 
 @pytest.mark.parametrize("word, says", [
-    *((f"SAMPLES={value}", f"SAMPLES={value}: give a whole number") for value in ("10k", "10,000", "1e4", "0", "016", "", "10000001")),
+    *((f"SAMPLES={value}", f"SAMPLES={value}: give a whole number")
+      for value in ("10k", "10,000", "1e4", "0", "016", "", "1'x", "10000001")),
     ("RUNS=my runs", "RUNS=my runs: give a value without spaces"), ("DATA=my data.zip", "without spaces"),
     ("WDITH=64", "WDITH: no such variable")])
 def test_what_would_go_wrong_later_is_said_before_anything_starts(word, says):
@@ -74,11 +80,11 @@ def test_what_would_go_wrong_later_is_said_before_anything_starts(word, says):
 
 
 def test_the_demo_of_sizes_that_all_memorize(tmp_path):
-    """Every size is stopped above: none has a model.safetensors, and the last snapshot of the largest is drawn."""
+    """Every size is stopped above: none has a model.safetensors, and the largest's last snapshot is drawn."""
     for name in ("Makefile", "emm.py", "plot.py", "sample.py", "memorize.py"):
         (tmp_path / name).symlink_to(ROOT / name)
-    recipe = "--data digits --width 4 --blocks 1 --channel-mult 1,1 --batch 8 --steps 4 --snapshots 2 --n-min 4 --n-max 8 " \
-             "--samples 64 --eps 0.5 --threshold 4095/4096 --device cpu"
+    recipe = ("--data digits --width 4 --blocks 1 --channel-mult 1,1 --batch 8 --steps 4 --snapshots 2 "
+              "--n-min 4 --n-max 8 --samples 64 --eps 0.5 --threshold 4095/4096 --device cpu")
     command = ["make", "-C", tmp_path, f"PYTHON={sys.executable}", "demo", f"DEMO={recipe}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "of 500 samples memorized" in done.stdout, done.stderr
@@ -88,6 +94,8 @@ def test_the_demo_of_sizes_that_all_memorize(tmp_path):
 
 @pytest.mark.parametrize("stage", ["train", "sample", "memorize", "emm", "plot"])
 def test_heavy_libraries_are_imported_where_they_are_used(stage):
-    code = f"import {stage}, sys; print(*(m for m in ('torchvision', 'sklearn', 'matplotlib', 'triton') if m in sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    heavy = "torchvision", "sklearn", "matplotlib", "triton"
+    code = f"import {stage}, sys; print(*(m for m in {heavy} if m in sys.modules))"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == ""

@@ -1,4 +1,4 @@
-"""The fused kernel: exact under Triton's interpreter (or on a GPU, if there is one), sound as machine code for others.
+"""The fused kernel: exact under Triton's interpreter (or on a GPU), sound as machine code for other GPUs.
 
 The interpreter and the compiler cannot share a process: what launches the kernel runs in a second pytest with
 TRITON_INTERPRET=1, which `test_under_the_interpreter` starts.
@@ -33,7 +33,8 @@ from kernels.nearest_triton import (
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if GPU else "cpu"
-SMALL = dict(BQ=16, BN=32, BK=32, num_warps=4, num_stages=2)  # the interpreter takes as long for a tile of any size
+# The interpreter takes as long for a tile of any size
+SMALL = dict(BQ=16, BN=32, BK=32, num_warps=4, num_stages=2)
 launches = pytest.mark.skipif(not (GPU or INTERPRETED), reason="needs a GPU or TRITON_INTERPRET=1")
 compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 if INTERPRETED:
@@ -41,7 +42,8 @@ if INTERPRETED:
 
 
 def images(rows, D, low=0, high=256, seed=0):
-    return torch.randint(low, high, (rows, D), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(low, high, (rows, D), dtype=torch.uint8, generator=generator)
 
 
 def check(x, y, threshold=(1, 3), tile=SMALL, splits=1):
@@ -57,15 +59,17 @@ def check(x, y, threshold=(1, 3), tile=SMALL, splits=1):
 
 @pytest.mark.skipif(GPU or INTERPRETED, reason="this is the second process, or a GPU runs them here")
 def test_under_the_interpreter():
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", __file__],
-                          cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", __file__]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | dict(TRITON_INTERPRET="1"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " 0 passed" not in done.stdout and "passed" in done.stdout
 
 
 @launches
-@pytest.mark.parametrize("Q, N, D", [(1, 2, 64), (1, 3, 192), (5, 127, 192), (33, 127, 64), (3, 1000, 64), (17, 100, 768),
-                                     (2, 40, 3072), (2, 33, 12288), (1, 2, MAX_INT32_PIXELS), (2, 33, 49152)])
+@pytest.mark.parametrize("Q, N, D", [(1, 2, 64), (1, 3, 192), (5, 127, 192), (33, 127, 64), (3, 1000, 64),
+                                     (17, 100, 768), (2, 40, 3072), (2, 33, 12288),
+                                     (1, 2, MAX_INT32_PIXELS), (2, 33, 49152)])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_exact(Q, N, D, splits):
     check(images(Q, D), images(N, D, seed=1), splits=splits)
@@ -138,7 +142,7 @@ def test_no_score_overflows_with_its_group(BN):
               MAX_INT32_PIXELS, MAX_INT32_PIXELS + 128, MAX_PIXELS):
         bits, largest = group_bits(D, BN), 2**31 - 1 if D <= MAX_INT32_PIXELS else 2**63 - 1
         assert bits >= 1 and 2**bits <= BN
-        # the largest score in its group, and the padding above it, which sorts behind every score after the shift too
+        # the largest score in its group, and the padding above it, which sorts last after the shift too
         assert REACH * D * 2**bits + 2**bits - 1 < largest and REACH * D < largest >> bits
     assert 2**14 * INT32_TERMS < 2**31
 

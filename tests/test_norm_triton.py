@@ -64,7 +64,8 @@ def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0,
 @pytest.mark.skipif(GPU or INTERPRETED, reason="this is the second process, or a GPU runs them here")
 def test_under_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", __file__]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1"))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | dict(TRITON_INTERPRET="1"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " 0 passed" not in done.stdout and "passed" in done.stdout
 
@@ -92,7 +93,8 @@ def test_right_with_and_without_its_parts(shifted, silu, dropout, dtype):
 @launches
 @pytest.mark.parametrize("H", [8, 23])  # whole, and in tiles
 def test_a_large_mean_costs_no_precision(H):
-    check(1, 16, H, H, mean=1000.0, tolerance=1e-3)  # float32 numbers lie 6e-5 apart; squares would be 0.1 off
+    # float32 numbers lie 6e-5 apart; squares would be 0.1 off
+    check(1, 16, H, H, mean=1000.0, tolerance=1e-3)
 
 
 @launches
@@ -105,7 +107,8 @@ def test_dropout_has_its_rate_and_its_seed(H, dtype):
     assert masks[0].unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-4)  # p rounded to 1 / 65,536
     count = masks[0].numel()
     same = (masks[0] == masks[2]).float().mean()  # of two independent masks
-    kept = [((masks[0][:, i::step] > 0).float().mean(), 1 - p, count / step) for step in (1, 8) for i in range(step)]
+    kept = [((masks[0][:, i::step] > 0).float().mean(), 1 - p, count / step)
+            for step in (1, 8) for i in range(step)]
     for share, expected, n in (*kept, (same, p**2 + (1 - p)**2, count)):
         assert abs(share - expected) < 5 * (expected * (1 - expected) / n) ** 0.5
     first, second = masks[0][:, :, :-1], masks[0][:, :, 1:]  # neighbours, too
@@ -140,7 +143,7 @@ def test_a_network_of_these_norms(monkeypatch):
     """A U-Net beside the same one of plain norms: values, every gradient, and dropout by torch's seed."""
     found, x = [], draw(2, 3, 8, 8)
     for kernel in (norm, None):
-        monkeypatch.setattr(layers, "triton_norm", lambda device: kernel)
+        monkeypatch.setattr(layers, "triton_norm", lambda device, kernel=kernel: kernel)
         D = unet.Denoiser("ddpmpp", "edm", 8, 3, width=16, blocks=1, channel_mult=(1, 2), dropout=0.0,
                           generator=torch.Generator().manual_seed(0)).to(DEVICE).use("fp32")
         with torch.no_grad():

@@ -27,12 +27,13 @@ def posterior_mean(images, x, sigma):
 
 def noisy(images, sigma, seed=0):
     x = images.double() / 127.5 - 1
-    return x + sigma * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return x + sigma * torch.randn(x.shape, dtype=torch.float64, generator=generator)
 
 
 @pytest.fixture
 def hard(noise):
-    """300 images with duplicates, one-pixel twins, all black and all white ones, and two that are nearly so."""
+    """300 images with duplicates, one-pixel twins, all black and all white ones, and two nearly so."""
     images = torch.from_numpy(noise(300, 3, 8, 8))
     images[1] = images[0]
     images[3] = images[2]
@@ -44,7 +45,7 @@ def hard(noise):
 
 @pytest.fixture
 def forms(monkeypatch):
-    """The calls of the float64 form, each with the number of images its rows were left together (None: all)."""
+    """The calls of the float64 form, each with the count of images that its rows kept (None: all)."""
     calls, form = [], Optimum._float64_mean
 
     def counted(self, x, sigma, kept):
@@ -61,7 +62,8 @@ def test_posterior_mean(hard, sigma, monkeypatch):
     found = Optimum(hard)(x, sigma)
     assert found.dtype == torch.float64 and found.shape == x.shape
     assert (found - expected).abs().max() < CLOSE_MEAN
-    assert (Optimum(hard)(x.float(), torch.full((60,), sigma)) - posterior_mean(hard, x.float(), sigma)).abs().max() < CLOSE_MEAN
+    found = Optimum(hard)(x.float(), torch.full((60,), sigma))
+    assert (found - posterior_mean(hard, x.float(), sigma)).abs().max() < CLOSE_MEAN
     small = Optimum(hard, block_bytes=200_000)  # many blocks of images and of queries
     assert small.rows < 10 and small.columns < 30
     assert (small(x, sigma) - expected).abs().max() < CLOSE_MEAN
@@ -89,7 +91,7 @@ def test_which_form_is_used(hard, forms, monkeypatch):
 @pytest.mark.parametrize("level", [0.0, 1 / 3, -1 / 255])
 @pytest.mark.parametrize("sigma", [0.05, 0.6, 3.0, 12.0, 80.0])
 def test_black_and_white_images_alone(level, sigma):
-    """The most an error of x can do: all pixels of x round alike, and half of the weight is white, half black."""
+    """The most that an error of x can do: all its pixels round alike, and half of the weight is on white."""
     images = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
     images[::2] = 255
     x = torch.full((4, 3, 16, 16), level, dtype=torch.float64)
@@ -149,7 +151,8 @@ def test_far_away_and_at_the_origin(hard, sigma):
     x[1], x[2], x[3], x[4, 0], x[5] = 1e6, -1e6, 1e-300, 1e9, 300.0
     found = Optimum(hard)(x, sigma)
     assert found.isfinite().all() and found.abs().max() <= 1 + CLOSE_MEAN
-    expected = optimum_reference(x.flatten(1), hard.flatten(1), torch.full((6, 1), sigma, dtype=torch.float64)).view(x.shape)
+    level = torch.full((6, 1), sigma, dtype=torch.float64)
+    expected = optimum_reference(x.flatten(1), hard.flatten(1), level).view(x.shape)
     assert (found - expected)[[0, 3, 5]].abs().max() < CLOSE_MEAN
     x[0, 0, 0, 0] = torch.nan
     assert Optimum(hard)(x, sigma)[0].isnan().all()
@@ -168,7 +171,8 @@ def test_small_shapes_and_sums_in_parts(noise, N, D, monkeypatch):
 @pytest.mark.parametrize("digits", [2, 3, 4])
 def test_digits(digits):
     largest = LARGEST[digits]
-    a = torch.tensor([[-largest, largest, 0, -1, 127.5, 128, -129, 255.25, 32768, -32640]]).double().clamp(-largest, largest)
+    a = torch.tensor([[-largest, largest, 0, -1, 127.5, 128, -129, 255.25, 32768, -32640]]).double()
+    a = a.clamp(-largest, largest)
     dither = torch.linspace(0, 0.999, a.shape[1], dtype=torch.float64)
     parts = base256(a.clone(), dither, digits)
     assert len(parts) == digits and all(part.dtype == torch.int8 for part in parts)
@@ -181,7 +185,8 @@ def test_real_images(cifar10k):
     D = Optimum(images)
     for sigma in (0.1, 3.2, 13.0, 80.0):
         x = noisy(images[:32], sigma)
-        expected = optimum_reference(x.flatten(1), images.flatten(1), torch.full((32, 1), sigma, dtype=torch.float64))
+        level = torch.full((32, 1), sigma, dtype=torch.float64)
+        expected = optimum_reference(x.flatten(1), images.flatten(1), level)
         assert (D(x, sigma).flatten(1) - expected).abs().max() < CLOSE_MEAN
 
 
@@ -199,4 +204,5 @@ def test_memory_is_bounded(sigma):
         Optimum(images, block_bytes=8 * 2**20)(x, {sigma})
         print(rss() - before)"""
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(found.stdout) < 22 + 8 + 10  # MB: a copy of the images, the blocks, and what malloc leaves unused
+    # MB: a copy of the images, the blocks, and what malloc leaves unused
+    assert float(found.stdout) < 22 + 8 + 10

@@ -14,13 +14,17 @@ import run
 from conftest import ROOT
 
 SAME_WEIGHTS = 2e-5  # float32 sums of gradients in another order, after 20 Adam steps of 1e-3
-TRAIN = ["--data", "digits", "--n", "40", "--width", "4", "--blocks", "1", "--channel-mult", "1,1", "--batch", "16", "--dropout", "0",
-         "--steps", "20", "--warmup-steps", "5", "--learning-rate", "1e-3", "--snapshots", "2", "--log-steps", "5", "--device", "cpu"]
+TRAIN = ["--data", "digits", "--n", "40", "--width", "4", "--blocks", "1", "--channel-mult", "1,1",
+         "--batch", "16", "--dropout", "0", "--steps", "20", "--warmup-steps", "5", "--learning-rate", "1e-3",
+         "--snapshots", "2", "--log-steps", "5", "--device", "cpu"]
 
 
 def launch(processes, *command, **more):
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--"] if processes > 1 else []
-    return subprocess.run([sys.executable, *start, *map(str, command)], cwd=ROOT, capture_output=True, text=True,
+    start = []
+    if processes > 1:
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--"]
+    command = [sys.executable, *start, *map(str, command)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, **more)
 
 
@@ -50,20 +54,27 @@ def test_samples_and_verdicts_are_the_same(runs, tmp_path, processes):
     for count in (1, processes):
         out = tmp_path / str(count) / "a.npz"
         out.parent.mkdir()
-        assert launch(count, "sample.py", "--run", runs / "1", "--seeds", "0-99", "--out", out, "--device", "cpu").returncode == 0
-        done = launch(count, "memorize.py", "--samples", out, "--train", runs / "1", "--csv", tmp_path / f"{count}.csv",
+        drawn = launch(count, "sample.py", "--run", runs / "1", "--seeds", "0-99", "--out", out,
+                       "--device", "cpu")
+        assert drawn.returncode == 0
+        table = tmp_path / f"{count}.csv"
+        done = launch(count, "memorize.py", "--samples", out, "--train", runs / "1", "--csv", table,
                       "--out", tmp_path / f"{count}.json", "--device", "cpu")
         assert done.returncode == 0 and done.stdout.count("samples memorized") == 1, done.stderr
         with np.load(out) as file:
-            results.append((file["arr_0"], file["seeds"], (tmp_path / f"{count}.csv").read_text(), done.stdout))
+            results.append((file["arr_0"], file["seeds"], table.read_text(), done.stdout))
     (images, seeds, *words), (other, other_seeds, *other_words) = results
     assert np.array_equal(images, other) and np.array_equal(seeds, other_seeds) and words == other_words
     assert not (tmp_path / "1.json").read_text() == ""
 
 
 def test_one_line_for_all_processes(runs, tmp_path):
-    for command in (["train.py", *TRAIN, "--out", tmp_path / "x", "--width", "5"], ["train.py", *TRAIN, "--batch", "1", "--out", tmp_path / "y"],
-                    ["sample.py", "--run", runs / "1", "--seeds", "3", "--device", "cpu", "--out", tmp_path / "z.npz"], ["emm.py", "--data", "digits"]):
+    for command in (
+            ["train.py", *TRAIN, "--out", tmp_path / "x", "--width", "5"],
+            ["train.py", *TRAIN, "--batch", "1", "--out", tmp_path / "y"],
+            ["sample.py", "--run", runs / "1", "--seeds", "3", "--device", "cpu",
+             "--out", tmp_path / "z.npz"],
+            ["emm.py", "--data", "digits"]):
         done = launch(2, *command)
         lines = [line for line in done.stderr.splitlines() if line.startswith(str(command[0]) + ":")]
         assert done.returncode and len(lines) == 1, done.stderr
@@ -90,17 +101,19 @@ def test_one_process_does_nothing_of_it():
 def test_a_process_that_torchrun_did_not_start_says_itself_what_is_wrong(tmp_path):
     left = dict(RANK="1", WORLD_SIZE="2")  # in the environment, by something else
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MASTER")} | left
-    done = subprocess.run([sys.executable, ROOT / "train.py", *TRAIN, "--out", tmp_path / "run"], env=environment,
-                          capture_output=True, text=True)
-    assert done.returncode == 1 and "cannot join the other processes" in done.stderr and done.stderr.count("\n") == 1
+    command = [sys.executable, ROOT / "train.py", *TRAIN, "--out", tmp_path / "run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot join the other processes" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_port_in_use_is_named_in_a_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         taken.listen()
-        where = dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(taken.getsockname()[1]))
-        result = subprocess.run([sys.executable, ROOT / "train.py", "--data", "digits", "--n", "8", "--width", "4", "--blocks", "1",
-                                 "--channel-mult", "1,1", "--batch", "4", "--steps", "1", "--device", "cpu", "--out", tmp_path / "run"],
-                                env=os.environ | where, capture_output=True, text=True)
-    assert result.returncode == 1 and "cannot join the other processes" in result.stderr and "Traceback" not in result.stderr
+        where = dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost",
+                     MASTER_PORT=str(taken.getsockname()[1]))
+        command = [sys.executable, ROOT / "train.py", *TRAIN, "--out", tmp_path / "run"]
+        result = subprocess.run(command, env=os.environ | where, capture_output=True, text=True)
+    assert result.returncode == 1 and "cannot join the other processes" in result.stderr
+    assert "Traceback" not in result.stderr

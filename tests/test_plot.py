@@ -15,10 +15,11 @@ from conftest import ROOT
 def result(width, emm=23.0, bracket=(20, 30), **options):
     def point(r):
         return dict(ratio=r, interval=[r - 0.02, min(1, r + 0.02)])
-    probes = [dict(point(r), n=n, whole=n > 20, trajectory=[dict(point(r / 2), epoch=10), dict(point(r), epoch=20)])
+    probes = [dict(point(r), n=n, whole=n > 20,
+                   trajectory=[dict(point(r / 2), epoch=10), dict(point(r), epoch=20)])
               for n, r in ((40, 0.5), (20, 0.96), (30, 0.8))]
-    return dict(emm=emm, bracket=list(bracket), eps=0.1, probes=probes,
-                options=dict(data="x/digits", arch="ddpmpp", width=width, epochs=6000.0, resolution=0) | options)
+    given = dict(data="x/digits", arch="ddpmpp", width=width, epochs=6000.0, resolution=0) | options
+    return dict(emm=emm, bracket=list(bracket), eps=0.1, probes=probes, options=given)
 
 
 def test_published_numbers():
@@ -30,19 +31,23 @@ def test_published_numbers():
 
 def test_the_published_curve_goes_with_its_settings():
     base = dict(data="cifar10", arch="ddpmpp", width=128, epochs=40000.0, resolution=0)
-    assert plot.published_series(base) == "32x32" and plot.published_series(base | dict(resolution=16)) == "16x16"
-    for other in (dict(width=256), dict(data="digits"), dict(epochs=6000.0), dict(labels="true"), dict(resolution=24),
-                  dict(data="a/cifar10.zip"), dict(data="cifar100.zip"), dict(data="cifar10:5"), dict(data="my-cifar10"),
+    assert plot.published_series(base) == "32x32"
+    assert plot.published_series(base | dict(resolution=16)) == "16x16"
+    for other in (dict(width=256), dict(data="digits"), dict(epochs=6000.0), dict(labels="true"),
+                  dict(resolution=24), dict(data="a/cifar10.zip"), dict(data="cifar100.zip"),
+                  dict(data="cifar10:5"), dict(data="my-cifar10"),
                   dict(mix="digits"), dict(classes=5), dict(steps_min=100), dict(beta2=0.99), dict(batch=64)):
         assert plot.published_series(base | other) is None
 
 
 def test_every_option_of_a_search_is_judged():
-    free = {"n", "resolution", "mix_share", "subset_seed", "label_seed", "sample_labels", "batch_device", "precision",
-            "compile", "seed", "snapshots", "snapshot_images"}  # which of equal runs, or how it is measured
+    # which of equal runs, or how it is measured
+    free = {"n", "resolution", "mix_share", "subset_seed", "label_seed", "sample_labels", "batch_device",
+            "precision", "compile", "seed", "snapshots", "snapshot_images"}
     there = run.recorded(emm.Options())
     assert there.keys() - free == plot.BASE_RUN.keys()
-    assert {key: there[key] for key in plot.BASE_RUN} == plot.BASE_RUN  # the defaults are the published procedure
+    # the defaults are the published procedure
+    assert {key: there[key] for key in plot.BASE_RUN} == plot.BASE_RUN
 
 
 def test_figures_do_not_ask_the_environment(tmp_path):
@@ -50,7 +55,8 @@ def test_figures_do_not_ask_the_environment(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 10\n")
     command = [sys.executable, str(ROOT / "plot.py"), "--emm", "emm.json"]
     images = []
-    for given in ({}, dict(MPLBACKEND="module://matplotlib_inline.backend_inline"), dict(MPLBACKEND="no-such-backend")):
+    for backend in (None, "module://matplotlib_inline.backend_inline", "no-such-backend"):
+        given = {} if backend is None else dict(MPLBACKEND=backend)
         environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"} | given
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0 and done.stdout == "wrote emm.png\n", done.stderr
@@ -67,9 +73,11 @@ def test_draws_one_and_several(tmp_path):
     one = plot.plot(plot.Options(emm=(str(tmp_path / "8/emm.json"),)))
     assert one == tmp_path / "8" / "emm.png" and Image.open(one).width > 800
     assert Image.open(tmp_path / "8" / "trajectory.png").width > 800
-    more = plot.plot(plot.Options(emm=(str(tmp_path / "8/emm.json"),), published=True, out=str(tmp_path / "more.png")))
+    more = plot.plot(plot.Options(emm=(str(tmp_path / "8/emm.json"),), published=True,
+                                  out=str(tmp_path / "more.png")))
     assert one.read_bytes() != more.read_bytes() and (tmp_path / "more-trajectory.png").exists()
-    both = plot.plot(plot.Options(emm=tuple(str(tmp_path / w / "emm.json") for w in ("8", "16")), out=str(tmp_path / "b.png")))
+    both = plot.plot(plot.Options(emm=tuple(str(tmp_path / w / "emm.json") for w in ("8", "16")),
+                                  out=str(tmp_path / "b.png")))
     assert len(Image.open(both).convert("RGB").getcolors(10**6)) > 50
     (tmp_path / "emm.json").write_text(json.dumps(dict(searches=["8/emm.json", "16/emm.json"])))
     seeds = plot.plot(plot.Options(emm=(str(tmp_path / "emm.json"),)))
@@ -79,7 +87,8 @@ def test_draws_one_and_several(tmp_path):
 def test_names_say_what_differs():
     a, b = result(8), result(8)
     b["options"]["epochs"] = 9000.0
-    assert [plot.describe(r, [a, b]) for r in (a, b)] == ["digits, ddpmpp width 8, epochs 6000.0", "digits, ddpmpp width 8, epochs 9000.0"]
+    names = [plot.describe(r, [a, b]) for r in (a, b)]
+    assert names == ["digits, ddpmpp width 8, epochs 6000.0", "digits, ddpmpp width 8, epochs 9000.0"]
 
 
 def test_bad_input(tmp_path):
@@ -98,9 +107,11 @@ def test_bad_input(tmp_path):
 def test_epochs_of_an_experiment(tmp_path):
     def snapshots(shift):
         return [dict(epoch=e, ratio=r - shift) for e, r in ((50, 0.1), (100, 0.5))]
-    points = [dict(series="", x=n, n=n, values=[0.5, 0.45], mean=0.475, interval=[0.2, 0.8], trajectories=[snapshots(0), snapshots(0.05)]) for n in (8, 16)]
-    (tmp_path / "size.json").write_text(json.dumps(dict(name="size", scale="cpu", about="size", x="|D|", measure="ratio", seeds=[0, 1],
-                                                        published=[dict(series="", x="8", value=0.4)], points=points)))
+    points = [dict(series="", x=n, n=n, values=[0.5, 0.45], mean=0.475, interval=[0.2, 0.8],
+                   trajectories=[snapshots(0), snapshots(0.05)]) for n in (8, 16)]
+    (tmp_path / "size.json").write_text(json.dumps(dict(
+        name="size", scale="cpu", about="size", x="|D|", measure="ratio", seeds=[0, 1], points=points,
+        published=[dict(series="", x="8", value=0.4)])))
     assert Image.open(plot.plot(plot.Options(experiment=str(tmp_path / "size.json")))).width > 800
     figure = plot.epochs(json.loads((tmp_path / "size.json").read_text()))
     line = figure.axes[0].lines[0]

@@ -5,9 +5,9 @@ import shlex
 import subprocess
 
 import pytest
-from conftest import ROOT
 
 import run
+from conftest import ROOT
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]

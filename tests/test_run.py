@@ -50,8 +50,10 @@ def test_parse_refuses(words, capsys):
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.lists(st.one_of(st.sampled_from(["--width", "--rate", "--mult", "--mask", "--seed", "--arch", "--shuffle", "--out", "--inner"]),
-                          st.text(max_size=8), st.integers().map(str), st.floats().map(str))))
+@given(st.lists(st.one_of(
+    st.sampled_from(["--width", "--rate", "--mult", "--mask", "--seed", "--arch", "--shuffle", "--out",
+                     "--inner"]),
+    st.text(max_size=8), st.integers().map(str), st.floats().map(str))))
 def test_parse_gives_options_or_one_line(words):
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -65,11 +67,13 @@ def test_help_shows_defaults(capsys):
     with pytest.raises(SystemExit):
         run.parse(Options, ["--help"], "About.\n    kept as it is")
     text = capsys.readouterr().out
-    assert "100% of them" in text and "default: 2,2" in text and "default: none" in text and "    kept as it is" in text
+    assert "100% of them" in text and "    kept as it is" in text
+    assert "default: 2,2" in text and "default: none" in text
     assert "--inner" not in text
 
 
-@pytest.mark.parametrize("error, status", [(ValueError("n=3 is odd;\nuse 4"), 1), (FileNotFoundError("no file"), 1),
+@pytest.mark.parametrize("error, status", [(ValueError("n=3 is odd;\nuse 4"), 1),
+                                           (FileNotFoundError("no file"), 1),
                                            (KeyboardInterrupt("saved"), 130)])
 def test_stage_reports_in_one_line(error, status, capsys):
     def fail(options):
@@ -77,27 +81,32 @@ def test_stage_reports_in_one_line(error, status, capsys):
     with pytest.raises(SystemExit) as exit:
         run.stage(fail, Options, "About.", [])
     message = capsys.readouterr().err if status == 130 else exit.value.code + "\n"
-    assert (exit.value.code == status) if status == 130 else isinstance(exit.value.code, str)  # a string: status 1
+    # a string: status 1
+    assert exit.value.code == status if status == 130 else isinstance(exit.value.code, str)
     assert message.count("\n") == 1 and str(error).split()[-1] in message
 
 
-def test_stage_keeps_the_traceback_of_defects():
-    for error in (KeyError("x"), RuntimeError("shapes differ"),
-                  RuntimeError("CUDA error: an illegal memory access was encountered"),
-                  RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`")):
-        def fail(options):
-            raise error
-        with pytest.raises(type(error)):
-            run.stage(fail, Options, "About.", [])
+@pytest.mark.parametrize("error", [
+    KeyError("x"), RuntimeError("shapes differ"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`")])
+def test_stage_keeps_the_traceback_of_defects(error):
+    def fail(options):
+        raise error
+    with pytest.raises(type(error)):
+        run.stage(fail, Options, "About.", [])
 
 
-CUDA = ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.19 GiB of which 9.00 MiB is free. "
+CUDA = ("CUDA out of memory. Tried to allocate 20.00 MiB. "
+        "GPU 0 has a total capacity of 79.19 GiB of which 9.00 MiB is free. "
         "If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF=expandable_segments:True")
 
 
 @pytest.mark.parametrize("fail, says", [
-    (lambda: raising(RuntimeError(CUDA)), "out of memory (CUDA out of memory. Tried to allocate 20.00 MiB); "),
-    (lambda: raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+    (lambda: raising(RuntimeError(CUDA)),
+     "out of memory (CUDA out of memory. Tried to allocate 20.00 MiB); "),
+    (lambda: raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED "
+                                  "when calling `cublasCreate(handle)`")),
      "out of memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`); "),
     (lambda: raising(MemoryError()), "out of memory (MemoryError); "),
     (lambda: torch.empty(2**50, dtype=torch.uint8), "DefaultCPUAllocator"),
@@ -134,31 +143,36 @@ run.stage(work, Options, "", sys.argv[2:], say="wrote {}".format)
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
 @pytest.mark.parametrize("where, status, out, said", [
     ("", 0, "table\ntable\ntable\nwrote result\n", "progress\nprogress\nprogress\n"),
-    ("2>&-", 0, "table\ntable\ntable\nwrote result\n", ""), ("2>/dev/full", 0, "table\ntable\ntable\nwrote result\n", ""),
-    (">&-", 1, "", "cannot be written (Bad file descriptor)\n"), (">/dev/full", 1, "", "cannot be written (No space left on device)\n"),
+    ("2>&-", 0, "table\ntable\ntable\nwrote result\n", ""),
+    ("2>/dev/full", 0, "table\ntable\ntable\nwrote result\n", ""),
+    (">&-", 1, "", "cannot be written (Bad file descriptor)\n"),
+    (">/dev/full", 1, "", "cannot be written (No space left on device)\n"),
     ("2>&1 | true", 1, "", ""), ("| true", 1, "", "cannot be written (Broken pipe)\n")])
 def test_output_that_cannot_be_written_ends_nothing(where, status, out, said, tmp_path):
     command = f'(sleep 0.2; "$PYTHON" -c "$STAGE" done; echo $? >status) {where}'
     if "|" not in where:
         command = f'"$PYTHON" -c "$STAGE" done {where}; echo $? >status'
     given = dict(STAGE=STAGE, PYTHON=sys.executable, PYTHONPATH=str(ROOT))
-    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=os.environ | given)
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | given)
     assert (tmp_path / "status").read_text() == f"{status}\n" and (tmp_path / "done").read_text() == "done"
     assert done.stdout == out and done.stderr.endswith(said) and "Error" not in done.stderr
 
 
 def test_help_that_cannot_be_written_is_no_success(tmp_path):
     with open("/dev/full" if os.path.exists("/dev/full") else os.devnull, "w") as full:
-        done = subprocess.run([sys.executable, "-c", STAGE, "done", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        done = subprocess.run([sys.executable, "-c", STAGE, "done", "--help"], cwd=ROOT,
+                              stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == os.path.exists("/dev/full") and done.stderr.count("\n") == done.returncode
 
 
 def test_ranks(monkeypatch):
-    for given, rank, size in ((dict(), 0, 1), (dict(RANK="1"), 0, 1), (dict(RANK="", WORLD_SIZE=""), 0, 1),
-                              (dict(RANK="1", WORLD_SIZE="2"), 1, 2), (dict(RANK="x"), 0, 1)):
+    for variables, rank, size in (
+            (dict(), 0, 1), (dict(RANK="1"), 0, 1), (dict(RANK="", WORLD_SIZE=""), 0, 1),
+            (dict(RANK="1", WORLD_SIZE="2"), 1, 2), (dict(RANK="x"), 0, 1)):
         for name in ("RANK", "WORLD_SIZE"):
             monkeypatch.delenv(name, raising=False)
-        for name, value in given.items():
+        for name, value in variables.items():
             monkeypatch.setenv(name, value)
         assert (run.rank(), run.size()) == (rank, size)
     monkeypatch.setenv("WORLD_SIZE", "x")
@@ -169,7 +183,8 @@ def test_ranks(monkeypatch):
 def test_an_older_python_is_named():
     code = "import sys; sys.version_info = (3, 10, 14, 'final', 0); import run"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("Python 3.11 or newer is needed") and done.stderr.count("\n") == 1
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Python 3.11 or newer is needed")
 
 
 def test_publish_is_whole_or_nothing(tmp_path):
@@ -218,10 +233,12 @@ def test_publish_survives_a_failure_at_every_step(step, number, tmp_path, monkey
     if step in ("write", "fsync"):
         assert str(path) in str(raised.value)
     # the last step comes after the name is taken: the file is the new one, whole, and the caller knows
-    assert path.read_text() == ("new" if step == "fsync of the folder" else "old") and os.listdir(tmp_path) == ["file.txt"]
+    assert path.read_text() == ("new" if step == "fsync of the folder" else "old")
+    assert os.listdir(tmp_path) == ["file.txt"]
     with run.publish(path) as temporary:
         temporary.write_text("new")
-    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o640 and os.listdir(tmp_path) == ["file.txt"]
+    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert os.listdir(tmp_path) == ["file.txt"]
 
 
 def test_what_is_no_regular_file_is_written_into(tmp_path):
@@ -238,17 +255,33 @@ def test_what_is_no_regular_file_is_written_into(tmp_path):
         made.append("null")
     reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
     for name in made:
-        with contextlib.suppress(PermissionError), run.publish(tmp_path / name) as temporary:  # a mount without devices
+        # suppressed: a mount without devices
+        with contextlib.suppress(PermissionError), run.publish(tmp_path / name) as temporary:
             temporary.write_text("new")
     assert reader.communicate(timeout=60)[0] == "new"
-    assert sorted(os.listdir(tmp_path)) == sorted(["folder", "link", *made]) and not any((tmp_path / name).is_file() for name in made)
+    assert sorted(os.listdir(tmp_path)) == sorted(["folder", "link", *made])
+    assert not any((tmp_path / name).is_file() for name in made)
+
+
+def test_a_file_behind_a_device_is_not_replaced(tmp_path):
+    code = "import run\nwith run.publish('/dev/stdout') as t: t.write_text('new')"
+    with open(tmp_path / "log", "w") as log:
+        log.write("old")
+        log.flush()
+        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=subprocess.PIPE,
+                               text=True)
+    assert f"/dev/stdout is {tmp_path}/log here; write to that file, or into a pipe" in found.stderr
+    assert (tmp_path / "log").read_text() == "old"
+    piped = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert piped.stdout == "new"
 
 
 def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_stay(tmp_path):
     path = tmp_path / "file.txt"
-    code = f"import run, time\nwith run.publish({str(path)!r}) as t: t.write_text('half'); print(t, flush=True); input()"
-    living, killed = (subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-                      for _ in range(2))
+    code = ("import run, time\n"
+            f"with run.publish({str(path)!r}) as t: t.write_text('half'); print(t, flush=True); input()")
+    living, killed = (subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, text=True) for _ in range(2))
     names = [process.stdout.readline().strip() for process in (living, killed)]
     killed.kill()
     killed.wait()
@@ -266,7 +299,8 @@ def test_a_member_of_a_zip_is_never_more_than_it_says(tmp_path):
         archive.writestr("b", b"b", zipfile.ZIP_BZIP2)
     with zipfile.ZipFile(path) as archive:
         assert run.member(archive, "a", 1000) == bytes(1000)
-        for name, words in (("a", "a has 1,000 bytes; at most 999 are read"), ("b", "b is compressed by bzip2; pack it stored or deflated")):
+        for name, words in (("a", "a has 1,000 bytes; at most 999 are read"),
+                            ("b", "b is compressed by bzip2; pack it stored or deflated")):
             with pytest.raises(ValueError, match=words):
                 run.member(archive, name, 999)
 
@@ -296,9 +330,14 @@ def test_show_prints_what_a_file_says_of_itself(tmp_path):
     result = subprocess.run([*show, path], capture_output=True, text=True)
     assert json.loads(result.stdout) == dict(options=dict(width=8))
     (tmp_path / "list.json").write_text("[1]")
+    for output in (">/dev/full", ">&-"):
+        result = subprocess.run(["sh", "-c", f'"$@" {output}', "sh", *show, path], stderr=subprocess.PIPE,
+                                text=True)
+        assert result.returncode == 1 and result.stderr.startswith("run.py: the output cannot be written (")
     for words in ([tmp_path / "none.json"], [ROOT / "README.md"], [tmp_path / "list.json"], []):
         result = subprocess.run([*show, *words], capture_output=True, text=True)
-        assert result.returncode == (1 if words else 2) and result.stderr.count("\n") == 1 and result.stderr.startswith("run.py: ")
+        assert result.returncode == (1 if words else 2)
+        assert result.stderr.count("\n") == 1 and result.stderr.startswith("run.py: ")
 
 
 def test_claim_names_each_difference(tmp_path):
@@ -312,7 +351,8 @@ def test_claim_names_each_difference(tmp_path):
     assert sorted(os.listdir(out)) == [".lock", "config.json"]
     assert "out" not in json.loads((out / "config.json").read_text())["options"]
     other = dict(options=run.recorded(Options(width=8, mult=(1,))), data=dict(sha256="cd"))
-    with pytest.raises(ValueError, match=r"mult: \[2, 2\] there, \[1\] asked; width: 128 there, 8 asked; sha256: 'ab'"):
+    said = r"mult: \[2, 2\] there, \[1\] asked; width: 128 there, 8 asked; sha256: 'ab'"
+    with pytest.raises(ValueError, match=said):
         with run.claim(out, other):
             pass
 
@@ -349,7 +389,8 @@ def test_a_directory_is_held_by_one_process(tmp_path):
     start = [sys.executable, "-c", code + "; input()"]
     other = subprocess.Popen(start, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match=rf"in use by another process \({other.pid} on .*\); wait for it, or choose another --out"):
+    said = rf"in use by another process \({other.pid} on .*\); wait for it, or choose another --out"
+    with pytest.raises(ValueError, match=said):
         with run.locked(tmp_path):
             pass
     other.kill()  # a lock ends with its process

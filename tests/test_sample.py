@@ -16,7 +16,8 @@ from images import read
 from kernels import Optimum
 from test_unet import GOLDEN, RELATIVE, close, golden, tolerance
 
-TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=2, device="cpu")
+TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=2,
+                device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +43,20 @@ def test_sampler_agrees_with_the_published_one(path):
 
 def test_noise_levels():
     sigmas = sample.noise_levels(0.002, 80.0)
-    assert len(sigmas) == 19 and sigmas[0] == pytest.approx(80) and sigmas[-2] == pytest.approx(0.002) and sigmas[-1] == 0
+    assert len(sigmas) == 19 and sigmas[0] == pytest.approx(80)
+    assert sigmas[-2] == pytest.approx(0.002) and sigmas[-1] == 0
     assert (sigmas.diff() < 0).all() and sigmas.dtype == torch.float64
 
 
 def test_heun_is_of_second_order():
-    """For one training image y the flow is linear: x(sigma) - y falls in proportion to sigma, at any step size."""
+    """For one training image y the flow is linear: x(sigma) - y falls as sigma does, at any step size."""
     y = torch.full((1, 1, 2, 2), 0.25, dtype=torch.float64)
-    x = sample.heun(lambda x, sigma, labels: y.expand_as(x), torch.randn(3, 1, 2, 2), sample.noise_levels(0.002, 80.0))
+    sigmas = sample.noise_levels(0.002, 80.0)
+    x = sample.heun(lambda x, sigma, labels: y.expand_as(x), torch.randn(3, 1, 2, 2), sigmas)
     assert torch.allclose(x, y.expand_as(x), atol=1e-12)
 
-    def error(steps):  # Gaussian data of variance 1: D(x) = x / (1 + sigma^2), and x(0) = x(sigma) / sqrt(1 + sigma^2)
+    # Gaussian data of variance 1: D(x) = x / (1 + sigma^2), and x(0) = x(sigma) / sqrt(1 + sigma^2)
+    def error(steps):
         sigmas = sample.noise_levels(0.002, 80.0, steps)
         x = sample.heun(lambda x, sigma, labels: x / (1 + sigma**2), torch.ones(1, 1, 1, 1), sigmas)
         return float((x - 80 / (1 + 80**2) ** 0.5).abs())
@@ -72,15 +76,17 @@ def test_bad_seeds(text):
 
 @pytest.mark.parametrize("arch", ["ddpmpp", "ncsnpp"])
 def test_a_sample_depends_on_its_seed_alone(arch):
-    D = unet.Denoiser(arch, "edm", 8, 1, label_dim=4, width=16, blocks=1, generator=torch.Generator().manual_seed(0)).eval()
+    D = unet.Denoiser(arch, "edm", 8, 1, label_dim=4, width=16, blocks=1,
+                      generator=torch.Generator().manual_seed(0)).eval()
     with torch.no_grad():
         for p in D.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     counts = [1, 2, 0, 1]
     whole, labels = sample.generate(D, list(range(70)), counts, steps=4)
     for batch in (1, 3, 64):
-        images, drawn = sample.generate(D, [69, 3, 12, 40], counts, steps=4, batch=batch)
-        assert np.array_equal(images, whole[[69, 3, 12, 40]]) and np.array_equal(drawn, labels[[69, 3, 12, 40]])
+        chosen = [69, 3, 12, 40]
+        images, drawn = sample.generate(D, chosen, counts, steps=4, batch=batch)
+        assert np.array_equal(images, whole[chosen]) and np.array_equal(drawn, labels[chosen])
 
 
 def test_chunks_fill_a_gpu():
@@ -95,7 +101,8 @@ def test_chunks_fill_a_gpu():
 
 def test_labels_are_drawn_by_their_weights():
     assert sample.weigh_labels([5, 0, 10, 5]) == [1, 1, 1, 1], "as published, also labels that no image has"
-    assert sample.weigh_labels([5, 0, 10, 5], "training") == [5, 0, 10, 5] and sample.weigh_labels(None) is None
+    assert sample.weigh_labels([5, 0, 10, 5], "training") == [5, 0, 10, 5]
+    assert sample.weigh_labels(None) is None
     D = unet.Denoiser("ddpmpp", "vp", 8, 1, label_dim=4, width=4)
     latents, labels = sample.draw(D, list(range(4000)), [5, 0, 10, 5])
     share = torch.bincount(labels, minlength=4) / 4000
@@ -124,11 +131,13 @@ def test_files_of_a_run(trained, tmp_path):
         about = json.loads(str(file["about"]))
         images = file["arr_0"]
         assert images.shape == (10, 8, 8, 1) and images.dtype == np.uint8
-        assert file["seeds"].tolist() == list(range(10)) and file["labels"].shape == (10,) and file["labels"].max() < 3
+        assert file["seeds"].tolist() == list(range(10))
+        assert file["labels"].shape == (10,) and file["labels"].max() < 3
     assert about["options"]["heun_steps"] == 18 and "batch" not in about["options"]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / "000007.png")), images[7, ..., 0])
     with pytest.raises(ValueError, match="holds other images, such as 000000.png"):
-        sample.sample(options(run=str(trained), seeds="50-51", png=str(tmp_path / "png"), out=str(tmp_path / "o.npz")))
+        sample.sample(options(run=str(trained), seeds="50-51", png=str(tmp_path / "png"),
+                              out=str(tmp_path / "o.npz")))
     assert Image.open(trained / "samples.png").size == (640, 64)
     assert read(str(out))[0].shape == (10, 1, 8, 8)
     stamp = out.stat().st_mtime_ns
@@ -166,7 +175,8 @@ def test_given_label(trained, tmp_path):
 
 
 def test_optimum_replays_its_training_set(tmp_path, trained):
-    out = sample.sample(options(optimum=True, data="digits", n=40, out=str(tmp_path / "a.npz"), seeds="0-199"))
+    out = sample.sample(options(optimum=True, data="digits", n=40, seeds="0-199",
+                                out=str(tmp_path / "a.npz")))
     images = torch.from_numpy(np.load(out)["arr_0"]).permute(0, 3, 1, 2)
     train_images = data.load(data.Options(data="digits", n=40)).images
     gap = (images[:, None].int() - train_images[None].int()).abs().amax((2, 3, 4)).amin(1)
@@ -207,8 +217,10 @@ def test_optimum_given_labels(tmp_path):
 
 
 @pytest.mark.parametrize("given, words", [
-    (dict(), "nothing to sample from"), (dict(run="x", n=7, labels="true"), "leave out n, labels"), (dict(run="x", out="x.png"), "must end in .npz"),
-    (dict(run="x", rho=float("nan")), "rho"), (dict(run="x", seeds="99999999999"), "below 2\\^32"), (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", heun_steps=1), "heun-steps"),
+    (dict(), "nothing to sample from"), (dict(run="x", n=7, labels="true"), "leave out n, labels"),
+    (dict(run="x", out="x.png"), "must end in .npz"), (dict(run="x", rho=float("nan")), "rho"),
+    (dict(run="x", seeds="99999999999"), "below 2\\^32"),
+    (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", heun_steps=1), "heun-steps"),
     (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", batch=0), "--batch 0")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
@@ -227,16 +239,21 @@ def test_a_model_of_another_run_is_refused(tmp_path, trained):
     o = sample.Options(run=str(tmp_path), seeds="0-1", heun_steps=2, device="cpu")
     metadata = checkpoint.read_metadata(tmp_path / "model.safetensors")
     weights, _ = checkpoint.read(tmp_path / "model.safetensors")
-    checkpoint.write(tmp_path / "model.safetensors", weights, metadata | dict(options=metadata["options"] | dict(seed=7, later=1)))
+    options = metadata["options"]
+    other = metadata | dict(options=options | dict(seed=7, later=1))
+    checkpoint.write(tmp_path / "model.safetensors", weights, other)
     with pytest.raises(ValueError, match="is not of the run in .*seed: 7 there, 0 asked"):
         sample.sample(o)
-    checkpoint.write(tmp_path / "model.safetensors", weights, metadata | dict(options=metadata["options"] | dict(later=1)))
+    newer = metadata | dict(options=options | dict(later=1))
+    checkpoint.write(tmp_path / "model.safetensors", weights, newer)
     assert sample.sample(o).exists()  # an option that the run did not know yet tells nothing
 
 
 def test_a_snapshot_that_claims_more_than_it_holds_takes_no_memory(tmp_path, trained):
     weights, metadata = checkpoint.read(trained / "model.safetensors")
-    for network, words in ((metadata["network"] | dict(width=4096), "do not fit"), (metadata["network"] | dict(odd=1), "describes no network")):
+    right = metadata["network"]
+    for network, words in ((right | dict(width=4096), "do not fit"),
+                           (right | dict(odd=1), "describes no network")):
         checkpoint.write(tmp_path / "model.safetensors", weights, metadata | dict(network=network))
         with pytest.raises(ValueError, match=words):
             checkpoint.load_model(tmp_path / "model.safetensors")

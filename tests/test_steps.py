@@ -21,16 +21,22 @@ TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=1
 SAME_GRADIENT = 1e-5  # float32 sums in another order, relative to the largest weight change
 
 
-@pytest.mark.parametrize("row", SCHEDULE["rows"], ids=lambda row: f"{row['n_train']}-{row['batch']}-{row['step']}")
+def row_name(row):
+    return f"{row['n_train']}-{row['batch']}-{row['step']}"
+
+
+@pytest.mark.parametrize("row", SCHEDULE["rows"], ids=row_name)
 def test_published_schedule(row):
     o = train.Options(batch=row["batch"])
     factor, beta = schedule(o, row["n_train"], row["step"])
-    assert factor == pytest.approx(row["lr_factor"], rel=1e-9) and beta == pytest.approx(row["ema_beta"], rel=1e-9, abs=1e-12)
+    assert factor == pytest.approx(row["lr_factor"], rel=1e-9)
+    assert beta == pytest.approx(row["ema_beta"], rel=1e-9, abs=1e-12)
 
 
 def test_schedule_in_steps_and_fixed_rates():
     o = train.Options(warmup_steps=10, ema_rate=0.9, ema_rampup_steps=10)
-    # final_ema / ema_constant * 0.5^(512 / halflife / progress) of the published code, halflife 500,000 images
+    # final_ema / ema_constant * 0.5^(512 / halflife / progress) of the published code, where the halflife is
+    # 500,000 images
     half = 0.9 / 0.5 ** (512 / 500_000) * 0.5 ** (512 / 500_000 / 0.5)
     for step, expected in {0: (0.0, 0.0), 5: (0.5, half), 10: (1.0, 0.9), 20: (1.0, 0.9)}.items():
         assert schedule(o, 100, step) == pytest.approx(expected, rel=1e-12)
@@ -79,7 +85,8 @@ def one_step(given):
 @pytest.mark.parametrize("precond", unet.PRECONDITIONINGS)
 @pytest.mark.parametrize("labels", ["none", "unique"])
 def test_gradient_accumulation_changes_nothing(precond, labels):
-    whole, parts = (one_step(dict(precond=precond, labels=labels, dropout=0.0, batch_device=b)) for b in (0, 4))
+    whole, parts = (one_step(dict(precond=precond, labels=labels, dropout=0.0, batch_device=part))
+                    for part in (0, 4))
     assert torch.allclose(whole[0], parts[0])
     for name, g in whole[3].items():
         assert (g - parts[3][name]).abs().max() <= SAME_GRADIENT * max(g.abs().max(), 1), name
@@ -103,7 +110,8 @@ def test_weight_decay_is_an_l2_penalty_and_sgd_is_sgd():
     given = dict(optimizer="sgd", momentum=0.0, dropout=0.0, warmup_steps=6)  # step 3: half the rate
     _, before, after, gradients, _, o = one_step(dict(given, weight_decay=0.1))
     for name, p in after.items():
-        assert torch.allclose(p, before[name] - 0.5 * o.learning_rate * (gradients[name] + 0.1 * before[name]), atol=1e-7), name
+        change = -0.5 * o.learning_rate * (gradients[name] + 0.1 * before[name])
+        assert torch.allclose(p, before[name] + change, atol=1e-7), name
 
 
 def test_ema_follows_the_rate():
@@ -117,7 +125,8 @@ def test_ema_follows_the_rate():
     (dict(optimizer="sgd"), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8, weight_decay=0.1))])
 def test_optimizers_are_torchs(given, plain):
     o = train.Options(momentum=0.8, beta2=0.99, weight_decay=0.1, **given)
-    ours = [torch.nn.Parameter(torch.randn(5, 7, generator=torch.Generator().manual_seed(i))) for i in range(3)]
+    ours = [torch.nn.Parameter(torch.randn(5, 7, generator=torch.Generator().manual_seed(i)))
+            for i in range(3)]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     optimizer, reference = steps.Optimizer(o, ours), plain(theirs)
     for step in range(5):

@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def test_snapshots_lie_apart_in_steps_or_in_images():
     assert train.snapshot_steps(train.Options(steps=8, snapshots=4), 500) == [2, 4, 6, 8]
     assert train.snapshot_steps(train.Options(steps=2, snapshots=16), 500) == [1, 2]
     published = train.Options(snapshot_images=2_500_000)
-    assert {n: len(train.snapshot_steps(published, n)) for n in (500, 1000, 5000)} == {500: 8, 1000: 16, 5000: 80}
+    counts = {n: len(train.snapshot_steps(published, n)) for n in (500, 1000, 5000)}
+    assert counts == {500: 8, 1000: 16, 5000: 80}
     steps = train.snapshot_steps(published, 500)
     assert steps[0] == 4883 and steps[-1] == 39063 == train.total_steps(published, 500)
     with pytest.raises(ValueError, match="makes 20,000,256 snapshots of 500 images.* give 2001 or more"):
@@ -69,8 +71,9 @@ def test_a_run_and_its_files(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):
-    weights = [checkpoint.load_model(train.train(options(tmp_path / name, seed=seed, steps=4)))[0].model.state_dict()
-               for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    paths = [train.train(options(tmp_path / name, seed=seed, steps=4))
+             for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    weights = [checkpoint.load_model(path)[0].model.state_dict() for path in paths]
     assert all(torch.equal(x, y) for x, y in zip(weights[0].values(), weights[1].values()))
     assert not all(torch.equal(x, y) for x, y in zip(weights[0].values(), weights[2].values()))
 
@@ -91,13 +94,15 @@ def test_interrupted_anywhere_and_gone_on_is_the_same_run(tmp_path, monkeypatch)
             train.train(o)
     broken = train.train(o)
     assert calls == list(range(12))  # nothing done twice
-    for a, b in zip(run.Directory(tmp_path / "whole").snapshots(), run.Directory(tmp_path / "broken").snapshots()):
-        wa, wb = checkpoint.load_model(a)[0].model.state_dict(), checkpoint.load_model(b)[0].model.state_dict()
+    whole_run, broken_run = (run.Directory(tmp_path / name).snapshots() for name in ("whole", "broken"))
+    for a, b in zip(whole_run, broken_run):
+        wa, wb = (checkpoint.load_model(path)[0].model.state_dict() for path in (a, b))
         assert all(torch.equal(wa[name], wb[name]) for name in wa)
     assert digest(whole) == digest(broken)
 
 
-COMMAND = [sys.executable, str(ROOT / "train.py"), "--data", "digits", "--n", "20", "--width", "4", "--blocks", "1",
+COMMAND = [sys.executable, str(ROOT / "train.py"),
+           "--data", "digits", "--n", "20", "--width", "4", "--blocks", "1",
            "--channel-mult", "1,1", "--batch", "16", "--warmup-steps", "5", "--device", "cpu"]
 
 
@@ -110,7 +115,8 @@ def test_killed_half_way_resumes_to_the_same_weights(tmp_path):
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert (tmp_path / "killed" / "state.safetensors").exists() and not (tmp_path / "killed" / "model.safetensors").exists()
+    assert (tmp_path / "killed" / "state.safetensors").exists()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
     subprocess.run([*COMMAND, *flags, "--out", tmp_path / "killed"], check=True, capture_output=True)
     for name in ("snapshot-00000020.safetensors", "model.safetensors"):
         assert digest(tmp_path / "whole" / name) == digest(tmp_path / "killed" / name)
@@ -132,7 +138,8 @@ def test_ctrl_c_saves_and_says_so_in_one_line(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was(tmp_path):
     o = options(tmp_path / "run", learning_rate=1e30, steps=40, snapshots=40, warmup_steps=0)
-    with pytest.raises(ValueError, match=r"the (loss of step \d+ is|weights are not finite after step).*--learning-rate"):
+    words = r"the (loss of step \d+ is|weights are not finite after step).*--learning-rate"
+    with pytest.raises(ValueError, match=words):
         train.train(o)
     kept = run.Directory(o.out).snapshots()
     assert kept and not (tmp_path / "run" / "model.safetensors").exists()
@@ -145,13 +152,17 @@ def test_weights_that_are_not_finite_are_never_published(tmp_path):
     with pytest.raises(ValueError, match="weights are not finite after step 2"):
         train.train(o)
     kept = [checkpoint.load_model(path)[0] for path in run.Directory(o.out).snapshots()]
-    assert all(p.isfinite().all() for D in kept for p in D.parameters()) and len(kept) == 1  # after step 1 they were
+    assert len(kept) == 1  # after step 1 they were
+    assert all(p.isfinite().all() for p in kept[0].parameters())
 
 
 @pytest.mark.parametrize("given, words", [
     (dict(batch_device=5), "does not divide"), (dict(learning_rate=-1.0), "learning-rate -1.0"),
-    (dict(learning_rate=float("nan")), "finite"), (dict(ema_rate=1.0), "ema-rate"), (dict(steps=0), "--steps 0"),
-    (dict(snapshots=0), "snapshots"), (dict(attn_resolutions=(5,)), "attn-resolutions"), (dict(device="tpu"), "--device tpu"), (dict(device="meta"), "--device meta"), (dict(device="cpu", precision="tf32"), "--precision tf32"), (dict(device="cuda:99"), "--device cuda:99"),
+    (dict(learning_rate=float("nan")), "finite"), (dict(ema_rate=1.0), "ema-rate"),
+    (dict(steps=0), "--steps 0"), (dict(snapshots=0), "snapshots"),
+    (dict(attn_resolutions=(5,)), "attn-resolutions"), (dict(device="tpu"), "--device tpu"),
+    (dict(device="meta"), "--device meta"), (dict(device="cuda:99"), "--device cuda:99"),
+    (dict(device="cpu", precision="tf32"), "--precision tf32"),
     (dict(skip_connections=(1, 1)), "must be 4"), (dict(n=2000), "more than the 1797")])
 def test_bad_options_are_named(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):
@@ -173,7 +184,8 @@ def test_a_damaged_state_is_named(tmp_path):
     assert run.about(state)["step"] == 8
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
-    for damaged, words in ((content, "is damaged: the checksum of its tensors differs"), (b"torn", "is not a whole")):
+    for damaged, words in ((content, "is damaged: the checksum of its tensors differs"),
+                           (b"torn", "is not a whole")):
         state.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"state.safetensors {words}.*; remove it"):
             train.train(o)
@@ -194,7 +206,9 @@ def test_a_gradient_that_is_not_finite_stops_at_its_step(tmp_path, monkeypatch):
         return real(gradients) * (float("nan") if len(taken) == 6 else 1)
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm)
     o = options(tmp_path / "run")
-    with pytest.raises(ValueError, match="norm of the gradient of step 6 is nan; what was saved before is kept. Lower --learning-rate"):
+    words = ("norm of the gradient of step 6 is nan; what was saved before is kept. "
+             "Lower --learning-rate")
+    with pytest.raises(ValueError, match=words):
         train.train(o)
     assert [path.name for path in run.Directory(o.out).snapshots()] == ["snapshot-00000004.safetensors"]
     assert "of step 6 is nan" in run.read_log(tmp_path / "run" / "log.jsonl")[-1]["stopped"]
@@ -204,7 +218,7 @@ HEAVY = ("matplotlib", "sklearn", "torchvision", "triton", "torch._dynamo")
 
 
 def test_no_stage_imports_what_it_does_not_use(tmp_path):
-    """Seconds of start-up each: a whole train, sample and score, and an EMM search's imports, without any of them."""
+    """Seconds of start-up each: train, sample and score run, and emm.py is imported, without any of them."""
     code = f"""
 import sys, emm, memorize, sample, train
 train.main(); sys.argv[1:] = ['--run', 'run', '--seeds', '0-3', '--device', 'cpu']
@@ -213,21 +227,37 @@ memorize.main()
 heavy = [name for name in {HEAVY} if name in sys.modules]
 assert not heavy, heavy
 """
-    command = [sys.executable, "-c", code, "--data", "digits", "--n", "8", "--width", "4", "--blocks", "1", "--channel-mult", "1,1",
-               "--batch", "4", "--steps", "2", "--device", "cpu", "--out", "run"]
-    result = subprocess.run(command, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    command = [sys.executable, "-c", code, "--data", "digits", "--n", "8", "--width", "4", "--blocks", "1",
+               "--channel-mult", "1,1", "--batch", "4", "--steps", "2", "--device", "cpu", "--out", "run"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True,
+                            env=os.environ | dict(PYTHONPATH=str(ROOT)))
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of the memory from Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 def test_a_file_of_weights_is_written_without_copies(tmp_path):
     """128 MB of weights, whose file took three more such pieces of memory once."""
     script = f"""
 import pathlib, re, sys, torch; sys.path.insert(0, {str(ROOT)!r}); import checkpoint
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
 weights = {{name: torch.ones(16, 1024, 1024) for name in "ab"}}
-before = peak(); checkpoint.write(pathlib.Path("weights.safetensors"), weights, dict(step=1)); print(peak() - before)
+before = peak()
+checkpoint.write(pathlib.Path("weights.safetensors"), weights, dict(step=1))
+print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64, "megabytes"
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_a_disk_that_is_full_names_the_file(tmp_path):
+    """safetensors raises an error of its own, which is no OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="weights.safetensors cannot be written .*File too large"):
+            checkpoint.write(tmp_path / "weights.safetensors", dict(a=torch.ones(1000)), dict(step=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
