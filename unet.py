@@ -401,10 +401,10 @@ class Denoiser(nn.Module):
 
 
 def precision_on(device, precision="auto"):
-    """The precision that "auto" means on a device, and any other is: float32, as published, but on CUDA tf32.
+    """The precision to use on a device: "auto" means tf32 on CUDA and float32, as published, elsewhere.
 
-    There it is several times as fast; and bfloat16, with a mantissa shorter by three bits, memorizes as much
-    as float32 within the interval that was measured (docs/performance.md).
+    On CUDA tf32 is several times as fast. Even bfloat16, whose mantissa is three bits shorter, memorizes as
+    much as float32 within the interval that was measured (docs/performance.md).
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")

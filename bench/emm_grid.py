@@ -1,10 +1,10 @@
-"""emm.py beside a plain full grid, for real: EMM of digits for two widths and three seeds, and both costs.
+"""emm.py beside a plain full grid, run for real: EMM of digits for two widths and three seeds, and its cost.
 
-    python bench/emm_grid.py     an hour and a half on one core; goes on where it was stopped
+    python bench/emm_grid.py     an hour and a half on one core; the same command resumes it
 
-The grid is the paper's way: the same sizes for every width and seed, in steps of the tolerance, each trained
-to its end, all samples drawn from every snapshot. The search may spend as many samples on a snapshot, and
-decides by itself. The two share no run.
+The grid is the paper's way: the same sizes for every width and seed, in steps of the tolerance, each
+trained to its end, with all samples drawn from every snapshot. The search may draw up to as many samples of
+a snapshot, and stops when it has enough. The two ways share no runs.
 """
 import sys
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from bench import machine
 from bench.simulate_search import steps
 from run import option, provenance, read_json, stage
 
-RECIPE = dict(
-    data="digits", channel_mult=(2, 2), blocks=1, batch=32, learning_rate=4e-3, steps=1200, warmup_steps=50,
-    dropout=0.0, ema_halflife=50.0, ema_rampup_steps=1200, snapshots=4, device="cpu")
+RECIPE = dict(data="digits", channel_mult=(2, 2), blocks=1, batch=32, learning_rate=4e-3,
+              steps=1200, warmup_steps=50, dropout=0.0, ema_halflife=50.0, ema_rampup_steps=1200,
+              snapshots=4, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def bench(options):
                 out = Path(options.out) / f"{way}-w{width}-s{seed}"
                 found = read_json(emm.find(emm.Options(
                     **RECIPE, width=width, seed=seed, subset_seed=seed, out=str(out),
-                    n_min=options.n_min, n_max=options.n_max, tolerance=options.tolerance,
-                    samples=options.samples, **how)))
+                    n_min=options.n_min, n_max=options.n_max,
+                    tolerance=options.tolerance, samples=options.samples, **how)))
                 seconds = sum(p["training_seconds"] + p["sampling_seconds"] for p in found["probes"])
                 rows.append(dict(
                     way=way, width=width, seed=seed,
@@ -54,10 +54,11 @@ def bench(options):
     for row in rows:
         low, high = ("" if end is None else f"{end:.0f}" for end in row["interval"])
         print(f"{row['width']:>5} {row['seed']:>5}  {row['way']:<6} {row['emm'] or float('nan'):>5.0f}   "
-              f"{low + ' to ' + high:<15} {row['sizes']:>6} {row['images']:>15,} "
-              f"{row['samples']:>14,} {row['seconds']:>8,}")
+              f"{low + ' to ' + high:<15} {row['sizes']:>6} {row['images']:>15,} {row['samples']:>14,} "
+              f"{row['seconds']:>8,}")
     total = {way: [sum(row[key] for row in rows if row["way"] == way)
-                   for key in ("images", "samples", "seconds")] for way in ("search", "grid")}
+                   for key in ("images", "samples", "seconds")]
+             for way in ("search", "grid")}
     shares = [a / b for a, b in zip(total["search"], total["grid"])]
     print("search / grid: {:.2f} of the images trained, {:.3f} of the samples drawn, "
           "{:.2f} of the seconds".format(*shares))

@@ -2,12 +2,13 @@
 
     python bench/nearest.py [--data ../cifar10.zip] [--repeats 5]     an hour on 2 cores, a minute on a GPU
 
-Every method's timings run in processes of their own: on a CPU one each, the methods in turn, so that a slow
-minute of the machine meets all of them; on a GPU all in one, by events. Times include what a method does to
-its inputs (conversion, norms, an index), but for `prepared`: our references as emm.py prepares them, once for
-a training set. Memory is the peak of resident memory (of torch's on the GPU) during the call, less what was
-in use before it; for all methods the inputs are the uint8 images. `wrong` counts the verdicts, of 256, that a
-method gets wrong where the squared distances of the two nearest are a and 9 a - 1, 9 a or 9 a + 1.
+Every method runs in processes of its own. On a CPU each timing has one, and the methods take turns, so that
+a slow minute of the machine meets all of them; on a GPU one process takes all timings, by events. Times
+include what a method does to its inputs (conversion, norms, an index), except for `prepared`: our references
+as emm.py prepares them, once for a training set. The inputs of all methods are the uint8 images. Memory is
+the peak of resident memory (of torch's on the GPU) during the call, less what was in use before it. `wrong`
+counts the verdicts, of 256, that a method gets wrong where the squared distances of the two nearest are a
+and 9 a - 1, 9 a or 9 a + 1.
 """
 import importlib.util
 import json
@@ -36,15 +37,16 @@ ROWS = 512  # queries at a time for the scorers that hold a row of distances a q
 
 @dataclass(frozen=True)
 class Options:
-    data: str = option("cifar10", "real images; flipped and shifted until there are as many as asked for")
+    data: str = option("cifar10", "real images; flips and shifts of them make up the number asked for")
     queries: int = option(10_000, "queries")
     references: int = option(50_000, "references")
-    sizes: tuple[int, ...] = option((1000, 2000, 5000, 10_000, 20_000, 50_000), "references, for the first")
+    sizes: tuple[int, ...] = option(
+        (1000, 2000, 5000, 10_000, 20_000, 50_000), "numbers of references to time the first method with")
     repeats: int = option(5, "timings of each; the median is reported")
     methods: tuple[str, ...] = option((), "methods to time; by default all that are installed for the device")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: tuple[int, ...] = option((1, 2), "threads of a CPU to time them with")
-    worker: str = option("", "time this one method, in this process: what the script starts itself with")
+    worker: str = option("", "time this one method in this process; the script starts itself with it")
 
 
 # A method takes uint8 images [Q, D], [N, D] and returns squared distances and indices, both [Q, 2].
@@ -127,9 +129,9 @@ def serving(kind):
 
 
 def images(source, queries, references):
-    """uint8 [Q, D] and [N, D]: the source's last images as queries, the others as references.
+    """uint8 [Q, D] and [N, D]: the source's last fifth as queries, the others as references.
 
-    They are flipped and shifted as often as it takes.
+    Flips and shifts make up the numbers asked for.
     """
     real = data.load(data.Options(data=source)).images
     held_out = len(real) // 5
@@ -142,7 +144,7 @@ def images(source, queries, references):
 
 
 def near_ties(real):
-    """Queries and references whose verdict hangs on one unit of a squared distance, of uint8 images [N, D].
+    """Queries and references, of uint8 images [N, D], whose verdicts hang on one unit of a squared distance.
 
     A query lies a from one reference and 9 a - 1, 9 a or 9 a + 1 from another: pixels changed by one level.
     The other references are real images.
@@ -160,7 +162,8 @@ def near_ties(real):
 def wrong(method, real, device):
     """How many verdicts of `near_ties` a method gets wrong."""
     x, y = (images.to(device) for images in near_ties(real))
-    found, exact = (torch.as_tensor(d).double().cpu() for d in (list(method(x, y))[0], nearest_two(x, y)[0]))
+    found, exact = (torch.as_tensor(distances).double().cpu()
+                    for distances in (list(method(x, y))[0], nearest_two(x, y)[0]))
     return int((is_memorized(found) != is_memorized(exact)).sum())
 
 
@@ -219,13 +222,12 @@ def work(options):
 
 
 def started(method, threads, options, references):
-    """`work` in a process of its own."""
-    command = [sys.executable, __file__,
-               "--worker", method, "--threads", str(threads), "--data", options.data,
-               "--queries", str(options.queries), "--references", str(references), "--device", options.device,
-               "--repeats", str(options.repeats)]
-    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
-    pinned = os.environ | dict.fromkeys(names, str(threads))
+    """The result of `work` in a process of its own."""
+    command = [sys.executable, __file__, "--worker", method, "--threads", str(threads),
+               "--data", options.data, "--queries", str(options.queries), "--references", str(references),
+               "--device", options.device, "--repeats", str(options.repeats)]
+    variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    pinned = os.environ | dict.fromkeys(variables, str(threads))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=pinned)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -246,7 +248,8 @@ def bench(options):
             row = dict(method=method, threads=threads, seconds=sorted(seconds), megabytes=max(megabytes),
                        wrong=found[0]["wrong"], launches=found[0]["launches"])
             rows.append(row)
-            base = base if method != methods[0] else median(seconds)
+            if method == methods[0]:
+                base = median(seconds)
             times = f"{1e3 * median(seconds):.4g} ({1e3 * min(seconds):.4g} to {1e3 * max(seconds):.4g})"
             print(f"{method:<12} {threads:>7}   {times:<32} {median(seconds) / base:>8.2f} "
                   f"{row['megabytes']:>10.0f} {row['wrong']:>7}   {row['launches'] or '':>8}", flush=True)

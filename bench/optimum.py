@@ -2,9 +2,9 @@
 
     python bench/optimum.py [--data ../cifar10.zip] [--n 10000]     four minutes on 2 cores, seconds on a GPU
 
-x = y + sigma noise for 256 training images y. Both ways in turn; the error is the largest difference from
-float64 in [-1, 1] units. The last line is one of 18 Heun steps of sampling: the levels of the EDM schedule,
-once each.
+x = y + sigma noise for 256 training images y. Both ways run in turn; the error is the largest difference
+from float64, in units of [-1, 1]. The last line evaluates each level of the EDM schedule of 18 Heun steps
+once.
 """
 import sys
 import time
@@ -40,7 +40,7 @@ def published(x, y, sigma):
 
 
 def clock(function, x, device):
-    """Seconds that the function takes of x, once what was started before is done, and its result."""
+    """Seconds that `function(x)` takes, not counting work that was queued before it, and its result."""
     def now():
         if device.type == "cuda":
             torch.cuda.synchronize()

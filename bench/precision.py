@@ -4,8 +4,8 @@
     python bench/precision.py --data images.zip --resolution 8 --width 16     photographs, half an hour
 
 Each seed draws training set, initial weights and noise, the same for both precisions. Writes the ratio of
-every run at its last snapshot, and the mean difference with its Student interval. Goes on where it was
-stopped.
+every run at its last snapshot, and the mean difference with its Student interval. The same command resumes
+it after a stop.
 """
 import statistics
 import sys
@@ -18,8 +18,8 @@ import emm
 from bench import machine
 from run import option, provenance, read_json, recorded, stage
 
-RECIPE = dict(
-    blocks=1, learning_rate=4e-3, warmup_steps=50, dropout=0.0, ema_halflife=50.0, snapshots=1, full=True)
+RECIPE = dict(blocks=1, learning_rate=4e-3, warmup_steps=50, dropout=0.0, ema_halflife=50.0,
+              snapshots=1, full=True)
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Options(data.Options):
     steps: int = option(2500, "steps a run")
     samples: int = option(1000, "samples a run")
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "seeds, each with a run of either precision")
-    precisions: tuple[str, ...] = option(("fp32", "bf16"),
-                                         "precisions; the others are compared with the first")
+    precisions: tuple[str, ...] = option(
+        ("fp32", "bf16"), "precisions; the others are compared with the first")
     device: str = option("cpu", "auto, cpu, cuda or cuda:N")
     threads: int = option(0, "CPU threads; 0 takes all cores")
     runs: str = option("runs/bench-precision", "directory of the runs", recorded=False)
@@ -60,9 +60,9 @@ def bench(options):
             low, high = (100 * end for end in apart["interval"])
             print(f"{precision} less {base}: {100 * apart['emm']:+.1f} points, "
                   f"95% interval {low:+.1f} to {high:+.1f}")
-    record = dict(provenance(o.device), machine=machine.name(), options=recorded(o),
-                  recipe=RECIPE, ratios=ratios, differences=differences)
-    return machine.save(f"precision-{name}", record)
+    return machine.save(f"precision-{name}", dict(
+        provenance(o.device), machine=machine.name(), options=recorded(o),
+        recipe=RECIPE, ratios=ratios, differences=differences))
 
 
 def main():

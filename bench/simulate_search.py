@@ -2,15 +2,15 @@
 
     python bench/simulate_search.py     half a minute on one core
 
-A curve gives the ratio at the end of training on n images; at 16 snapshots on the way the ratio is the share
-(1 - exp(-4 t)) / (1 - exp(-4)) of it. Samples are drawn from it at random, so the sequential test errs as it
-would.
+A curve gives the ratio at the end of training on n images; at 16 snapshots on the way, the ratio is the
+share (1 - exp(-4 t)) / (1 - exp(-4)) of it. Samples are drawn with that probability, so that the sequential
+test errs as often as it would in earnest.
 
     grid     sizes in steps of 10% from 500 images until two are below (published curves: all sizes of the
              paper's figure), each trained to its end, 10,000 samples of every snapshot
     bisect   doubling and halving to a bracket of 10%, each size trained and sampled the same way
     early    doubling and halving; training and sampling end when the sequential test decides
-    emm.py   the same, and inside the bracket the next size is where a line through the ratios puts EMM
+    emm.py   likewise; inside the bracket, the next size is where a line through the ratios puts EMM
 """
 import math
 import sys
@@ -27,7 +27,7 @@ from run import option, stage
 
 SNAPSHOTS, SAMPLES, EPS, TOLERANCE, ALPHA = 16, 10_000, 0.1, 0.1, 0.01
 N_MIN, N_MAX, CLASSES = 500, 50_000, 10
-MOST_BY_HAND = 10  # sizes of a grid that is run whole
+MOST_BY_HAND = 10  # sizes of a grid that is run to its end
 WAYS = ("grid", "bisect", "early", "emm.py")
 
 
@@ -43,12 +43,13 @@ def line(emm_, slope):
 
 
 def through(sizes, ratios):
-    """The published points, joined by lines in logit against ln n, and on along the last of them."""
+    """The published points, joined by lines in logit against ln n; the outer lines go on beyond them."""
     x, y = np.log(sizes), np.array([search.logit(r) for r in ratios])
 
     def ratio(n):
         i = min(max(np.searchsorted(x, np.log(n)) - 1, 0), len(x) - 2)
-        return 1 / (1 + np.exp(-(y[i] + (np.log(n) - x[i]) * (y[i + 1] - y[i]) / (x[i + 1] - x[i]))))
+        slope = (y[i + 1] - y[i]) / (x[i + 1] - x[i])
+        return 1 / (1 + np.exp(-(y[i] + (np.log(n) - x[i]) * slope)))
     return ratio
 
 
@@ -59,10 +60,11 @@ def crossing(ratio):
 
 
 def measure(ratio, n, generator, early):
-    """A record of the size n, the images trained in units of a whole training of one, the samples drawn."""
+    """A record of the size n, the images trained (n for a whole training) and the samples drawn."""
     scores, drawn = [], 0
     for s in range(1, SNAPSHOTS + 1):
-        p, hits, count, verdict = ratio(n) * (1 - np.exp(-4 * s / SNAPSHOTS)) / (1 - np.exp(-4)), 0, 0, None
+        p = ratio(n) * (1 - np.exp(-4 * s / SNAPSHOTS)) / (1 - np.exp(-4))
+        hits, count, verdict = 0, 0, None
         while count < SAMPLES and verdict is None:
             more = min(search.chunk(count) if early else SAMPLES, SAMPLES - count)
             hits, count = hits + generator.binomial(more, p), count + more
@@ -79,8 +81,9 @@ def measure(ratio, n, generator, early):
 
 def steps(first, last, tolerance, multiple=1):
     """Sizes from first to last in steps of the tolerance: a grid, as one would choose it by hand."""
-    def after(size):
-        return max(math.floor(size * (1 + tolerance) / multiple), size // multiple + 1) * multiple
+    def after(n):
+        return max(math.floor(n * (1 + tolerance) / multiple), n // multiple + 1) * multiple
+
     sizes = [first]
     while (n := after(sizes[-1])) < last:
         sizes.append(n)
@@ -96,7 +99,8 @@ def find(ratio, way, grid, generator):
             enough = len(grid) > MOST_BY_HAND and sum(not m["above"] for m in measured.values()) == 2
             n = left[0] if left and not enough else None
         else:
-            n = search.next_size(measured, N_MIN, N_MAX, EPS, TOLERANCE, CLASSES, interpolate=way == "emm.py")
+            n = search.next_size(measured, N_MIN, N_MAX, EPS, TOLERANCE, CLASSES,
+                                 interpolate=way == "emm.py")
         if n is None:
             return search.estimate(measured, EPS, TOLERANCE, CLASSES), trained, drawn, len(measured)
         measured[n], images, samples = measure(ratio, n, generator, early=way in ("early", "emm.py"))
@@ -110,15 +114,17 @@ def table(title, curves, seed):
     for way in WAYS:
         runs = [(find(ratio, way, grid, np.random.default_rng([seed, i])), truth)
                 for i, (ratio, truth, grid) in enumerate(curves)]
+        sizes = mean(found[3] for found, _ in runs)
         trained = mean(found[1] / truth for found, truth in runs)
         drawn = mean(found[2] for found, _ in runs)
         if way == "grid":
             base = trained, drawn
         errors = [abs(found[0]["emm"] / truth - 1) for found, truth in runs if found[0]["emm"]]
-        intervals = [(found[0]["interval"], truth) for found, truth in runs]
-        holds = mean(float((low or 0) <= truth <= (high or np.inf)) for (low, high), truth in intervals)
-        print(f"{way:<8} {mean(found[3] for found, _ in runs):>5.1f}   {trained:>20.2f}   {drawn:>13,.0f}   "
-              f"{trained / base[0]:>24.2f}  {drawn / base[1]:>7.3f}   {mean(errors):>12.1%}   {holds:>17.0%}")
+        intervals = [(*found[0]["interval"], truth) for found, truth in runs]
+        holds = mean(float((low or 0) <= truth <= (high or np.inf)) for low, high, truth in intervals)
+        print(f"{way:<8} {sizes:>5.1f}   {trained:>20.2f}   {drawn:>13,.0f}   "
+              f"{trained / base[0]:>24.2f}  {drawn / base[1]:>7.3f}   "
+              f"{mean(errors):>12.1%}   {holds:>17.0%}")
 
 
 def bench(options):
@@ -126,14 +132,15 @@ def bench(options):
     fine = steps(N_MIN, N_MAX, TOLERANCE, CLASSES)
     random = []
     for _ in range(options.curves):
-        truth, slope = np.exp(generator.uniform(np.log(N_MIN), np.log(20_000))), generator.uniform(1.5, 5)
+        truth = np.exp(generator.uniform(np.log(N_MIN), np.log(20_000)))
+        slope = generator.uniform(1.5, 5)
         random.append((line(truth, slope), truth, fine))
     table(f"{options.curves} random curves", random, options.seed)
-    series = [("resolution", "32x32"), ("resolution", "16x16"), ("resolution", "8x8"),
+    curves = [("resolution", "32x32"), ("resolution", "16x16"), ("resolution", "8x8"),
               ("labels", "unconditional"), ("labels", "true"), ("labels", "random10")]
     published = []
-    for names in series:
-        sizes, ratios = published_curve(experiment=names[0], series=names[1])
+    for experiment, series in curves:
+        sizes, ratios = published_curve(experiment=experiment, series=series)
         ratio = through(sizes, ratios)
         published.append((ratio, crossing(ratio), sizes))
     table("6 published curves, digitised, 20 times each; the grid is the sizes of the paper's figure",

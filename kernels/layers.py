@@ -4,13 +4,13 @@
     y = norm(x, weight, bias, groups, eps, shift, silu=True, dropout=p)
 
 On a CPU convolutions are two thirds of a training step, and oneDNN's are a third faster where the channels
-of a pixel lie side by side (torch.channels_last): it need not reorder all else there and back. torch's group
-norm is slower there, and so it is written out here, in passes over [B, HW, C]. docs/performance.md has what
-each gave.
+of a pixel lie side by side (torch.channels_last), because oneDNN need not reorder other layouts there and
+back. torch's group norm is slower in that layout, and so it is written out here, in passes over [B, HW, C].
+The gain of each is in docs/performance.md.
 
-On a GPU the channels lie side by side too, as tensor cores read them. torch's group norm there gives back the
-other layout, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128, batch 512, TF32, an H200),
-beside passes of their own for silu and dropout; kernels/norm_triton.py does all that in one.
+On a GPU the channels lie side by side too, as tensor cores read them. torch's group norm returns the other
+layout there, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128, batch 512, TF32, an H200),
+besides the passes that silu and dropout take; kernels/norm_triton.py does all of it in one.
 
 The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on
 other devices each function is the plain one that stands beside it, and so is the gradient of a gradient.
@@ -25,7 +25,7 @@ FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowes
 
 
 def transformed():
-    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation, which need plain code, is on."""
+    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation is active; they need plain code."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

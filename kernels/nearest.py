@@ -91,9 +91,10 @@ def memorized(queries, references, threshold=(1, 3)):
 
 @lru_cache(maxsize=None)
 def _runs_triton(device):
-    """Whether the kernel serves: it builds and is right, on an NVIDIA GPU of compute capability 8.0 or later.
+    """Whether the kernel can be used: it needs an NVIDIA GPU of compute capability 8.0 or later.
 
-    Triton compiles a launcher with the machine's C compiler, which may be missing: tried once, on two images.
+    It must build and be right, too, which is tried once, on two images: Triton compiles a launcher with the
+    machine's C compiler, which may be missing.
     """
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return False

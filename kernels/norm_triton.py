@@ -274,7 +274,10 @@ def _launch(kernel, x, weight, bias, shift, *tensors, how):
 
 @lru_cache(maxsize=None)
 def serves(device):
-    """Whether the kernels serve: they build and are right, on an NVIDIA GPU of capability 8.0 or later."""
+    """Whether the kernels can be used: they need an NVIDIA GPU of compute capability 8.0 or later.
+
+    They must build and be right, too, which is tried once.
+    """
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     x = torch.arange(32.0, device=device).sin().view(1, 8, 2, 2)
