@@ -153,10 +153,10 @@ bench-emm: | $(READY) ## emm.py beside a plain full grid: EMM, images trained, s
 	$(PYTHON) bench/emm_grid.py
 
 bench-gpu: | $(READY) ## is all right on this GPU, and how fast: at most 8 minutes; photographs in GPU_DATA, the published code in PEER
-	$(PYTHON) bench/gpu.py $(if $(GPU_DATA),--data $(GPU_DATA)) $(if $(PEER),--peer $(PEER))
+	PYTHON=$(PYTHON) DATA=$(GPU_DATA) PEER=$(PEER) bash bench/gpu.sh
 
-check-gpu: | $(READY) ## is all right on this GPU: at most 5 minutes
-	$(PYTHON) bench/gpu.py --check
+check-gpu: | $(READY) ## is all right on this GPU: at most 3 minutes
+	PYTHON=$(PYTHON) bash bench/gpu.sh checks
 
 kernel-report: | $(READY) ## what the Triton kernel compiles to for each GPU, and its roofline; needs no GPU
 	$(PYTHON) bench/kernel_report.py

@@ -20,8 +20,8 @@ from images import place, read, there
 from run import option, processor, rank, read_json, size
 
 CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths 16 and 32 on a Zen 4 (docs/performance.md)
-# FLOP/s of a step of width 128 at 32x32 on an H200, before the norm for GPUs was there (docs/gpu.md)
-GPU_FLOPS = dict(fp32=32e12, tf32=103e12, bf16=128e12)
+# FLOP/s as Denoiser.flops counts, at width 128 and 32x32 on an H200 before the norm for GPUs (docs/gpu.md)
+GPU_FLOPS = dict(fp32=35.1e12, tf32=112e12, bf16=139e12)
 DAY = 24 * 3600   # seconds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -290,7 +290,7 @@ def set_up():
 _announced = []
 
 
-def announce(name, device, flops=0, precision="fp32"):
+def announce(name, device, flops=0, precision="fp32", at_once=0):
     """Say on stderr, once a process, what --device auto took, and how long so many FLOPs take if it is long.
 
     On a GPU also what another precision would change. A small network takes longer than its FLOPs say.
@@ -303,8 +303,9 @@ def announce(name, device, flops=0, precision="fp32"):
         hours = {kind: flops / rate / 3600 for kind, rate in GPU_FLOPS.items()}
         if hours[precision] > 0.1:
             others = ", ".join(f"{kind} {time:,.1f}" for kind, time in hours.items() if kind != precision)
-            said += (f", precision {precision}: about {hours[precision]:,.1f} hours at the rates of an H200 "
-                     f"(with --precision {others})")
+            part = f", up to {at_once} images at once" if at_once else ""
+            said += (f", precision {precision}{part}: about {hours[precision]:,.1f} hours at the rates of an "
+                     f"H200 (with --precision {others})")
         print(said, file=sys.stderr)
         return
     days = flops / (CPU_FLOPS * torch.get_num_threads() * DAY)

@@ -194,7 +194,7 @@ def take_steps(options, D, net, files, about):
     total, snapshots = total_steps(options, n), snapshot_steps(options, n)
     counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
     flops = 3 * (total - step) * options.batch / parallel.size() * net.flops()  # forward, and twice that back
-    data.announce(options.device, device, flops, options.precision)
+    data.announce(options.device, device, flops, options.precision, work.part)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
     taken, tick, saved = [], time.perf_counter(), time.perf_counter()

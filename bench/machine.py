@@ -15,9 +15,9 @@ def name():
     return f"{gpu}{processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def save(table, record):
-    """Write the numbers behind a table to results/TABLE-MACHINE.json. Returns the path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{table}-{re.sub('[^a-z0-9]+', '-', name().lower())}.json"
+def save(table, record, machine="", folder=RESULTS):
+    """Write the numbers behind a table to TABLE-MACHINE.json, of this machine if none is named."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{table}-{re.sub('[^a-z0-9]+', '-', (machine or name()).lower())}.json"
     write_json(path, record)
     return path

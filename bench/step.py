@@ -3,15 +3,19 @@
     git clone https://github.com/sail-sg/DiffMemorize peer
     python bench/step.py --peer peer [--data ../cifar10.zip]      27 minutes on 2 cores
     python bench/step.py                                          ours alone
-    python bench/step.py --device cuda --peer peer                on a GPU, some 10 minutes
+    python bench/step.py --device cuda --peer peer                3 minutes on an H200, on paper
 
 A step is forward, backward, optimizer and average of the weights, at the published settings (DDPM++, VP, two
 blocks a resolution, dropout 0.13), on images that lie in memory for both: the peer's data loader, statistics
 and gradient buckets are left out, in its favour. Each method has its own process, set up as its scripts do;
 they take turns in blocks, and the median block counts. Sampling is timed over 2 Heun steps, 3 evaluations of
 the network, and reported for 18 steps, 35 evaluations; each draws as many images at once as by default.
+
+On a GPU the processes run one after the other, for two would share its memory, and each result is a line of
+JSON. There each method takes as much of the batch at once as fits.
 """
 import contextlib
+import json
 import multiprocessing
 import sys
 import time
@@ -32,10 +36,10 @@ import unet  # noqa: E402
 from bench import machine  # noqa: E402
 from run import option, provenance, stage  # noqa: E402
 
-# data ("" for the real images of --data), resolution, width, batch
-CASES = dict(cpu=[("digits", 8, width, 128) for width in (8, 16, 32)]
-             + [("", r, width, 64) for r in (8, 16, 32) for width in (16, 32)],
-             cuda=[("digits", 8, 8, 128), ("", 32, 128, 512), ("", 32, 256, 512)])
+# data ("" for the real images of --data), resolution, width, batch, blocks; the first on a GPU is the demo's
+CASES = dict(cpu=[("digits", 8, width, 128, 2) for width in (8, 16, 32)]
+             + [("", r, width, 64, 2) for r in (8, 16, 32) for width in (16, 32)],
+             cuda=[("digits", 8, 8, 128, 1), ("", 32, 128, 512, 2), ("", 32, 256, 512, 2)])
 IMAGES = 1000  # of the training set
 HEUN_STEPS, EVALUATIONS, EVALUATIONS_OF_18_STEPS = 2, 3, 35
 PUBLISHED_BATCH = 64  # of generate_edm.py
@@ -89,20 +93,34 @@ class Published:
             channel_mult=list(options.channel_mult), num_blocks=options.blocks, dropout=options.dropout,
             skip_connections=[1] * 3 * (options.blocks + 1)).train().to(device)
         self.loss, self.options, self.images = losses.VPLoss(), options, D.images.to(device)
+        self.part = options.batch  # its --batch-gpu
         self.ema = [p.detach().clone() for p in self.net.parameters()]
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.learning_rate, betas=(0.9, 0.999),
                                           eps=1e-8)
 
     def step(self, step):
         index = steps.batch_index(len(self.images), self.options.batch, step, 0, device=self.images.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        y = self.images[index].to(torch.float32) / 127.5 - 1
-        self.loss(net=self.net, images=y, labels=None).sum().mul(1 / len(y)).backward()
+        while not self.gradients(index):
+            self.part //= 2
+            torch.cuda.empty_cache()
         for p in self.net.parameters():
             torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
         self.optimizer.step()
         for average, p in zip(self.ema, self.net.parameters()):
             average.copy_(p.detach().lerp(average, 0.999))
+
+    def gradients(self, index):
+        """Put the gradients of the batch in place, part by part; returns whether a part fits into memory."""
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            for part in index.split(self.part):
+                y = self.images[part].to(torch.float32) / 127.5 - 1
+                self.loss(net=self.net, images=y, labels=None).sum().mul(1 / len(index)).backward()
+        except torch.OutOfMemoryError:
+            if self.part == 1:
+                raise
+            return False
+        return True
 
     @torch.no_grad()
     def draw(self):
@@ -120,26 +138,34 @@ class Ours:
         ema = {name: p.detach().clone() for name, p in parameters.items()}
         optimizer = steps.Optimizer(options, list(parameters.values()))
         self.work = steps.Work(options, self.net, ema, optimizer, D.images.to(device), None)
+        self.denoise = sample.in_chunks(self.net)  # kept: on a GPU it records a graph
+
+    @property
+    def part(self):
+        return self.work.part
 
     def step(self, step):
         self.work.take(step)
 
     def draw(self):
-        count = sample.chunk(self.net)
+        count, device = sample.chunk(self.net), self.work.images.device
+        self.work.rest()  # as before a sampler in emm.py
         self.net.eval()
-        device = next(self.net.parameters()).device
-        sample.generate(self.net, list(range(count)), steps=HEUN_STEPS, batch=count, device=device)
+        sigmas = sample.noise_levels(max(0.002, self.net.sigma_min), 80.0, HEUN_STEPS, device=device)
+        sample.heun(self.denoise, sample.draw(self.net, range(count))[0].to(device), sigmas).cpu()
         self.net.train()
         return count
 
 
 def serve(connection, name, peer, options, threads):
-    """A process of one method: for each (kind, calls) sent to it, seconds, steps or images, and peak GB."""
+    """A process of one method: for each (kind, calls) sent to it, seconds, steps or images, and about it."""
     if name == "published":
         device = torch.device(options.device)  # as the peer sets it up: by itself
         with contextlib.redirect_stdout(None):  # its constructor prints
             method = Published(published(peer), options, data.load(options), device)
         torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     else:
         device = data.pick_device(options.device, threads)
         method = Ours(options, data.load(options), device)
@@ -156,14 +182,16 @@ def serve(connection, name, peer, options, threads):
             else:
                 count += method.draw()
         wait()
-        peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
-        connection.send((time.perf_counter() - start, count, peak))
+        seconds, about = time.perf_counter() - start, dict(part=method.part)
+        if device.type == "cuda":
+            about["peak_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 1)
+        connection.send((seconds, count, about))
 
 
-def turns(methods, kind, repeats, seconds, peaks):
+def turns(methods, kind, repeats, seconds, about=None):
     """Seconds a step, or an image: {name: [of each block]} of methods {name: connection}, in turns.
 
-    `peaks` {name: GB} gets the most memory of a GPU that each has held so far.
+    The dict `about` gets the part of the batch and the peak memory of a GPU so far, of the last method.
     """
     def block(connection, calls):
         connection.send((kind, calls))
@@ -178,7 +206,8 @@ def turns(methods, kind, repeats, seconds, peaks):
     seen = {name: [] for name in methods}
     while time.perf_counter() < end or len(next(iter(seen.values()))) < repeats:
         for name, connection in methods.items():
-            spent, count, peaks[name] = block(connection, calls)
+            spent, count, last = block(connection, calls)
+            (about if about is not None else {}).update(last)
             seen[name].append(spent / count)
     return seen
 
@@ -192,6 +221,7 @@ def processes(arguments):
             connections[name], theirs = context.Pipe()
             started.append(context.Process(target=serve, args=(theirs, name, *more), daemon=True))
             started[-1].start()
+            theirs.close()  # or its end would not be seen
         yield connections
     finally:
         for connection in connections.values():
@@ -201,27 +231,62 @@ def processes(arguments):
             process.join()
 
 
-def bench(options):
-    if options.peer:
-        published(options.peer)  # or an error now
-    kind_of_device = options.device.partition(":")[0]
-    precisions = options.precisions or (FAST if kind_of_device == "cpu" else ("fp32", "tf32", "bf16"))
-    names = ["published"] * bool(options.peer) + list(precisions)
-    kinds, cases = ["step"] + ["sample"] * options.sampling, CASES[kind_of_device]
-    print(f"{machine.name()}\n\nimages, width, batch    threads   "
-          + " ".join(f"{name:>22}" for name in names))
-    rows = []
-    for source, resolution, width, batch in (cases[i] for i in options.cases or range(len(cases))):
-        settings = {name: train.Options(
-            data=source or options.data, resolution=resolution, width=width, batch=batch, n=IMAGES,
-            precision="fp32" if name == "published" else name, device=options.device) for name in names}
-        data.load(settings[names[0]])  # or an error now
-        for threads in options.threads if kind_of_device == "cpu" else options.threads[-1:]:
+def settings(options, case, name):
+    """The training that a method is timed with."""
+    source, resolution, width, batch, blocks = case
+    return train.Options(data=source or options.data, resolution=resolution, width=width, batch=batch,
+                         blocks=blocks, n=IMAGES, device=options.device,
+                         precision="fp32" if name == "published" else name)
+
+
+def drawn(times):
+    """Images a second with 18 steps, of the seconds an image of each block."""
+    return EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times)
+
+
+def on_gpu(options, cases=CASES["cuda"]):
+    """Yield a dict for each case, method and kind of work; one that fails is a dict that says so."""
+    for case in (cases[i] for i in options.cases or range(len(cases))):
+        base = {}  # images a second of the published code, by kind
+        for name in ["published"] * bool(options.peer) + list(options.precisions or unet.PRECISIONS):
+            yield from alone(options, case, name, base)
+
+
+def alone(options, case, name, base):
+    """`on_gpu` of one case and method."""
+    _, resolution, width, batch, blocks = case
+    line = dict(name=f"{resolution}x{resolution}, width {width}, {name}", method=name, width=width,
+                resolution=resolution, blocks=blocks, batch=batch)
+    about, threads = {}, torch.get_num_threads()
+    try:
+        with processes({name: (options.peer, settings(options, case, name), threads)}) as methods:
+            for kind in ["step"] + ["sample"] * options.sampling:
+                times = turns(methods, kind, options.repeats, options.seconds, about)[name]
+                rate = batch / median(times) if kind == "step" else drawn(times)
+                if name == "published":
+                    base[kind] = rate
+                ms = dict(ms=round(1e3 * median(times), 2)) if kind == "step" else {}
+                ratio = dict(times_published=round(rate / base[kind], 2)) if kind in base else {}
+                yield dict(what=kind, **line, **ms, images_a_second=round(rate, 1), **about, **ratio)
+    except (EOFError, OSError):  # its process ended
+        yield dict(line, what="failed", error="it ended early; its last words are in the log")
+
+
+def on_cpu(options):
+    """Print a line for each case and number of threads; returns the record."""
+    names, rows = ["published"] * bool(options.peer) + list(options.precisions or FAST), []
+    kinds, cases = ["step"] + ["sample"] * options.sampling, CASES["cpu"]
+    print("images, width, batch    threads   " + " ".join(f"{name:>22}" for name in names))
+    for case in (cases[i] for i in options.cases or range(len(cases))):
+        chosen = {name: settings(options, case, name) for name in names}
+        data.load(chosen[names[0]])  # or an error now
+        for threads in options.threads:
+            source, resolution, width, batch, _ = case
             row = dict(data=source or "real images", resolution=resolution, width=width, batch=batch,
-                       threads=threads, peak_gb={})
-            with processes({name: (options.peer, settings[name], threads) for name in names}) as methods:
+                       threads=threads)
+            with processes({name: (options.peer, chosen[name], threads) for name in names}) as methods:
                 for kind in kinds:
-                    row[kind] = turns(methods, kind, options.repeats, options.seconds, row["peak_gb"])
+                    row[kind] = turns(methods, kind, options.repeats, options.seconds)
             rows.append(row)
             label = f"{row['data']} {resolution}x{resolution}, {width}, {batch}"
             print(f"{label:<26} {threads:>4}   ", end="")  # milliseconds, then images a second
@@ -230,11 +295,12 @@ def bench(options):
                     ratio = ""
                     if options.peer and name != "published":
                         ratio = f" ({median(row[kind]['published']) / median(times):.2f}x)"
-                    drawn = EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times)
-                    value = f"{1e3 * median(times):.0f} ms" if kind == "step" else f"{drawn:.1f} images/s"
+                    value = f"{drawn(times):.1f} images/s"
+                    if kind == "step":
+                        value = f"{1e3 * median(times):.0f} ms"
                     print(f"{value + ratio:>22} ", end="")
             print(flush=True)
-    record = dict(provenance(), machine=machine.name(), rows=rows)
+    record = dict(rows=rows)
     if options.peer:
         record["ratios"] = {
             f"{kind} {name}": geometric_mean(median(row[kind]["published"]) / median(row[kind][name])
@@ -242,7 +308,21 @@ def bench(options):
             for kind in kinds for name in names if name != "published"}
         for name, ratio in record["ratios"].items():
             print(f"{name}: {ratio:.2f}x the published code (geometric mean)")
-    print(f"\n{machine.save('step', record)}")
+    return record
+
+
+def bench(options):
+    if options.peer:
+        published(options.peer)  # or an error now
+    if options.device == "cpu":
+        print(f"{machine.name()}\n")
+        record = on_cpu(options)
+    else:
+        record = dict(rows=[])
+        for line in on_gpu(options):
+            record["rows"].append(line)
+            print(json.dumps(line), flush=True)
+    print(f"\n{machine.save('step', dict(provenance(), machine=machine.name(), **record))}")
 
 
 def main():

@@ -1,4 +1,5 @@
 """What the test modules share: the repository on the path, shared data where there are any, small images."""
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 SHARED = ROOT.parent / "shared"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic sums; read when cuBLAS starts
 
 
 @pytest.fixture

@@ -1,36 +1,71 @@
-"""The measurements of bench/ that stand without a GPU: the rehearsal of bench/gpu.py, and its record."""
+"""The measurements of bench/ that stand without a GPU: a rehearsal of bench/gpu.sh, and its record."""
 import json
+import os
 import subprocess
 import sys
 
-from bench import gpu
+import pytest
+import torch
+
+import data
+from bench import gpu, step
 from conftest import ROOT
 from run import read_json
 
-
-def test_the_rehearsal_on_a_cpu(tmp_path):
-    """Sections that take seconds on a CPU; what needs a GPU says that it was left out."""
-    lines = []
-    for name in ("nearest_right", "norm_right", "golden", "out_of_memory", "nearest", "optimum"):
-        command = [sys.executable, "bench/gpu.py", "--device", "cpu", "--out", tmp_path, "--section", name]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        lines += map(json.loads, done.stdout.splitlines())
-    assert sum(line["what"] == "check" for line in lines) == 10
-    assert all(line.get("ok", True) for line in lines)
-    assert [line["name"] for line in lines if line["what"] == "skipped"] == ["norm", "out of memory"]
-    assert all(line["ms"] > 0 for line in lines if line["what"] in ("nearest", "optimum"))
+RECORD = ROOT / "bench" / "results" / "gpu-nvidia-h200.json"
 
 
-def test_a_section_that_fails_or_hangs_is_a_line(tmp_path, monkeypatch):
-    o = gpu.Options(out=str(tmp_path / "none" / "there"), device="cpu")
-    *_, failed, end = gpu.run_section("golden", o, limit=0.2)
-    assert failed["what"] == "failed" and "over its limit of 0.2 s" in failed["error"]
-    assert end["what"] == "section"
-    *_, failed, end = gpu.run_section("no such section", o, limit=60)
-    assert failed["what"] == "failed" and "no such section" in failed["error"]
+def rehearse(folder, *sections, **more):
+    """Exit status and lines of bench/gpu.sh on a CPU, in tiny sizes."""
+    given = dict(PYTHON=sys.executable, DEVICE="cpu", OUT=str(folder), OMP_NUM_THREADS="1", **more)
+    done = subprocess.run(["bash", "bench/gpu.sh", *sections], cwd=ROOT, env=os.environ | given, text=True,
+                          capture_output=True)
+    lines = [json.loads(line) for line in (folder / "gpu.jsonl").read_text().splitlines()]
+    assert all(json.dumps(line) in done.stdout for line in lines)
+    return done, lines
+
+
+def test_a_rehearsal_of_all_sections(tmp_path):
+    done, lines = rehearse(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line["what"] for line in lines} == {"check", "nearest", "optimum", "step", "sample", "search"}
+    checks = {line["name"].partition("[")[0].partition("::")[2] for line in lines if line["what"] == "check"}
+    assert checks >= {f"test_{name}" for name in (
+        "nearest_two", "published_networks", "gradients", "a_step_as_a_graph_gives_the_same_weights",
+        "an_evaluation_as_a_graph_gives_the_same_images", "a_killed_run_ends_with_the_same_weights")}
+    assert all(line["ok"] for line in lines if line["what"] == "check")
+    record, = tmp_path.glob("gpu-*.json")
+    assert read_json(record)["lines"] == lines and gpu.table(lines) in done.stdout
+
+
+def test_a_section_that_fails_is_a_line_and_stops_no_other(tmp_path):
+    done, lines = rehearse(tmp_path, "photographs", "optimum", DATA="nowhere.zip")
+    failed = dict(what="failed", name="photographs", status=1)
+    assert [failed | line == line for line in lines] == [False, True] and lines[0]["what"] == "optimum"
+    assert done.returncode == 1 and "nowhere.zip" in (tmp_path / "photographs.log").read_text()
+    assert not list(tmp_path.glob("gpu-*.json"))  # of some sections there is no record
+
+
+def test_a_method_that_ends_early_is_a_line():
+    options = step.Options(precisions=("tf32", "fp32"), device="cpu", repeats=1, seconds=0.0, sampling=False)
+    failed, found = step.on_gpu(options, [("digits", 8, 4, 16, 1)])
+    assert failed["what"] == "failed" and failed["method"] == "tf32"
+    assert found["images_a_second"] == pytest.approx(16e3 / found["ms"], rel=0.01)
 
 
 def test_the_record_stands_in_the_docs():
-    lines = read_json(ROOT / "bench" / "results" / "gpu-nvidia-h200.json")["lines"]
+    lines = read_json(RECORD)["lines"]
     assert gpu.table(lines) in (ROOT / "docs" / "gpu.md").read_text()
+    assert gpu.hours(lines) in (ROOT / "README.md").read_text()
+
+
+def test_what_a_gpu_is_said_to_take_is_of_the_record(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    D = step.unet.Denoiser("ddpmpp", "vp", 32, 3, width=128)
+    monkeypatch.setattr(data, "_announced", [])
+    data.announce("cuda", torch.device("cuda"), 3 * D.flops() * 40e6, "tf32", at_once=512)
+    said = capsys.readouterr().err
+    assert "NVIDIA H200), precision tf32, up to 512 images at once: about 8.2 hours" in said
+    assert "fp32 26" in said and "bf16 6.6" in said
+    for hours in ("fp32 | 512 | 1,207 ms | 26", "tf32 | 512 | 378 ms | 8.2", "bf16 | 256 | 152 ms | 6.6"):
+        assert f"| 128, {hours} |" in gpu.hours(read_json(RECORD)["lines"])
