@@ -456,7 +456,7 @@ def claim(directory, record, defaults=None):
     record there does not have yet. Raises ValueError naming each value that differs, or if the directory
     holds something else, or if another process holds it.
     """
-    path = Path(directory) / "config.json"
+    path = Directory(directory).config
     if not path.exists() and path.parent.exists():
         if any(not entry.name.startswith(".") for entry in path.parent.iterdir()):
             raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")

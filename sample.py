@@ -218,9 +218,10 @@ def sample(options):
         moved = "" if options.data == data.Options.data else options.data
         D = data.of_run(model.parent, moved) if options.run else data.load(options)
         _ = D.resolution  # an error unless images are square
-        source = dict(optimum_of=D.fingerprint()["sha256"])
+        fingerprint = D.fingerprint()
+        source = dict(optimum_of=fingerprint["sha256"])
         if D.label_dim:
-            source["labels_sha256"] = D.fingerprint()["labels_sha256"]
+            source["labels_sha256"] = fingerprint["labels_sha256"]
         out = files.optimum
     else:
         if not model.is_file():

@@ -191,7 +191,7 @@ def take_steps(options, D, net, files, about):
     labels = D.labels.to(device) if D.label_dim else None
     work = Work(options, net, ema, optimizer, D.images.to(device), labels)
     log = run.Log(files.log, step) if writes else None
-    total, snapshots = total_steps(options, n), snapshot_steps(options, n)
+    total, snapshots = total_steps(options, n), set(snapshot_steps(options, n))
     counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
     flops = 3 * (total - step) * options.batch / parallel.size() * net.flops()  # forward, and twice that back
     data.announce(options.device, device, flops, options.precision, work.part)
