@@ -41,7 +41,7 @@ CASES = dict(cpu=[("digits", 8, width, 128, 2) for width in (8, 16, 32)]
              + [("", r, width, 64, 2) for r in (8, 16, 32) for width in (16, 32)],
              cuda=[("digits", 8, 8, 128, 1), ("", 32, 128, 512, 2), ("", 32, 256, 512, 2)])
 IMAGES = 1000  # of the training set
-HEUN_STEPS, EVALUATIONS, EVALUATIONS_OF_18_STEPS = 2, 3, 35
+HEUN_STEPS, EVALUATIONS = 2, 3
 PUBLISHED_BATCH = 64  # of generate_edm.py
 WARM_UP = 4           # calls before the first that counts
 BLOCK_SECONDS = 0.2   # of a block at least, which has one call at least
@@ -241,7 +241,7 @@ def settings(options, case, name):
 
 def drawn(times):
     """Images a second with 18 steps, of the seconds an image of each block."""
-    return EVALUATIONS / EVALUATIONS_OF_18_STEPS / median(times)
+    return EVALUATIONS / sample.EVALUATIONS / median(times)
 
 
 def on_gpu(options, cases=CASES["cuda"]):

@@ -4,14 +4,11 @@ The interpreter and the compiler cannot share a process: what launches the kerne
 TRITON_INTERPRET=1, which `test_under_the_interpreter` starts.
 """
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from conftest import ROOT
 from kernels.nearest import MAX_PIXELS, is_memorized, memorized, nearest_two_reference
 
 pytest.importorskip("triton")
@@ -59,11 +56,7 @@ def check(x, y, threshold=(1, 3), tile=SMALL, splits=1):
 
 @pytest.mark.skipif(GPU or INTERPRETED, reason="this is the second process, or a GPU runs them here")
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", __file__]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | dict(TRITON_INTERPRET="1"))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert " 0 passed" not in done.stdout and "passed" in done.stdout
+    interpreter.check_tests(__file__)
 
 
 @launches

@@ -3,14 +3,11 @@
 As in test_nearest_triton.py, what launches the kernels runs in a second pytest with TRITON_INTERPRET=1.
 """
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import unet
-from conftest import ROOT
 from kernels import layers
 from kernels.layers import plain_norm
 
@@ -63,11 +60,7 @@ def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0,
 
 @pytest.mark.skipif(GPU or INTERPRETED, reason="this is the second process, or a GPU runs them here")
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", __file__]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | dict(TRITON_INTERPRET="1"))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert " 0 passed" not in done.stdout and "passed" in done.stdout
+    interpreter.check_tests(__file__)
 
 
 @launches
