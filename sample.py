@@ -56,7 +56,7 @@ class Options(data.Options):
     rho: float = option(7.0, "exponent of the spacing of noise levels")
     precision: str = option(
         "auto", "of the network's products, whatever it was trained in; auto is tf32 on CUDA, else fp32. "
-        "The sampler's state is float64", unet.PRECISIONS)
+        "The sampler's state is float64", unet.PRECISION_CHOICES)
     batch: int = option(
         256, "samples at once, more where a GPU wants more; changes no sample", recorded=False)
     out: str = option(

@@ -73,7 +73,7 @@ class Options(data.Options):
     ema_rate: float | None = option(
         None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
     precision: str = option(
-        "auto", "of the network's products; auto is tf32 on CUDA, else fp32", unet.PRECISIONS)
+        "auto", "of the network's products; auto is tf32 on CUDA, else fp32", unet.PRECISION_CHOICES)
     seed: int = option(0, "of initial weights, order of the data, noise and dropout")
     reshuffle: bool = option(False, "draw a new order of the data each epoch instead of one for all")
     # files

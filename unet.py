@@ -24,7 +24,8 @@ ARCHITECTURES = dict(
     ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1)))
 PRECONDITIONINGS = ("vp", "ve", "edm")
 EMBEDDINGS = ("positional", "fourier")
-PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISION_CHOICES = ("auto", *PRECISIONS)  # of --precision: see `precision_on`
 
 # Typing errors end here, before they take all of the memory
 MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 100, 2**24
@@ -406,8 +407,8 @@ def precision_on(device, precision="auto"):
     On CUDA tf32 is several times as fast. Even bfloat16, whose mantissa is three bits shorter, memorizes as
     much as float32 within the interval that was measured (docs/performance.md).
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if precision not in PRECISION_CHOICES:
+        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISION_CHOICES)}")
     if precision == "auto":
         return "tf32" if device.type == "cuda" else "fp32"
     return precision

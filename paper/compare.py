@@ -41,7 +41,7 @@ class Options:
                             "the optimum's in NAME-closed-form.png", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
     precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32",
-                            unet.PRECISIONS)
+                            unet.PRECISION_CHOICES)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
