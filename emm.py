@@ -282,7 +282,7 @@ def find(options):
     whole = source(options)
     data.say_duplicates(whole)
     classes = len(whole.labels.unique())
-    multiple = classes if classes <= options.n_min else 1  # many classes, few images: no balance to keep
+    multiple = search.balance(classes, options.n_min)
     n_max = min(options.n_max or len(whole), len(whole))
     if options.n_min > n_max and not options.sizes:
         fewer = "lower it, or " if options.n_min > 2 else ""

@@ -35,6 +35,11 @@ def target(eps):
     return 1 - Fraction(str(eps))
 
 
+def balance(classes, n_min):
+    """What sizes are multiples of: the classes, or 1 where those are many and the images few."""
+    return classes if classes <= n_min else 1
+
+
 def bracket(measured):
     """(low, high): the largest size above 1 - eps and the next larger one measured; None for one missing."""
     low = max((n for n, m in measured.items() if m["above"]), default=None)

@@ -111,7 +111,7 @@ def price(options, words, done=()):
     count, channels, side, classes = source_shape(o)
     share = dict.fromkeys(o.sizes, 1.0) or search.ahead(
         {}, ASSUMED_EMM[options.scale], n_min=o.n_min, n_max=count, eps=o.eps, tolerance=o.tolerance,
-        multiple=classes if classes <= o.n_min else 1)
+        multiple=search.balance(classes, o.n_min))
     share = {n: part for n, part in share.items() if (o.out, n) not in done}
     trained = len(options.seeds) * sum(part * train.total_steps(o, n) * o.batch for n, part in share.items())
     drawn = len(options.seeds) * sum(part * len(train.snapshot_steps(o, n)) for n, part in share.items())
