@@ -259,7 +259,7 @@ def pick_device(name, threads=0, deterministic=False):
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not a device of these scripts")
         torch.empty(0, device=device)
-        if device.type == "cuda":
+        if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # for what takes the current one, such as pinned memory
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; "
