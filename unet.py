@@ -81,13 +81,13 @@ class Conv2d(nn.Module):
             return x + bias[:, None, None]
         if self.resample == "up" and self.plain_filter:
             if self.padding == 0:  # of single pixels: the same on a quarter of them
-                return F.interpolate(layers.conv2d(x, weight, bias), scale_factor=2.0, mode="nearest")
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+                return layers.resample(layers.conv2d(x, weight, bias), up=True)
+            x = layers.resample(x, up=True)
         elif self.resample == "up":
             x = F.conv_transpose2d(x, 4 * self.filter.expand(x.shape[1], -1, -1, -1), stride=2,
                                    padding=self.filter_padding, groups=x.shape[1])
         elif self.resample == "down" and self.plain_filter:
-            x = F.avg_pool2d(x, 2)
+            x = layers.resample(x, up=False)
         elif self.resample == "down":
             x = F.conv2d(x, self.filter.expand(x.shape[1], -1, -1, -1), stride=2,
                          padding=self.filter_padding, groups=x.shape[1])
@@ -138,10 +138,12 @@ class Block(nn.Module):
         x = layers.scaled_sum(self.conv1, h, x, self.skip, SKIP_SCALE)
         if self.attention:
             B, C, H, W = x.shape
-            qkv = self.qkv(self.norm2(x, silu=False))                                # [B, 3C, H, W]
-            qkv = qkv.flatten(2).unflatten(1, (C, 3)).permute(2, 0, 3, 1)            # [3, B, HW, C]
-            # one head; contiguous, as the kernels that never hold the HW x HW matrix ask for
-            h = layers.attention(*qkv.contiguous().unsqueeze(2))                     # [B, 1, HW, C]
+            # published rows are [C, 3]; as [3, C] they give q, k and v that need not be copied
+            rows = [t.unflatten(0, (C, 3)).transpose(0, 1).flatten(0, 1)
+                    for t in (self.qkv.weight, self.qkv.bias)]
+            qkv = layers.pixels(layers.conv2d(self.norm2(x, silu=False), *rows))     # [B, HW, 3C]
+            qkv = qkv.contiguous().unflatten(2, (3, C)).unsqueeze(1)                 # [B, 1, HW, 3, C]
+            h = layers.attention(*qkv.unbind(3))                                     # [B, 1, HW, C]
             x = layers.scaled_sum(self.proj, h.transpose(2, 3).reshape(B, C, H, W), x, None, SKIP_SCALE)
         return x
 
@@ -333,7 +335,7 @@ class Denoiser(nn.Module):
                           "--precision bf16 is many times slower than fp32 here", stacklevel=2)
         # tensor cores read channels_last, and so does the norm for GPUs, while convolutions in float32 take
         # as long either way; for CPUs see kernels/layers.py
-        last = device.type == "cuda" and (precision != "fp32" or layers.triton_norm(device) is not None)
+        last = device.type == "cuda" and (precision != "fp32" or layers.triton_forms(device) is not None)
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.precision = precision
         return self.to(memory_format=self.layout)

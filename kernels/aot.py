@@ -28,6 +28,7 @@ from kernels.nearest_triton import (
     tiles,
 )
 from kernels.norm_triton import backward_kernel, forward_kernel, tiling
+from kernels.resample_triton import BLOCK, resample_kernel
 
 WARP_THREADS = 32
 SHARED_BYTES = {80: 163 * 2**10, 86: 99 * 2**10, 89: 99 * 2**10, 90: 227 * 2**10, 100: 227 * 2**10,
@@ -45,6 +46,7 @@ class Report:
     spills: int             # loads and stores of spilled registers
     stack_bytes: int        # a thread
     shared_bytes: int       # a block
+    fills: set              # what a masked load gives where it reads nothing, in hexadecimal
     tensor_core: Counter    # tensor-core instructions by opcode, such as IGMMA.64x128x32.S8.S8
     opcodes: Counter        # all instructions by opcode without modifiers
 
@@ -76,6 +78,7 @@ def compile_for(kernel, capability, pointers, scalars, constants, num_warps, num
     opcodes = Counter(op.split(".")[0] for op in found)
     return Report(registers=int(re.search(r"REG:(\d+)", usage)[1]), spills=opcodes["LDL"] + opcodes["STL"],
                   stack_bytes=int(re.search(r"STACK:(\d+)", usage)[1]), shared_bytes=compiled.metadata.shared,
+                  fills=set(re.findall(r"mov\.u\d+ %\w+, 0x(\w+);", compiled.asm["ptx"])),
                   tensor_core=Counter(op for op in found if "MMA" in op), opcodes=opcodes)
 
 
@@ -151,3 +154,11 @@ def _shape(capability, D):
 
 def _run(tool, *arguments):
     return subprocess.run([str(TOOLS / tool), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def compile_resample(capability, element, up):
+    """A Report on resample_triton's kernel for `element`: "fp32" or "bf16"."""
+    pointers = dict(X=f"*{element}", Y=f"*{element}")
+    scalars = dict(W="i32", C="i32", count="i32", factor="fp32")
+    return compile_for(resample_kernel, capability, pointers, scalars, dict(UP=up, BLOCK=BLOCK),
+                       num_warps=4, num_stages=3, multiples=("W", "C", "count"))

@@ -21,6 +21,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+FEW_TOKENS = 256  # up to here the HW x HW weights of attention are fewer than its inputs, at 256 channels
 FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowest level of 8x8 images
 
 
@@ -40,20 +41,20 @@ def fast(x):
 
 
 @lru_cache(maxsize=None)
-def triton_norm(device):
-    """The norm of kernels/norm_triton.py, or None where it does not serve."""
+def triton_forms(device):
+    """The norm of kernels/norm_triton.py and resample of resample_triton.py, or None where none serves."""
     if device.type != "cuda":
         return None
     try:
-        from kernels import norm_triton
+        from kernels import norm_triton, resample_triton
     except ImportError:  # no Triton
         return None
-    return norm_triton.norm if norm_triton.serves(device) else None
+    return (norm_triton.norm, resample_triton.resample) if norm_triton.serves(device) else None
 
 
 def fused(x):
     """The same for x, None under a transform: whether x is for the GPU's forms."""
-    return triton_norm(x.device) if x.dtype in (torch.float32, torch.bfloat16) and not plain_only() else None
+    return triton_forms(x.device) if x.dtype in (torch.float32, torch.bfloat16) and not plain_only() else None
 
 
 def plain_backward(g):
@@ -115,8 +116,8 @@ def taps(H, W, k):
 
 def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     """Group norm of x [B, C, H, W] + shift [B, C], then silu, then dropout."""
-    if kernel := fused(x):
-        return kernel(x, weight, bias, groups, eps, shift, silu, dropout)
+    if forms := fused(x):
+        return forms[0](x, weight, bias, groups, eps, shift, silu, dropout)
     B, C, H, W = x.shape
     mask = None
     if dropout and x.device.type == "cpu" and not plain_only():
@@ -194,6 +195,18 @@ class GroupNorm(torch.autograd.Function):
         return image(gx, shape), weight_g.sum(0), sum_g.sum(0), shift, None, None, None, None
 
 
+def resample(x, up):
+    """x [B, C, H, W] of twice the size, each pixel repeated, or of half, the mean of 2 x 2 pixels."""
+    if forms := fused(x):
+        return forms[1](x, up)
+    return plain_resample(x, up)
+
+
+def plain_resample(x, up, factor=1.0):
+    y = F.interpolate(x, scale_factor=2.0, mode="nearest") if up else F.avg_pool2d(x, 2)
+    return y if factor == 1 else y * factor
+
+
 def scaled_sum(conv, h, x, skip, scale):
     """(conv(h) + skip(x)) scale, of convolutions as unet.Conv2d; skip may be None."""
     if fused(h):  # no passes of their own: the weights take the scale, and a product adds the biases
@@ -231,6 +244,8 @@ def attention(q, k, v):
         return plain_attention(q, k, v)
     if q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return Attention.apply(q, k, v)  # on a GPU a graph of a step could not record it
+    if q.is_cuda and q.dtype == torch.float32 and q.shape[2] <= FEW_TOKENS:
+        return plain_attention(q, k, v)  # torch's other kernels for float32 use no tensor cores of an H100
     return F.scaled_dot_product_attention(q, k, v)
 
 

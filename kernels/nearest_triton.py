@@ -105,7 +105,9 @@ def prepare_kernel(IMAGES, OUT, KEYS, N, PIXELS: tl.constexpr, D: tl.constexpr, 
     squares = tl.zeros((ROWS, COLUMNS), tl.int32)
     for i in range(0, D, COLUMNS):
         k = i + tl.arange(0, COLUMNS)[None, :]
-        pixel = tl.load(IMAGES + n64 * PIXELS + k, mask=(n64 < N) & (k < PIXELS), other=-128) ^ -128
+        there = (n64 < N) & (k < PIXELS)
+        # not by other=-128: of four bytes read at one time Triton 3.6 and 3.8 fill one with it, three with -1
+        pixel = tl.where(there, tl.load(IMAGES + n64 * PIXELS + k, mask=there, other=0) ^ -128, 0)
         tl.store(OUT + n64 * D + k, pixel, mask=k < D)
         squares += pixel.to(tl.int32) * pixel.to(tl.int32)
     if BN > 0:

@@ -170,3 +170,4 @@ def test_machine_code_before_and_after(capability, D):
     from kernels.aot import compile_merge, compile_prepare
     for report in (compile_prepare(capability, D), compile_merge(capability, D)):
         assert report.spills == 0 and report.stack_bytes == 0
+        assert report.fills <= {"0"}  # of others, as of int8 below zero, Triton fills only the last byte

@@ -428,8 +428,8 @@ def norm_of_a_gpu(x, weight, bias, groups, eps, shift=None, silu=False, dropout=
 def test_forms_of_a_gpu_agree_with_the_published_networks(path, monkeypatch):
     config, a, D, labels = golden(path)
     gradients = []
-    for norm in (None, norm_of_a_gpu):
-        monkeypatch.setattr(layers, "triton_norm", lambda device, norm=norm: norm)
+    for forms in (None, (norm_of_a_gpu, layers.plain_resample)):
+        monkeypatch.setattr(layers, "triton_forms", lambda device, forms=forms: forms)
         D.zero_grad()
         denoised = D(a["x"], a["sigma"], labels)
         assert close(denoised.detach(), a["denoised"])
