@@ -20,8 +20,8 @@ from images import place, read, there
 from run import option, processor, rank, read_json, size
 
 CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths 16 and 32 on a Zen 4 (docs/performance.md)
-# FLOP/s as Denoiser.flops counts, at width 128 and 32x32 on an H200 before the norm for GPUs (docs/gpu.md)
-GPU_FLOPS = dict(fp32=35.1e12, tf32=112e12, bf16=139e12)
+# FLOP/s as Denoiser.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)
+GPU_FLOPS = dict(fp32=35.2e12, tf32=186e12, bf16=381e12)
 DAY = 24 * 3600   # seconds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -305,7 +305,7 @@ def announce(name, device, flops=0, precision="fp32", at_once=0):
             others = ", ".join(f"{kind} {time:,.1f}" for kind, time in hours.items() if kind != precision)
             part = f", up to {at_once} images at once" if at_once else ""
             said += (f", precision {precision}{part}: about {hours[precision]:,.1f} hours at the rates of an "
-                     f"H200 (with --precision {others})")
+                     f"H100 (with --precision {others})")
         print(said, file=sys.stderr)
         return
     days = flops / (CPU_FLOPS * torch.get_num_threads() * DAY)

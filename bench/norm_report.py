@@ -29,7 +29,7 @@ def table():
 
 def row(capability, HW, C, element, bytes, back):
     report = compile_norm(capability, HW, C, element, back)
-    tile = tiling(HW, C, min(32, C // 4), bytes)
+    tile = tiling(HW, C, min(32, C // 4), bytes, back)
     blocks = REGISTERS // (report.registers * WARP_THREADS * tile["num_warps"])  # that fit a multiprocessor
     warps = min(WARPS, blocks * tile["num_warps"])
     floor = 3 if back else 2           # read x (and the gradient of y), write what is asked

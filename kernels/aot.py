@@ -133,7 +133,7 @@ def compile_norm(capability, HW, C, element, back=False):
 
     For HW pixels and C channels of `element`: "fp32" or "bf16".
     """
-    tile = tiling(HW, C, min(32, C // 4), 4 if element == "fp32" else 2)
+    tile = tiling(HW, C, min(32, C // 4), 4 if element == "fp32" else 2, back)
     pointers = dict.fromkeys(("WEIGHT", "BIAS", "MEAN", "SCALE"), "fp32")
     pointers |= dict(X=element, SHIFT=element, SEED="i64")
     pointers |= dict(G=element, DX=element, SUMS="fp32") if back else dict(Y=element)

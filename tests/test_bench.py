@@ -12,7 +12,7 @@ from bench import gpu, step
 from conftest import ROOT
 from run import read_json
 
-RECORD = ROOT / "bench" / "results" / "gpu-nvidia-h200.json"
+RECORD = ROOT / "bench" / "results" / "gpu-nvidia-h100-80gb-hbm3.json"
 
 
 def rehearse(folder, *sections, **more):
@@ -60,12 +60,12 @@ def test_the_record_stands_in_the_docs():
 
 
 def test_what_a_gpu_is_said_to_take_is_of_the_record(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     D = step.unet.Denoiser("ddpmpp", "vp", 32, 3, width=128)
     monkeypatch.setattr(data, "_announced", [])
     data.announce("cuda", torch.device("cuda"), 3 * D.flops() * 40e6, "tf32", at_once=512)
     said = capsys.readouterr().err
-    assert "NVIDIA H200), precision tf32, up to 512 images at once: about 8.2 hours" in said
-    assert "fp32 26" in said and "bf16 6.6" in said
-    for hours in ("fp32 | 512 | 1,207 ms | 26", "tf32 | 512 | 378 ms | 8.2", "bf16 | 256 | 152 ms | 6.6"):
+    assert "HBM3), precision tf32, up to 512 images at once: about 4.9 hours" in said
+    assert "fp32 26" in said and "bf16 2.4" in said
+    for hours in ("fp32 | 512 | 1,198 ms | 26", "tf32 | 512 | 226 ms | 4.9", "bf16 | 512 | 111 ms | 2.4"):
         assert f"| 128, {hours} |" in gpu.hours(read_json(RECORD)["lines"])

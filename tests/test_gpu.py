@@ -54,6 +54,14 @@ def work(shape, precision, **given):
     return step.Ours(options, D, torch.device(DEVICE)).work
 
 
+@pytest.fixture(autouse=True)
+def room():
+    """Give back the memory of a test: several processes share the card, and cuDNN chooses by what is free."""
+    yield
+    if GPU:
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture
 def deterministic():
     torch.use_deterministic_algorithms(True)
