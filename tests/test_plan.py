@@ -34,8 +34,8 @@ def test_flops_are_those_worked_out_by_hand(given, monkeypatch):
     def note(module, inputs, output):  # two a product
         if isinstance(module, unet.Block):
             _, channels, height, width = output.shape
-            products = module.attention * 2 * (height * width)**2 * channels
-            flops[module] = 2 * module.affine.weight.numel() + 2 * products
+            products = 2 * (height * width)**2 * channels + height * width * 3 * channels**2  # and q, k, v
+            flops[module] = 2 * module.affine.weight.numel() + 2 * module.attention * products
         else:
             flops[module] = 2 * output.numel() * module.weight[0].numel()
 
@@ -89,7 +89,7 @@ def test_counts_are_linear_in_the_batch():
     two, four, six = (plan.count(D, images) for images in (2, 4, 6))
     assert [b - a for a, b in zip(two, four)] == [b - a for a, b in zip(four, six)]
     assert four[:2] == (2 * two[0], 2 * two[1])
-    assert four[2] == pytest.approx(2 * two[2], rel=1e-3)  # but for what no image owns, such as frequencies
+    assert four[2] == pytest.approx(2 * two[2], rel=1e-2)  # but for what no image owns, such as frequencies
 
 
 def test_the_network_stays_as_it_is():
