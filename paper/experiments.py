@@ -1,4 +1,4 @@
-"""Run the experiments of the paper (paper/protocol.py) at the paper's scale or in minutes on a CPU.
+"""Run the experiments of the paper (paper/protocol.py): at its scale, on one GPU, or on a CPU.
 
     python -m paper.experiments --name width --scale cpu                 paper/results/cpu/width.json and .png
     python -m paper.experiments --name width --scale paper --dry-run     the commands, and what they cost
@@ -6,8 +6,8 @@
 
 Every point is an emm.py command, printed before it runs: sizes measured in full, or a search for EMM. Its
 directory is named after what differs from the base, so that what experiments have in common is trained once,
-and what was interrupted goes on. Each point has a run for each of --seeds, which draw training set, weights
-and noise; its interval is Student's.
+and what was interrupted goes on. Each point has a run for each of --seeds, which draw training set,
+weights and noise; its interval is Student's.
 """
 import dataclasses
 import hashlib
@@ -27,87 +27,97 @@ import unet
 from bench import plan
 from images import read, there
 from paper import compare
-from paper.protocol import BASE, EMM_RANGE, EXPERIMENTS, NATIVE, SCALES
+from paper.protocol import BASE, EXPERIMENTS, RANGE, SCALES, SEEDS
 from run import option
 
-ASSUMED_EMM = dict(paper=1000, cpu=8)  # to price searches: the paper's base run, and this table's on a CPU
+ASSUMED_EMM = dict(paper=1000, gpu=500, cpu=20)  # to price searches
 
 
 @dataclass(frozen=True)
 class Options:
     name: str = option("size", "experiment, or all of them in order", ("all", *EXPERIMENTS))
-    scale: str = option("cpu", "the paper's settings, or minutes on a CPU", SCALES)
-    seeds: tuple[int, ...] = option((0, 1, 2), "a run of every point for each")
-    words: str = option("", "options of emm.py for all points, such as '--data my.zip --device cuda:1'")
+    scale: str = option("cpu", "the paper's settings, hours of one GPU, or a day of two CPU cores", SCALES)
+    seeds: tuple[int, ...] = option((), "a run of every point for each; 0,1,2 on a CPU by default, else 0")
+    also: str = option("", "options of emm.py for all points, such as '--data my.zip --device cuda:1'")
     runs: str = option("runs", "directory of the runs")
     out: str = option("paper/results", "directory of result files and figures")
     dry_run: bool = option(False, "print the commands and what they cost, and run nothing")
 
     def __post_init__(self):
         if not self.seeds:
-            raise ValueError("--seeds is empty; give one or more, such as 0,1,2")
-        given, usual = parsed(self.words), emm.Options()
-        for name in ("sizes", "full", "seeds", "out"):
-            if getattr(given, name) != getattr(usual, name):
-                raise ValueError(f"--words {self.words!r} has --{name}, "
-                                 "which the experiment gives itself; leave it out")
+            object.__setattr__(self, "seeds", SEEDS[self.scale])
+        own = {"sizes", "full", "seeds", "out"} & set(self.given)
+        if own:
+            raise ValueError(f"--also {self.also!r} has --{sorted(own)[0]}, "
+                             "which the experiment gives itself; leave it out")
+
+    @property
+    def given(self):
+        """What --also gives, as emm.py's options by name."""
+        return differences(run.parse(emm.Options, shlex.split(self.also)), emm.Options())
 
 
-def points(name, options):
-    """The points of an experiment, without options that say what the base has anyway: they share its runs."""
-    base = parsed(f"{BASE[options.scale]} {options.words}")
-    native = NATIVE.get(base.data, ()) if base.arch == "ddpmpp" else ()
-
-    def short(words):
-        for said in native if "--data" not in words else ():
-            words = f" {words} ".replace(f" {said} ", " ").strip()
-        return words
-    return [dataclasses.replace(p, words=short(p.words)) for p in getattr(EXPERIMENTS[name], options.scale)]
+def differences(options, usual):
+    """The fields of a dataclass that are not as usual, by name."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)
+            if getattr(options, field.name) != getattr(usual, field.name)}
 
 
 def commands(options, name):
-    """The emm.py commands of an experiment: words -> its points. Points that differ in |D| alone share one.
+    """The emm.py runs of an experiment: emm.Options -> its points. Points that differ in |D| alone share one.
 
-    --words come after what the scale has in common, and before what varies, which they cannot change.
+    What --also gives comes after what the scale has in common, and before what varies.
     """
-    found, all_points = {}, points(name, options)
-    for point in all_points:
-        base = " ".join(part for part in (BASE[options.scale], options.words, point.words) if part)
+    found, points = {}, getattr(EXPERIMENTS[name], options.scale)
+    base = emm.Options(**BASE[options.scale] | options.given)
+    for point in points:
+        o = native(dataclasses.replace(base, **point.given))
         kind = "emm" if point.n is None else "full"
-        out = Path(options.runs) / options.scale / f"{kind}-{directory(base, BASE[options.scale])}"
-        if point.n is None:
-            how = f"{EMM_RANGE[options.scale]} {base}"
-        else:
-            sizes = dict.fromkeys(p.n for p in all_points if p.words == point.words)
-            how = f"{base} --full --sizes {','.join(map(str, sizes))}"
-        words = f"{how} --seeds {','.join(map(str, options.seeds))} --out {shlex.quote(str(out))}"
-        found.setdefault(words, []).append(point)
+        out = Path(options.runs) / options.scale / f"{kind}-{directory(o, BASE[options.scale])}"
+        how = RANGE[options.scale] | options.given if point.n is None else dict(
+            full=True, sizes=tuple(dict.fromkeys(p.n for p in points if p.given == point.given)))
+        o = dataclasses.replace(o, **{key: how[key] for key in how if key not in point.given},
+                                seeds=options.seeds, out=str(out))
+        found.setdefault(o, []).append(point)
     return found
 
 
-def directory(words, base):
-    """A directory's name for options of emm.py: those unlike the base's, and a digest where that is long.
+def native(o):
+    """The same options without what they have anyway, so that experiments share runs."""
+    _, _, side, classes = source_shape(dataclasses.replace(o, resolution=0, classes=0))
+    embedding = "fourier" if o.arch == "ncsnpp" else "positional"  # of an unet.Denoiser that is given none
+    return dataclasses.replace(
+        o, resolution=0 if o.resolution == side else o.resolution, classes=o.classes % classes,
+        embedding=None if o.embedding == embedding else o.embedding)
 
-    The same for the same options, however they are written: what two experiments share is found again.
-    """
-    usual = run.recorded(parsed(base))
-    given = {key: value for key, value in run.recorded(parsed(words)).items() if value != usual[key]}
+
+def directory(o, base):
+    """A directory's name for options of emm.py: those unlike the base's, and a digest where that is long."""
+    usual = run.recorded(emm.Options(**base))
+    given = {key: value for key, value in run.recorded(o).items() if value != usual[key]}
     name = "_".join(f"{key}-{','.join(map(str, value)) if isinstance(value, list) else value}"
                     for key, value in sorted(given.items()))
     name = "".join(c if c.isalnum() or c in "._,-" else "-" for c in name) or "base"
     return name if len(name) <= 80 else f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-def parsed(words):
-    return run.parse(emm.Options, shlex.split(words))
+def command(o):
+    """Those options as a command, for people and shells."""
+    words = []
+    for name, value in differences(o, emm.Options()).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag}")
+        else:
+            words += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return f"python emm.py {shlex.join(words)}"
 
 
-def price(options, words, done=()):
+def price(options, o, done=()):
     """Images trained and FLOPs of a command, sampling included, on all seeds, for sizes that are not `done`.
 
     A search is priced as the sizes it measures if EMM is `ASSUMED_EMM`, every snapshot as sampled in full.
     """
-    o = parsed(words)
     count, channels, side, classes = source_shape(o)
     share = dict.fromkeys(o.sizes, 1.0) or search.ahead(
         {}, ASSUMED_EMM[options.scale], n_min=o.n_min, n_max=count, eps=o.eps, tolerance=o.tolerance,
@@ -148,23 +158,28 @@ def cost_of(shape):
 
 def experiment(options):
     """Run an experiment, or print what it would be; returns the paths of its result files."""
-    names = list(EXPERIMENTS) if options.name == "all" else [options.name]
-    if options.dry_run:
-        done, total = set(), 0
-        for name in names:
-            print(f"# {name}: {EXPERIMENTS[name].about}")
-            for words in commands(options, name):
-                trained, flops, new = price(options, words, done)
-                total += flops
-                done |= new
-                print(f"python emm.py {words}    # "
-                      + (f"{trained:,} images, {flops:.2g} FLOP" if new else "shared"))
-        hours = (f", {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 "
-                 f"at the assumed {plan.UTILISATION['fp32']:.0%} of its peak")
-        print(f"# {total:.3g} FLOP in all, where a search counts as the sizes that it measures if EMM is "
-              f"{ASSUMED_EMM[options.scale]:,}{hours if options.scale == 'paper' else ''}")
-        return []
-    return [one(options, name) for name in names]
+    names = [name for name in EXPERIMENTS if getattr(EXPERIMENTS[name], options.scale)]
+    if options.name not in ("all", *names):
+        raise ValueError(f"--name {options.name} has no --scale {options.scale}; it has: {', '.join(names)}")
+    names = names if options.name == "all" else [options.name]
+    return dry_run(options, names) if options.dry_run else [one(options, name) for name in names]
+
+
+def dry_run(options, names):
+    """Print the commands, a line each, that a shell can run, and comments; returns no paths."""
+    done, total = set(), 0
+    for name in names:
+        print(f"# {name}: {EXPERIMENTS[name].about}")
+        for o in commands(options, name):
+            trained, flops, new = price(options, o, done)
+            total += flops
+            done |= new
+            print(command(o) + (f"    # {trained:,} images, {flops:.2g} FLOP" if new else "    # shared"))
+    hours = (f", {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 "
+             f"at the assumed {plan.UTILISATION['fp32']:.0%} of its peak")
+    print(f"# {total:.3g} FLOP in all, where a search counts as the sizes that it measures if EMM is "
+          f"{ASSUMED_EMM[options.scale]:,}{'' if options.scale == 'cpu' else hours}")
+    return []
 
 
 def one(options, name):
@@ -172,18 +187,18 @@ def one(options, name):
     results, shared, e = [], {}, EXPERIMENTS[name]
     folder = Path(options.out) / options.scale
     path = folder / f"{name}.json"
-    if path.exists() and (words := run.read_json(path)["options"]["words"]) != options.words:
-        raise ValueError(f"{path} was measured with --words {words!r}, and not {options.words!r}; "
+    if path.exists() and (also := run.read_json(path)["options"].get("also")) != options.also:
+        raise ValueError(f"{path} was measured with --also {also!r}, and not {options.also!r}; "
                          "give another --out (RESULTS= of make), or remove it")
-    for words, chosen in commands(options, name).items():
-        print(f"python emm.py {words}", flush=True)
-        found = emm.find(parsed(words))
+    for o, chosen in commands(options, name).items():
+        print(command(o), flush=True)
+        found = emm.find(o)
         runs = found.parent
         searches = [run.read_json(runs / part) for part in run.read_json(found)["searches"]]
         for point in chosen:
-            extra = dict(command=f"python emm.py {words}", runs=str(runs))
+            extra = dict(command=command(o), runs=str(runs))
             if name == "optimum":
-                both = compared(options, point, words, runs, folder)
+                both = compared(o, point, runs, folder)
                 values = [c[point.x]["ratio"] for c in both]
                 extra |= dict(denoising=[c[point.x] for c in both])
                 shared = dict(sigmas=both[0]["sigmas"], quantiles=both[0]["quantiles"])
@@ -197,7 +212,7 @@ def one(options, name):
             mean = emm.mean_interval(values)
             measured = dict(values=values, mean=mean["emm"], interval=mean["interval"])
             results.append(dataclasses.asdict(point) | measured | extra)
-    order = {(p.series, p.x, p.n): i for i, p in enumerate(points(name, options))}
+    order = {(p.series, p.x, p.n): i for i, p in enumerate(getattr(e, options.scale))}
     results.sort(key=lambda r: order[r["series"], r["x"], r["n"]])
     run.write_json(path, dict(
         name=name, scale=options.scale, about=e.about, x=e.x,
@@ -208,16 +223,16 @@ def one(options, name):
     return path
 
 
-def compared(options, point, words, runs, folder):
+def compared(o, point, runs, folder):
     """paper.compare's comparisons of each seed's last weights with the closed form.
 
     The first seed's come with sheets of pairs.
     """
-    o, found = parsed(words), []
-    for seed in options.seeds:
+    found = []
+    for seed in o.seeds:
         there = runs / f"seed{seed}" / f"n{point.n:06d}"
         sheets = {}
-        if seed == options.seeds[0]:
+        if seed == o.seeds[0]:
             sheets = {name: there / f"{name}.png" for name in ("pairs", "pairs-closed-form")}
         new = not all(sheet.exists() for sheet in sheets.values())
         found.append(run.read_json(compare.compare(compare.Options(
