@@ -281,6 +281,7 @@ def sample(options):
     different = run.differences(there, about, run.defaults(Options))
     if different:
         raise ValueError(f"{out} holds other samples ({different}); choose another --out, or remove it")
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
     with run.publish(out.with_suffix(".png")) as temporary:
         grid(images[:GRID * GRID]).save(temporary)
     if options.png:
@@ -300,7 +301,7 @@ def foreign(metadata, config):
 
 
 def write_png(folder, seeds, images):
-    """Write each image [H, W, C] as SEED.png. Raises ValueError if the folder holds other PNG files."""
+    """Write each image [C, H, W] as SEED.png. Raises ValueError if the folder holds other PNG files."""
     names = [f"{seed:06d}.png" for seed in seeds]
     others = {path.name for path in folder.glob("[!.]*.png")} - set(names)
     if others:
@@ -308,16 +309,15 @@ def write_png(folder, seeds, images):
     run.sweep(folder, ".[0-9]*.png.*.part.png")  # leftovers of a killed process
     for name, image in zip(names, images):
         with run.publish(folder / name, flush=False) as temporary:
-            picture(image.transpose(2, 0, 1)).save(temporary)
+            picture(image.numpy()).save(temporary)
 
 
 def grid(images):
-    """The images [N, H, W, C] as one picture of `GRID` columns, small ones enlarged."""
-    rows, (h, w, c) = -(-len(images) // GRID), images.shape[1:]
-    sheet = np.zeros((rows * GRID, h, w, c), np.uint8)
-    sheet[:len(images)] = images
-    sheet = sheet.reshape(rows, GRID, h, w, c).transpose(4, 0, 2, 1, 3).reshape(c, rows * h, GRID * w)
-    scale = max(1, GRID_PIXELS // w)
+    """The images [N, C, H, W] as one picture of `GRID` columns, small ones enlarged."""
+    blank = images.new_zeros(-len(images) % GRID, *images.shape[1:])
+    rows = torch.cat([images, blank]).unflatten(0, (-1, GRID))            # [rows, GRID, C, H, W]
+    sheet = rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2).numpy()  # [C, rows H, GRID W]
+    scale = max(1, GRID_PIXELS // images.shape[-1])
     return picture(sheet.repeat(scale, 1).repeat(scale, 2))
 
 

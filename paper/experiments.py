@@ -25,7 +25,7 @@ import search
 import train
 import unet
 from bench import plan
-from images import read, there
+from images import shape_of, there
 from paper import compare
 from paper.protocol import BASE, EXPERIMENTS, RANGE, SCALES, SEEDS
 from run import option
@@ -134,17 +134,7 @@ def price(options, o, done=()):
 
 def source_shape(o):
     """Images, channels, pixels a side and classes of a command's data; what is not here is as CIFAR-10."""
-    name, _, one_class = o.data.partition(":")
-    known = {"digits": (1797, 1, 8, 10), "cifar10": (50_000, 3, 32, 10), "cifar100": (50_000, 3, 32, 100),
-             # not downloaded to be priced
-             "mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10)}
-    known |= {f"{key}-test": (10_000, *shape) for key, (_, *shape) in known.items() if key != "digits"}
-    if name not in known and there(o.data):
-        images, labels, _ = read(o.data, o.resolution)
-        count, channels, side, classes = len(images), images.shape[1], images.shape[-1], len(labels.unique())
-    else:
-        count, channels, side, classes = known.get(name, known["cifar10"])
-        count, classes = (count // classes, 1) if one_class else (count, classes)
+    count, channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
     if o.classes:
         count, classes = count * o.classes // classes, o.classes
     return o.n_max or count, channels, side, classes

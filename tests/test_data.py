@@ -13,7 +13,7 @@ import memorize
 import run
 import sample
 import train
-from images import read
+from images import read, shape_of
 from paper import compare
 
 
@@ -26,10 +26,10 @@ def test_digits():
     assert D.images.shape == (1797, 1, 8, 8) and D.images.dtype == torch.uint8
     assert D.images.max() == 255 and D.images.min() == 0
     assert D.labels.dtype == torch.int64 and set(D.labels.tolist()) == set(range(10)) and D.label_dim == 0
-    published = load_digits()  # read here without importing scikit-learn
+    published = load_digits()
     images, classes, _ = read("digits")
-    assert (images[:, 0] == np.round(published.images * (255 / 16))).all()
-    assert (classes == published.target).all()
+    assert (images[:, 0] == np.round(published.images * (255 / 16))).all()  # of 17 levels
+    assert (classes == published.target).all() and shape_of("digits") == (1797, 1, 8, 10)
 
 
 @pytest.mark.parametrize("seed", [None, 3])

@@ -228,7 +228,7 @@ def test_bad_options(given, words):
 
 
 def test_grid_of_colour_images(noise):
-    sheet = np.asarray(sample.grid(noise(12, 32, 32, 3)))
+    sheet = np.asarray(sample.grid(torch.from_numpy(noise(12, 32, 32, 3)).permute(0, 3, 1, 2)))
     assert sheet.shape == (2 * 64, 10 * 64, 3)
     assert np.array_equal(sheet[64:128:2, 64:128:2], noise(12, 32, 32, 3)[11]) and not sheet[64:, 128:].any()
 

@@ -214,7 +214,7 @@ def test_a_gradient_that_is_not_finite_stops_at_its_step(tmp_path, monkeypatch):
     assert "of step 6 is nan" in run.read_log(tmp_path / "run" / "log.jsonl")[-1]["stopped"]
 
 
-HEAVY = ("matplotlib", "sklearn", "torchvision", "triton", "torch._dynamo")
+HEAVY = ("matplotlib", "torchvision", "triton", "torch._dynamo")
 
 
 def test_no_stage_imports_what_it_does_not_use(tmp_path):
