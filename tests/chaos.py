@@ -53,7 +53,7 @@ WORK = dict(
     sample=(["train"], "--run DIR/run --seeds 0-99 --heun-steps 6 --device cpu --png DIR/png"),
     memorize=(["train", "sample"], "--samples DIR/run --train DIR/run --csv DIR/run/every.csv "
                                    "--pairs DIR/run/pairs.png --device cpu"),
-    emm=([], f"{NETWORK} --steps 8 --snapshots 2 --save-seconds 0 --sizes 4,6 --samples 64 --full "
+    emm=([], f"{NETWORK} --steps 8 --snapshots 2 --save-seconds 0 --sizes 4,6 --sample-count 64 --full "
              "--out DIR/emm"))
 # What each ends with
 RESULTS = dict(train="run/model.safetensors", sample="run/samples.npz", memorize="run/memorize.json",
