@@ -210,6 +210,7 @@ def sample(options):
     Raises ValueError if the npz there was made with other options or from other weights.
     """
     device = data.pick_device(options.device, options.threads)
+    data.keep_memory()
     model = run.Directory(options.run).model if Path(options.run).is_dir() else Path(options.run)
     files = run.Directory(model.parent)
     precision = "fp32" if options.optimum else unet.precision_on(device, options.precision)

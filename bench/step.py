@@ -168,6 +168,7 @@ def serve(connection, name, peer, options, threads):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     else:
         device = data.pick_device(options.device, threads)
+        data.keep_memory()
         method = Ours(options, data.load(options), device)
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
     step = 0

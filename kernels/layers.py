@@ -15,6 +15,7 @@ besides the passes that silu and dropout take; kernels/norm_triton.py does all o
 The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on
 other devices each function is the plain one that stands beside it, and so is the gradient of a gradient.
 """
+import warnings
 from functools import lru_cache
 
 import torch
@@ -41,15 +42,41 @@ def fast(x):
 
 
 @lru_cache(maxsize=None)
+def runs_triton(device, right):
+    """Whether a Triton kernel can be used: on an NVIDIA GPU of compute capability 8.0 or later, if right.
+
+    `right(device)` compares it with its plain form, once. It may fail to build, too: Triton compiles what
+    launches it with the machine's C compiler, which may be missing.
+    """
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        if right(device):
+            return True
+        why = "what it computes is wrong"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # ImportError, or whatever its compilers raise
+        why = repr(error)
+    warnings.warn(f"Triton does not run here ({why}); plain forms serve, which are slower", stacklevel=2)
+    return False
+
+
+def norm_is_right(device):
+    """Whether kernels/norm_triton.py agrees with `plain_norm` on a small x."""
+    from kernels.norm_triton import norm
+    x, one = torch.arange(32.0, device=device).sin().view(1, 8, 2, 2), torch.ones(8, device=device)
+    y = plain_norm(x, one, one, None, None, 2, 1e-6, silu=True)
+    return torch.allclose(norm(x, one, one, 2, 1e-6, silu=True), y, atol=1e-5)
+
+
+@lru_cache(maxsize=None)
 def triton_forms(device):
     """The norm of kernels/norm_triton.py and resample of resample_triton.py, or None where none serves."""
-    if device.type != "cuda":
+    if not runs_triton(device, norm_is_right):
         return None
-    try:
-        from kernels import norm_triton, resample_triton
-    except ImportError:  # no Triton
-        return None
-    return (norm_triton.norm, resample_triton.resample) if norm_triton.serves(device) else None
+    from kernels import norm_triton, resample_triton
+    return norm_triton.norm, resample_triton.resample
 
 
 def fused(x):
