@@ -470,7 +470,7 @@ def read_log(path):
 def about(path):
     """What a file records of itself, as a dict: options, commit, versions, device, checksums of its inputs.
 
-    Raises ValueError for a file that none of these scripts wrote, or that is damaged there.
+    Raises ValueError for a file that is not there, that none of these scripts wrote, or that is damaged there.
     """
     path = Path(path)
     if path.suffix == ".json":
@@ -488,7 +488,7 @@ def about(path):
         value = json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("what it says of itself is no JSON object")
-    except (ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a whole file of these scripts ({error})") from None
     return value
 

@@ -269,7 +269,7 @@ def sample(options):
         there = run.about(out)
         with np.load(out, allow_pickle=False) as file:
             images, seeds = file["arr_0"], file["seeds"]
-    except (ValueError, KeyError, *run.ZIP_ERRORS) as error:
+    except (OSError, ValueError, KeyError, *run.ZIP_ERRORS) as error:
         raise ValueError(f"{out} is not a whole npz of sample.py ({error}); "
                          "choose another --out, or remove it") from None
     different = run.differences(there, about, run.defaults(Options))
