@@ -253,11 +253,12 @@ def publish(path, flush=True):
 
     The file is flushed to disk before it takes its name, and the folder afterwards: a file that exists is
     whole. `flush=False` is for many small files that are quickly made again: whole after a kill, but perhaps
-    not after a power cut. Of a link, the target is replaced; a device or a pipe is refused.
+    not after a power cut. Of a link, the target is replaced; a device or a pipe is written into.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        yield Path(path)
+        return
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".part{os.getpid()}-{path.name}")
     try:
@@ -470,7 +471,7 @@ def read_log(path):
 def about(path):
     """What a file records of itself, as a dict: options, commit, versions, device, checksums of its inputs.
 
-    Raises ValueError for a file that is not there, that none of these scripts wrote, or that is damaged there.
+    Raises ValueError for a file that is missing, that none of these scripts wrote, or that is damaged there.
     """
     path = Path(path)
     if path.suffix == ".json":
@@ -489,7 +490,8 @@ def about(path):
         if not isinstance(value, dict):
             raise ValueError("what it says of itself is no JSON object")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
-        raise ValueError(f"{path} is not a whole file of these scripts ({error})") from None
+        raise ValueError(f"{path} is not a whole file of these scripts ({error}); "
+                         "remove it, if one of them wrote it") from None
     return value
 
 

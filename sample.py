@@ -265,8 +265,8 @@ def sample(options):
         arrays = dict(arr_0=images, seeds=np.array(seeds), about=json.dumps(about | run.provenance(device)))
         with run.publish(out) as temporary:
             np.savez(temporary, **arrays, **(dict(labels=labels) if labels is not None else {}))
+    there = run.about(out)
     try:
-        there = run.about(out)
         with np.load(out, allow_pickle=False) as file:
             images, seeds = file["arr_0"], file["seeds"]
     except (OSError, ValueError, KeyError, *run.ZIP_ERRORS) as error:

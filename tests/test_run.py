@@ -231,7 +231,7 @@ def test_publish_survives_a_failure_at_every_step(step, number, tmp_path, monkey
     assert run.read_json(path) == dict(a=1) and os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_a_link_stays_and_what_is_no_regular_file_is_refused(tmp_path):
+def test_a_link_stays_and_what_is_no_regular_file_is_written_into(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder/file.txt")
     for text in ("new", "newer"):
@@ -239,9 +239,11 @@ def test_a_link_stays_and_what_is_no_regular_file_is_refused(tmp_path):
             temporary.write_text(text)
         assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "file.txt").read_text() == text
     os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path / "pipe", tmp_path / "folder", os.devnull):
-        with pytest.raises(ValueError, match=f"{place} is no regular file"), run.publish(place):
-            pass
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
+    for place in (tmp_path / "pipe", os.devnull):
+        with run.publish(place) as temporary:
+            temporary.write_text("new")
+    assert reader.communicate(timeout=60)[0] == "new" and not os.path.isfile(os.devnull)
     assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
 
 
