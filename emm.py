@@ -140,12 +140,11 @@ class Probe:
                           for s in self.scores.values()):
             raise ValueError(f"{self.files.path} has snapshots that a shorter search removed; "
                              "give --full another --out")
-        with run.locked(self.files.path):
-            references = References(data.load(self.training).images.to(data.pick_device(o.device)))
-            with contextlib.closing(train.training(self.training)) as snapshots:
-                for snapshot in snapshots:
-                    if self.score(snapshot, references) and not o.full:
-                        break
+        references = References(data.load(self.training).images.to(data.pick_device(o.device)))
+        with contextlib.closing(train.training(self.training)) as snapshots:  # which holds the directory
+            for snapshot in snapshots:
+                if self.score(snapshot, references) and not o.full:
+                    break
             self.files.state.unlink(missing_ok=True)  # large, and a decided size takes no more steps
 
     def score(self, snapshot, references):
@@ -230,10 +229,13 @@ def share(score):
 
 def measure(options, n):
     """Measure one size, in this process or in one of its own; returns its record."""
-    with run.terminable():
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         probe = Probe(options, n)
         probe.measure()
         return probe.record()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def start_worker():
