@@ -181,7 +181,7 @@ def grid(results, verdicts, path, columns=4):
         rows = -(-len(results) // columns)
         figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
         every = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, result, verdict in zip(every, results, verdicts):
+        for result, verdict, axes in zip(results, verdicts, every):
             draw_points(axes, result, small=True)
             axes.set_xlabel(result["x"])
             axes.set_title(f"{result['name']}: {verdict}",
