@@ -8,7 +8,6 @@ first hundred as PNG. The sampler is the published one: deterministic Heun, 18 s
 algorithm 1; paper, section 2). Sample i depends on its seed alone.
 """
 import dataclasses
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -264,18 +263,14 @@ def sample(options):
                               for a in part)
         if parallel.rank():
             return out
-        checksum = hashlib.sha256(images).hexdigest()
-        sealed = run.sealed(about | run.provenance(device) | dict(samples_sha256=checksum))
-        arrays = dict(arr_0=images, seeds=np.array(seeds), about=json.dumps(sealed))
+        arrays = dict(arr_0=images, seeds=np.array(seeds), about=json.dumps(about | run.provenance(device)))
         with run.publish(out) as temporary:
             np.savez(temporary, **arrays, **(dict(labels=labels) if labels is not None else {}))
+    there = run.about(out)
     try:
         with np.load(out, allow_pickle=False) as file:
-            there = run.unsealed(json.loads(str(file["about"])), out)
             images, seeds = file["arr_0"], file["seeds"]
-        if there.get("samples_sha256", "") not in ("", hashlib.sha256(images).hexdigest()):
-            raise ValueError("the checksum of its samples differs")
-    except (ValueError, KeyError, TypeError, AttributeError, *run.ZIP_ERRORS) as error:
+    except (OSError, ValueError, KeyError, *run.ZIP_ERRORS) as error:
         raise ValueError(f"{out} is not a whole npz of sample.py ({error}); "
                          "choose another --out, or remove it") from None
     different = run.differences(there, about, run.defaults(Options))
@@ -306,7 +301,6 @@ def write_png(folder, seeds, images):
     others = {path.name for path in folder.glob("[!.]*.png")} - set(names)
     if others:
         raise ValueError(f"--png {folder} holds other images, such as {min(others)}; choose another folder")
-    run.sweep(folder, ".[0-9]*.png.*.part.png")  # leftovers of a killed process
     for name, image in zip(names, images):
         with run.publish(folder / name, flush=False) as temporary:
             picture(image.numpy()).save(temporary)

@@ -46,7 +46,7 @@ class Options:
     def __post_init__(self):
         if not self.seeds:
             object.__setattr__(self, "seeds", SEEDS[self.scale])
-        own = {"sizes", "full", "seeds", "out"} & set(self.given)
+        own = {"sizes", "full", "train_seeds", "out"} & set(self.given)
         if own:
             raise ValueError(f"--also {self.also!r} has --{sorted(own)[0]}, "
                              "which the experiment gives itself; leave it out")
@@ -54,7 +54,10 @@ class Options:
     @property
     def given(self):
         """What --also gives, as emm.py's options by name."""
-        return differences(run.parse(emm.Options, shlex.split(self.also)), emm.Options())
+        words = shlex.split(self.also)
+        parsed = run.parse(emm.Options, words)
+        names = (word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))
+        return {name.removeprefix("no_"): getattr(parsed, name.removeprefix("no_")) for name in names}
 
 
 def differences(options, usual):
@@ -77,7 +80,7 @@ def commands(options, name):
         how = RANGE[options.scale] | options.given if point.n is None else dict(
             full=True, sizes=tuple(dict.fromkeys(p.n for p in points if p.given == point.given)))
         o = dataclasses.replace(o, **{key: how[key] for key in how if key not in point.given},
-                                seeds=options.seeds, out=str(out))
+                                train_seeds=options.seeds, out=str(out))
         found.setdefault(o, []).append(point)
     return found
 
@@ -128,7 +131,7 @@ def price(options, o, done=()):
     labels = data.label_count(o.labels, max(share, default=1), classes)
     cost = cost_of(json.dumps([o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
                                o.channel_mult, o.attn_resolutions, o.embedding]))
-    flops = trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.samples)
+    flops = trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count)
     return round(trained), flops, {(o.out, n) for n in share}
 
 
@@ -219,16 +222,16 @@ def compared(o, point, runs, folder):
     The first seed's come with sheets of pairs.
     """
     found = []
-    for seed in o.seeds:
+    for seed in o.train_seeds:
         there = runs / f"seed{seed}" / f"n{point.n:06d}"
         sheets = {}
-        if seed == o.seeds[0]:
+        if seed == o.train_seeds[0]:
             sheets = {name: there / f"{name}.png" for name in ("pairs", "pairs-closed-form")}
         new = not all(sheet.exists() for sheet in sheets.values())
         found.append(run.read_json(compare.compare(compare.Options(
             run=str(there), pairs=str(sheets["pairs"]) if new else "",
             **{name: getattr(o, name)
-               for name in ("samples", "threshold", "precision", "device", "threads")}))))
+               for name in ("sample_count", "threshold", "precision", "device", "threads")}))))
         for name, sheet in sheets.items():
             with run.publish(folder / f"optimum-{name}.png") as temporary:
                 temporary.write_bytes(sheet.read_bytes())
@@ -245,6 +248,9 @@ def published(name):
                 there = f"{row['x']}x{row['x']}" if row["x_name"] == "resolution" else row["x"]
                 found.append(dict(series=series, x=there if x is None else x,
                                   value=float(row["ratio_percent"]) / 100))
+    # as a ratio is: the highest of those that one place has, of several numbers of epochs
+    found = [max((f for f in found if (f["series"], f["x"]) == key), key=lambda f: f["value"])
+             for key in dict.fromkeys((f["series"], f["x"]) for f in found)]
     if name == "resolution":  # where its curves cross 90%
         emms = {side: search.crossing(*plot.published_curve(series=f"{side}x{side}"), 0.9)[0]
                 for side in (32, 16, 8)}

@@ -157,7 +157,7 @@ def test_stale_samples_are_refused(trained, tmp_path):
 def test_torn_samples_are_named(trained, tmp_path):
     for content in (b"", b"torn"):
         (tmp_path / "a.npz").write_bytes(content)
-        with pytest.raises(ValueError, match="a.npz is not a whole npz"):
+        with pytest.raises(ValueError, match="a.npz is not a whole file of these scripts"):
             sample.sample(options(run=str(trained), out=str(tmp_path / "a.npz")))
 
 
