@@ -184,7 +184,7 @@ def in_words(error, cls):
     if not isinstance(error, (RuntimeError, MemoryError)):
         return text
     remedy = "take fewer or smaller images"
-    for flag in ("batch", "batch_device"):
+    for flag in ("at_once", "batch_device"):
         if flag in cls.__dataclass_fields__:
             remedy = f"compute fewer images at once with --{flag.replace('_', '-')}"
     start = ". ".join(text.split(". ")[:2])  # the rest is about torch's allocator

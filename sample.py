@@ -56,7 +56,7 @@ class Options(data.Options):
     precision: str = option(
         "auto", "of the network's products, whatever it was trained in; auto is tf32 on CUDA, else fp32. "
         "The sampler's state is float64", unet.PRECISION_CHOICES)
-    batch: int = option(
+    at_once: int = option(
         256, "samples at once, more where a GPU wants more; changes no sample", recorded=False)
     out: str = option(
         "", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
@@ -80,8 +80,8 @@ class Options(data.Options):
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
             raise ValueError(f"--out {self.out} must end in .npz")
-        if not 2 <= self.heun_steps <= 10_000 or self.batch < 1:
-            raise ValueError(f"--heun-steps {self.heun_steps}, --batch {self.batch}: "
+        if not 2 <= self.heun_steps <= 10_000 or self.at_once < 1:
+            raise ValueError(f"--heun-steps {self.heun_steps}, --at-once {self.at_once}: "
                              "need 2 to 10,000, and at least 1")
         if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0.1 <= self.rho < math.inf:
             raise ValueError(f"--sigma-min {self.sigma_min}, --sigma-max {self.sigma_max}, --rho {self.rho}: "
@@ -257,7 +257,7 @@ def sample(options):
             data.announce(options.device, device, evaluations * D.flops(), precision)
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
-                            options.sigma_min, options.sigma_max, options.rho, options.batch, device)
+                            options.sigma_min, options.sigma_max, options.rho, options.at_once, device)
             images, labels = (None if a is None else
                               parallel.gather(torch.from_numpy(a).to(device), len(seeds)).cpu().numpy()
                               for a in part)

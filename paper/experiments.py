@@ -116,8 +116,8 @@ def command(o):
     return f"python emm.py {shlex.join(words)}"
 
 
-def price(options, o, done=()):
-    """Images trained and FLOPs of a command, sampling included, on all seeds, for sizes that are not `done`.
+def price(options, o):
+    """Images trained and FLOPs of a run of emm.py, sampling included, on all seeds.
 
     A search is priced as the sizes it measures if EMM is `ASSUMED_EMM`, every snapshot as sampled in full.
     """
@@ -125,14 +125,12 @@ def price(options, o, done=()):
     share = dict.fromkeys(o.sizes, 1.0) or search.ahead(
         {}, ASSUMED_EMM[options.scale], n_min=o.n_min, n_max=count, eps=o.eps, tolerance=o.tolerance,
         multiple=search.balance(classes, o.n_min))
-    share = {n: part for n, part in share.items() if (o.out, n) not in done}
     trained = len(options.seeds) * sum(part * train.total_steps(o, n) * o.batch for n, part in share.items())
     drawn = len(options.seeds) * sum(part * len(train.snapshot_steps(o, n)) for n, part in share.items())
     labels = data.label_count(o.labels, max(share, default=1), classes)
     cost = cost_of(json.dumps([o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
                                o.channel_mult, o.attn_resolutions, o.embedding]))
-    flops = trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count)
-    return round(trained), flops, {(o.out, n) for n in share}
+    return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count)
 
 
 def source_shape(o):
@@ -159,15 +157,24 @@ def experiment(options):
 
 
 def dry_run(options, names):
-    """Print the commands, a line each, that a shell can run, and comments; returns no paths."""
-    done, total = set(), 0
+    """Print the commands, a line each, that a shell can run, and comments; returns no paths.
+
+    What experiments have in common stands at the first of them, with the sizes of all, so that no two
+    commands write into one directory.
+    """
+    merged, first, total = {}, {name: [] for name in names}, 0
     for name in names:
-        print(f"# {name}: {EXPERIMENTS[name].about}")
         for o in commands(options, name):
-            trained, flops, new = price(options, o, done)
+            if o.out not in merged:
+                first[name].append(o.out)
+            sizes = dict.fromkeys(merged.get(o.out, o).sizes + o.sizes)
+            merged[o.out] = dataclasses.replace(o, sizes=tuple(sorted(sizes)))
+    for name, outs in first.items():
+        print(f"# {name}: {EXPERIMENTS[name].about}")
+        for out in outs:
+            trained, flops = price(options, merged[out])
             total += flops
-            done |= new
-            print(command(o) + (f"    # {trained:,} images, {flops:.2g} FLOP" if new else "    # shared"))
+            print(f"{command(merged[out])}    # {trained:,} images, {flops:.2g} FLOP")
     hours = (f", {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 "
              f"at the assumed {plan.UTILISATION['fp32']:.0%} of its peak")
     print(f"# {total:.3g} FLOP in all, where a search counts as the sizes that it measures if EMM is "

@@ -83,7 +83,7 @@ sample   2 --run RUN --device cpu --seeds 0-4294967295 | more than
 sample   2 --run RUN --device cpu --heun-steps 0 | heun-steps 0
 sample   2 --run RUN --device cpu --sigma-min nan | sigma
 sample   2 --run RUN --device cpu --sigma-max 0 | sigma
-sample   2 --run RUN --device cpu --batch 0 | --batch 0
+sample   2 --run RUN --device cpu --at-once 0 | --at-once 0
 sample   2 --run RUN --device cpu --rho 0 | rho
 sample   2 --run RUN --device cpu --out x.png | x.png
 sample   2 --run RUN --device cpu --rho 0.001 | rho

@@ -3,6 +3,7 @@ import dataclasses
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -114,10 +115,28 @@ def test_a_name_that_a_scale_lacks_is_refused():
         experiments.experiment(Options(name="batch-emm"))
 
 
-def test_the_dry_run_is_a_list_of_commands(capsys):
-    experiments.experiment(Options(name="all", scale="gpu", dry_run=True))
+@pytest.mark.parametrize("scale", protocol.SCALES)
+def test_the_dry_run_is_a_list_of_commands_for_directories_of_their_own(scale, capsys):
+    experiments.experiment(Options(name="all", scale=scale, dry_run=True))
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.startswith(("#", "python emm.py --")) for line in lines) and len(lines) > 20
+    assert all(line.startswith(("#", "python emm.py --")) for line in lines) and len(lines) >= 20
+    found = [run.parse(emm.Options, shlex.split(line, comments=True)[2:]) for line in lines if line[0] != "#"]
+    assert len({o.out for o in found}) == len(found)
+    every = [experiments.commands(Options(name=name, scale=scale), name) for name, s in EVERY if s == scale]
+    wanted = {(o.out, n) for runs in every for o in runs for n in o.sizes}
+    assert {(o.out, n) for o in found for n in o.sizes} == wanted
+
+
+def test_its_commands_side_by_side(tmp_path, monkeypatch):
+    """As docs/cluster.md has it: xargs runs the points, and the experiment finds them done."""
+    o = Options(name="epochs", seeds=(0, 1), runs=str(tmp_path / "runs"), out=str(tmp_path / "results"),
+                also=f"{TINY} --width 4")
+    words = ["--name", "epochs", "--seeds", "0,1", "--runs", o.runs, "--out", o.out, f"--also={o.also}"]
+    line = f"{sys.executable} -m paper.experiments {shlex.join(words)} --dry-run | grep ^python"
+    subprocess.run(f"{line} | sed 's:^python:{sys.executable}:' | xargs -P 2 -I{{}} sh -c '{{}}'", shell=True,
+                   cwd=ROOT, check=True, capture_output=True)
+    monkeypatch.setattr(train, "training", None)  # nothing is left to train
+    assert len(run.read_json(experiments.one(o, "epochs"))["points"]) == 2
 
 
 def test_claims_name_points():
@@ -144,13 +163,10 @@ def test_emm_of_the_published_curves():
     assert found == {"32": 1060, "16": 4470, "8": 7640}
 
 
-def test_shared_sizes_are_priced_once():
+def test_the_price_of_sizes():
     o = Options(name="size", scale="paper")
-    command, edm = experiments.commands(o, "size")
-    images, flops, new = experiments.price(o, edm)
-    assert {n for _, n in new} == {500, 1000, 2000, 5000, 10_000, 20_000, 50_000}
-    assert images == pytest.approx(40_000 * 88_500, rel=1e-5)
-    assert experiments.price(o, edm, new)[0] == experiments.price(o, edm, new)[1] == 0
+    images, flops = experiments.price(o, list(experiments.commands(o, "size"))[1])
+    assert images == pytest.approx(40_000 * 88_500, rel=1e-5) and flops > images * 1e9
 
 
 def test_searches_and_data_are_priced_as_what_they_are(tmp_path, write_images, noise):
@@ -159,11 +175,8 @@ def test_searches_and_data_are_priced_as_what_they_are(tmp_path, write_images, n
     write_images(tmp_path / "grey", noise(60, 16, 16, 1))
     search_of = emm.Options(steps=100, batch=8, snapshots=1, n_min=2, width=8, channel_mult=(1, 1), blocks=1,
                             data=f"{tmp_path}/grey")
-    images, flops, new = experiments.price(o, search_of)
-    sizes = sorted(n for _, n in new)
-    assert len(sizes) > 3 and sizes[0] < 20 < sizes[-1] <= 60, "around the EMM of 20 that is assumed"
-    share = [0.6 if n <= 20 else 1.0 for n in sizes]
-    assert images == round(sum(share) * 100 * 8)
+    images, flops = experiments.price(o, search_of)
+    assert 3 * 100 * 8 < images < 8 * 100 * 8, "some sizes around the EMM of 20 that is assumed"
     small = experiments.price(o, dataclasses.replace(search_of, resolution=8))
     assert small[0] == images and flops == pytest.approx(4 * small[1], rel=0.1), "four times the pixels"
 
@@ -173,7 +186,7 @@ def test_an_experiment_to_its_figure(tmp_path, capsys):
                 also=f"{TINY} --width 4")
     path, = experiments.experiment(o)
     result = run.read_json(path)
-    assert [p["x"] for p in result["points"]] == [3000, 6000, 12_000] and result["measure"] == "ratio"
+    assert [p["x"] for p in result["points"]] == [3000, 6000] and result["measure"] == "ratio"
     for p in result["points"]:
         assert len(p["values"]) == len(p["trajectories"]) == 2 and p["interval"][0] <= p["mean"]
     with Image.open(path.with_suffix(".png")) as picture:

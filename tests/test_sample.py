@@ -221,7 +221,7 @@ def test_optimum_given_labels(tmp_path):
     (dict(run="x", out="x.png"), "must end in .npz"), (dict(run="x", rho=float("nan")), "rho"),
     (dict(run="x", seeds="99999999999"), "below 2\\^32"),
     (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", heun_steps=1), "heun-steps"),
-    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", batch=0), "--batch 0")])
+    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", at_once=0), "--at-once 0")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
         sample.sample(options(**given))
