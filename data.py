@@ -18,7 +18,7 @@ import run
 from images import place, read, there
 from run import option, processor, rank, read_json, size
 
-CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths 16 and 32 on a Zen 4 (docs/performance.md)
+CPU_FLOPS = 40e9  # a second and core, assumed: convolutions reach 57 to 90 (docs/performance.md)
 # FLOP/s as Denoiser.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)
 GPU_FLOPS = dict(fp32=35.2e12, tf32=186e12, bf16=381e12)
 DAY = 24 * 3600   # seconds
