@@ -98,12 +98,14 @@ def _show(value):
 
 
 def _convert(kind, none, word):
-    """A command line argument as a value of type `kind`: int, float, str, optional of these, or a tuple."""
+    """A command line argument as a value of type `kind`: int, float, str, int | str, a tuple, or optional."""
     if type(None) in typing.get_args(kind):
         if word.lower() == "none":
             return none
         kind = typing.get_args(kind)[0]
     try:
+        if kind == int | str:
+            return int(word) if word.isdecimal() else word
         if typing.get_origin(kind) is tuple:
             item = typing.get_args(kind)[0]
             return tuple(item(part) for part in word.split(",") if part)
