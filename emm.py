@@ -152,7 +152,8 @@ class Probe:
         o, device = self.options, data.pick_device(self.options.device)
         about = checkpoint.read_metadata(snapshot)
         fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
-        fresh |= {name: about[name] for name in ("validation_loss",) if name in about}
+        if "validation_loss" in about:
+            fresh["validation_loss"] = about["validation_loss"]
         score = self.scores.setdefault(about["step"], fresh)
         labels = sample.weigh_labels(about["label_counts"], o.sample_labels)
         threshold = memorize.parse_threshold(o.threshold)
@@ -197,8 +198,9 @@ class Probe:
         interval = search.interval_of_best([(s["hits"], s["count"]) for s in scores],
                                            (1 - CONFIDENCE) / len(self.snapshot_steps))
         verdicts = [self.tested(s) for s in scores]
-        trajectory = [dict(step=s["step"], epoch=s["epoch"], hits=s["hits"], count=s["count"], ratio=share(s),
-                           interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores]
+        kept = ("step", "epoch", "hits", "count", "validation_loss")
+        trajectory = [{key: s[key] for key in kept if key in s} | dict(
+            ratio=share(s), interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores]
         losses = {s["step"]: s["validation_loss"] for s in scores if "validation_loss" in s}
         log = [line for line in run.read_log(self.files.log) if "images" in line]
         if not log:
@@ -214,7 +216,7 @@ class Probe:
             samples_drawn=sum(s["count"] for s in scores),
             training_seconds=log[-1]["seconds"], sampling_seconds=round(self.sampling_seconds, 3),
             trajectory=trajectory, onset={f"{r:g}": search.onset(trajectory, r) for r in search.ONSETS},
-            validation_loss=losses, least_validation_step=min(losses, key=losses.get, default=None))
+            least_validation_step=min(losses, key=losses.get, default=None))
 
     def tested(self, score):
         """The verdict of the sequential test alone, None while it is open.
@@ -317,8 +319,9 @@ def ways(options, whole):
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images there are"
                          f"{' up to --n-max' if options.n_max == n_max else ''}; {fewer}take more images")
     if any(not 2 <= n <= most for n in options.sizes):
-        beside = f" beside the {options.validate} of --validate" if options.validate else ""
-        raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {most} images of --data{beside}")
+        beside = f" but {options.validate} to validate" if options.validate else ""
+        raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {most} images of --data"
+                         f"{beside}")
     return dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
                 multiple=search.balance(len(whole.labels.unique()), options.n_min))
 

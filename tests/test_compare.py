@@ -28,6 +28,12 @@ def options(trained, **given):
     return compare.Options(**dict(dict(run=str(trained), sample_count=70, draws=40, device="cpu"), **given))
 
 
+def mean_losses(denoisers, images, draws, seed=0):
+    loss, apart = compare.losses(denoisers, data.Images(images, None, 0, []), draws, seed)
+    assert all(found.shape == (len(compare.SIGMAS), draws) for found in (*loss.values(), apart))
+    return {name: each.mean(1).tolist() for name, each in loss.items()}, apart.mean(1).tolist()
+
+
 def test_against_the_optimum(trained, tmp_path):
     sheet = tmp_path / "pairs.png"
     path = compare.compare(options(trained, pairs=str(sheet)))
@@ -62,12 +68,12 @@ def test_losses_are_those_of_the_definition(trained):
     images = data.of_run(trained).images
     D = {"a": lambda x, sigma, _: optimum_reference(x.flatten(1), images.flatten(1), sigma).reshape(x.shape),
          "b": lambda x, sigma, labels: torch.zeros_like(x)}
-    loss, apart = compare.losses(D, images, 300, seed=1)
+    loss, apart = mean_losses(D, images, 300, seed=1)
     y = images[torch.arange(300) % 20].double() / 127.5 - 1
     assert loss["b"] == pytest.approx([float(y.square().mean())] * len(compare.SIGMAS))
-    ours, _ = compare.losses({"a": Optimum(images), "b": D["b"]}, images, 300, seed=1)
+    ours, _ = mean_losses({"a": Optimum(images), "b": D["b"]}, images, 300, seed=1)
     assert ours["a"] == pytest.approx(loss["a"], rel=SAME_LOSS, abs=1e-12)
-    fewer, _ = compare.losses(D, images, 5)
+    fewer, _ = mean_losses(D, images, 5)
     chosen = images[[0, 4, 8, 12, 16]].double() / 127.5 - 1
     assert fewer["b"][0] == pytest.approx(float(chosen.square().mean()))
     at = -1  # at the largest sigma the optimum is about the mean image
@@ -83,7 +89,7 @@ def test_given_labels(tmp_path, labels, outside):
     optimum, images = result["closed form"], data.of_run(tmp_path).images
     assert optimum["ratio"] == 1
     assert result["images_outside"] == outside and ("loss_outside" in optimum) == bool(outside)
-    without, _ = compare.losses(dict.fromkeys("ab", Optimum(images)), images, 40)
+    without, _ = mean_losses(dict.fromkeys("ab", Optimum(images)), images, 40)
     assert all(loss <= other + 1e-12 for loss, other in zip(optimum["loss"], without["a"]))
     assert optimum["loss"][-1] < 0.6 * without["a"][-1]  # 2 digits of a class, or 1, and not 20
     if labels == "unique":
