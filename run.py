@@ -348,6 +348,7 @@ class Directory:
         self.scores = self.path / "scores.json"      # of emm.py: memorized samples of each snapshot
         self.memorize = self.path / "memorize.json"  # of memorize.py: memorized ones of the last samples
         self.compare = self.path / "compare.json"    # of paper/compare.py: the model beside the optimum
+        self.agree = self.path / "agree.json"        # of paper/agree.py: the model beside another
         self.optimum = self.path / "optimum.npz"     # samples of its training set's closed-form optimum
 
     def snapshot(self, step):
