@@ -111,7 +111,7 @@ def _convert(kind, none, word):
             return tuple(item(part) for part in word.split(",") if part)
         return kind(word)
     except (ValueError, OverflowError):
-        name = kind.__name__
+        name = getattr(kind, "__name__", "number")  # a union has none
         if typing.get_origin(kind) is tuple:
             name = f"comma-separated list of {item.__name__}"
         raise argparse.ArgumentTypeError(f"{word!r} is not a valid {name}") from None

@@ -21,8 +21,8 @@ def halves(tmp_path_factory):
 
 
 def options(folder, **given):
-    return agree.Options(**dict(dict(run=str(folder / "1"), other=str(folder / "2"), sample_count=70, draws=40,
-                                     device="cpu"), **given))
+    usual = dict(run=str(folder / "1"), other=str(folder / "2"), sample_count=70, draws=40, device="cpu")
+    return agree.Options(**usual | given)
 
 
 def test_two_runs_on_halves(halves, tmp_path):
@@ -31,9 +31,8 @@ def test_two_runs_on_halves(halves, tmp_path):
     with Image.open(halves / "1" / "agree.png") as image:
         assert image.width > 500
     denoisers = result["denoisers"]
-    # the first half has one image more of some classes; digits of no class repeat
-    whole = len(data.load(data.Options(data="digits", part="1/2")))
-    assert {name: d["images"] for name, d in denoisers.items()} == dict(first=20, second=20, neither=whole - 20)
+    rest = len(data.load(data.Options(data="digits", part="1/2"))) - 20
+    assert {name: d["images"] for name, d in denoisers.items()} == dict(first=20, second=20, neither=rest)
     for d in denoisers.values():  # two models that are nearly untrained, from the same initial weights
         assert all(0 < a < b for a, b in zip(d["apart"], d["loss"]["first"]))
     s = result["samples"]
@@ -42,7 +41,8 @@ def test_two_runs_on_halves(halves, tmp_path):
     assert agree.agree(options(halves)) == path and path.read_bytes() == before
     with pytest.raises(ValueError, match="another comparison .*draws"):
         agree.agree(options(halves, draws=41))
-    itself = run.read_json(agree.agree(options(halves, other=str(halves / "1"), out=str(tmp_path / "a.json"))))
+    o = options(halves, other=str(halves / "1"), out=str(tmp_path / "a.json"))
+    itself = run.read_json(agree.agree(o))
     assert itself["samples"]["rms_a_seed"] == 0 and itself["samples"]["share"] == 1
     assert not any(d["apart"] != [0] * 16 for d in itself["denoisers"].values())
 
@@ -65,10 +65,9 @@ def test_what_cannot_be_compared(halves, tmp_path):
                          (dict(out="a.txt"), "must end in .json")):
         with pytest.raises(ValueError, match=words):
             options(halves, **given)
-    for given in (dict(labels="true"), dict(labels="unique"), dict(resolution=4, channel_mult=(1,))):
-        out = str(tmp_path / "-".join(given))
-        train.train(train.Options(**TRAINING | given, out=out + given.get("labels", "")))
+    for name, given in dict(a=dict(labels="true"), b=dict(resolution=4, channel_mult=(1,))).items():
+        train.train(train.Options(**TRAINING | given, out=str(tmp_path / name)))
         with pytest.raises(ValueError, match="take runs alike in both"):
-            agree.agree(options(halves, other=out + given.get("labels", "")))
+            agree.agree(options(halves, other=str(tmp_path / name)))
     with pytest.raises(ValueError, match="not a run directory"):
         agree.agree(options(halves, other=str(tmp_path)))
