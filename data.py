@@ -129,16 +129,16 @@ def load(options):
     index = own[balanced_order(classes[own], options.subset_seed, None if origin is None else origin[own],
                                options.mix_share)]
     index = index[classes[index] < count]
+    kept = f" in {count} classes" if options.classes else ""
+    kept += f" in part {options.part}" if options.part else ""
     if not len(index):
-        raise ValueError(f"--part {options.part}: {options.data} has no images there; take fewer parts")
+        raise ValueError(f"{options.data} has no images{kept}; take more classes, or fewer parts")
     if options.labels == "true" and len(classes[index].unique()) < 2:
         raise ValueError(f"--labels true: {options.data} has no classes here, or one; "
                          "take --labels none, or give it classes, such as a folder for each")
     n = options.n or len(index)
     if n > len(index):
         mixed = f" with a share of {options.mix_share:g} of {options.mix}" if options.mix else ""
-        kept = f" in {count} classes" if options.classes else ""
-        kept += f" in part {options.part}" if options.part else ""
         raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}{mixed}{kept}; "
                          "lower --n")
     index = index[:n]

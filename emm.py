@@ -312,16 +312,15 @@ def find(options):
 
 def ways(options, whole):
     """What search.py's functions need besides records. Raises ValueError for sizes that cannot be."""
-    most = len(whole) - options.validate  # which are outside every size
+    most = max(0, len(whole) - options.validate)  # those are outside every size
     n_max = min(options.n_max or most, most)
     if options.n_min > n_max and not options.sizes:
         fewer = "lower it, or " if options.n_min > 2 else ""
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images there are"
                          f"{' up to --n-max' if options.n_max == n_max else ''}; {fewer}take more images")
     if any(not 2 <= n <= most for n in options.sizes):
-        beside = f" but {options.validate} to validate" if options.validate else ""
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {most} images of --data"
-                         f"{beside}")
+                         f"{' that --validate leaves' * (options.validate > 0)}")
     return dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
                 multiple=search.balance(len(whole.labels.unique()), options.n_min))
 

@@ -4,8 +4,10 @@
 
 For runs of train.py on disjoint training sets, such as --part 1/2 and --part 2/2. Both models get the same
 seeds and the same noisy images. Those that replay differ as their training images do; those that have learnt
-the distribution draw nearly the same sample from a seed (Kadkhodaie et al., arXiv 2310.02557). Samples differ
-by the root mean square of a pixel, of 0 to 255, denoisers by E |D_1 - D_2|^2 / dim, for pixels in [-1, 1].
+the distribution draw nearly the same sample from a seed (Kadkhodaie et al., arXiv 2310.02557). So do models
+that are hardly trained, far from any image: only together with low losses does agreement tell anything.
+Samples differ by the root mean square of a pixel, of 0 to 255, denoisers by E |D_1 - D_2|^2 / dim, for pixels
+in [-1, 1].
 """
 import dataclasses
 from dataclasses import dataclass

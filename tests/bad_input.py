@@ -57,7 +57,7 @@ train    1 TRAIN --validate 1790 | has 1789 images outside the training set
 train    1 TRAIN --validate 1 --labels unique | has 0 images outside the training set, with labels
 train    2 TRAIN --part 3/2 | --part '3/2'
 train    2 TRAIN --part 1 | --part '1'
-train    1 TRAIN --part 400/400 | 400/400
+train    1 TRAIN --part 400/400 | digits has no images in part 400/400
 train    2 TRAIN --repeat 1:0.1 | --repeat '1:0.1'
 train    2 TRAIN --repeat 10 | --repeat '10'
 train    2 TRAIN --repeat 10:nan | --repeat '10:nan'

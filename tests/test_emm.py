@@ -128,7 +128,7 @@ def test_when_a_size_memorizes_and_when_it_generalizes_best(tmp_path, ratios):
     assert first["epoch"] == 0 and first["interval"][0] == 0 and probe["onset"]["0.9"]["epoch"] is None
     losses = {t["step"]: t["validation_loss"] for t in probe["trajectory"]}
     assert losses[probe["least_validation_step"]] == min(losses.values())
-    with pytest.raises(ValueError, match="from 2 to the 1777 images of --data but 20 to validate"):
+    with pytest.raises(ValueError, match="from 2 to the 1777 images of --data that --validate leaves"):
         emm.find(options(tmp_path / "other", sizes=(1790,), validate=20))
 
 

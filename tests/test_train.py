@@ -47,6 +47,8 @@ def test_snapshots_lie_apart_in_steps_or_in_images():
     assert train.snapshot_steps(train.Options(steps=2, snapshots=16), 500) == [1, 2]
     assert train.snapshot_steps(train.Options(steps=10**4, snapshots="log:4"), 500) == [10, 100, 1000, 10**4]
     assert train.snapshot_steps(train.Options(steps=4, snapshots="log:9"), 500) == [1, 2, 3, 4]
+    given = [run.parse(train.Options, ["--snapshots", word]).snapshots for word in ("log:4", "4")]
+    assert given == ["log:4", 4]
     published = train.Options(snapshot_images=2_500_000)
     counts = {n: len(train.snapshot_steps(published, n)) for n in (500, 1000, 5000)}
     assert counts == {500: 8, 1000: 16, 5000: 80}
