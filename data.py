@@ -208,8 +208,9 @@ def outside(options, D, count=0):
     if D.label_dim:
         index = index[torch.isin(whole.labels[index], D.labels)]
     if count > len(index):
-        raise ValueError(f"{options.data} has {len(index)} images outside the training set, with labels that "
-                         f"it has, and not the {count} asked for; take fewer, or lower --n")
+        alike = " whose label an image there has" if D.label_dim else ""
+        raise ValueError(f"{options.data} has {len(index)} images outside the training set{alike}, "
+                         f"and not the {count} asked for; take fewer, or lower --n")
     index = index[:count or len(index)]
     names = [whole.names[i] for i in index.tolist()]
     return Images(whole.images[index], whole.labels[index], D.label_dim, names)

@@ -54,7 +54,7 @@ train    2 TRAIN --snapshots 10001 | --snapshots 10001
 train    2 TRAIN --snapshots log:2 --snapshot-images 5 | leave one of them out
 train    2 TRAIN --validate -1 | --validate -1
 train    1 TRAIN --validate 1790 | has 1789 images outside the training set
-train    1 TRAIN --validate 1 --labels unique | has 0 images outside the training set, with labels
+train    1 TRAIN --validate 1 --labels unique | has 0 images outside the training set whose label
 train    2 TRAIN --part 3/2 | --part '3/2'
 train    2 TRAIN --part 1 | --part '1'
 train    1 TRAIN --part 400/400 | digits has no images in part 400/400
