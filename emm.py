@@ -23,8 +23,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 import checkpoint
 import data
 import memorize
@@ -163,9 +161,8 @@ class Probe:
             D = D or checkpoint.load_model(snapshot, device)[0].use(o.precision)
             more = o.sample_count if o.full else search.chunk(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.sample_count))
-            images, _ = sample.generate(D, seeds, labels, device=device)
-            x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # [B, C, H, W]
-            score["hits"] += int(memorized(x, references, threshold)[0].sum())
+            x, _ = sample.generate(D, seeds, labels, device=device)
+            score["hits"] += int(memorized(x.to(device), references, threshold)[0].sum())
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start
             run.write_json(self.files.scores, dict(

@@ -72,8 +72,6 @@ def parse_threshold(text):
     return ratio.numerator, ratio.denominator
 
 
-
-
 def score(samples, train, threshold=(1, 3), references=None):
     """Compare samples with training images, both uint8 [*, C, H, W] on one device.
 

@@ -186,7 +186,7 @@ def draw(D, seeds, label_weights=None):
 
 def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
              batch=256, device="cpu"):
-    """Samples of D, one a seed: uint8 [N, H, W, C] and their labels int64 [N] (None if unconditional)."""
+    """Samples of D, one a seed: uint8 [N, C, H, W] and their labels int64 [N] (None if unconditional)."""
     denoise = in_chunks(D) if isinstance(D, unet.Denoiser) else D
     if torch.device(device).type == "cuda":  # as many as fill it; a network would pad fewer
         batch = max(batch, chunk(D) if isinstance(D, unet.Denoiser) else D.rows)
@@ -197,10 +197,9 @@ def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002
         if label is not None:
             drawn = torch.full((len(latents),), label)
         x = heun(denoise, latents.to(device), sigmas, drawn.to(device) if drawn is not None else None)
-        pixels = (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
-        images.append(pixels.permute(0, 2, 3, 1).cpu())  # [B, H, W, C]
+        images.append((x * 127.5 + 128).clip(0, 255).to(torch.uint8).cpu())
         labels.append(drawn)
-    return torch.cat(images).numpy(), torch.cat(labels).numpy() if labels[0] is not None else None
+    return torch.cat(images), torch.cat(labels) if labels[0] is not None else None
 
 
 def sample(options):
@@ -258,11 +257,11 @@ def sample(options):
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.at_once, device)
-            images, labels = (None if a is None else
-                              parallel.gather(torch.from_numpy(a).to(device), len(seeds)).cpu().numpy()
+            images, labels = (None if a is None else parallel.gather(a.to(device), len(seeds)).cpu().numpy()
                               for a in part)
         if parallel.rank():
             return out
+        images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))  # [N, H, W, C]
         arrays = dict(arr_0=images, seeds=np.array(seeds), about=json.dumps(about | run.provenance(device)))
         with run.publish(out) as temporary:
             np.savez(temporary, **arrays, **(dict(labels=labels) if labels is not None else {}))

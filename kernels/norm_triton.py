@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.layers import gradients, plain_backward, plain_norm
+from kernels.plain import gradients, plain_backward, plain_norm
 
 CHANNELS = 16           # of a pixel that a program reads at one time: a sector of a GPU's memory, or two
 WHOLE = 2**14           # values of x that a program keeps in registers: 1,024 pixels of 16 channels

@@ -70,11 +70,11 @@ def agree(options):
                   options.precision)
     samples, nearest, ratios = [], [], []
     for D, (model, _) in zip(sets, models):
-        images, _ = sample.generate(model.use(options.precision), range(options.sample_count), weights,
-                                    device=device)
-        samples.append(torch.from_numpy(images).permute(0, 3, 1, 2))  # [N, C, H, W]
-        summary, _, distances, _ = memorize.score(samples[-1].to(device), D.images.to(device),
+        x, _ = sample.generate(model.use(options.precision), range(options.sample_count), weights,
+                               device=device)                         # [N, C, H, W]
+        summary, _, distances, _ = memorize.score(x.to(device), D.images.to(device),
                                                   memorize.parse_threshold(options.threshold))
+        samples.append(x.cpu())
         nearest.append(distances[:, 0])                               # [N], squared
         ratios.append(summary["ratio"])
     neither = data.outside(chosen[0], sets[0])

@@ -92,8 +92,7 @@ def compare(options):
                   options.precision)
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):
-        images, _ = sample.generate(denoisers[name], range(options.sample_count), weights, device=device)
-        samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
+        samples, _ = sample.generate(denoisers[name], range(options.sample_count), weights, device=device)
         scored = memorize.score(samples.to(device), D.images, threshold, references)
         summary, copied, distances, index = scored
         result[name] |= summary | dict(distance_ratio_quantiles=quantiles(distances))

@@ -9,7 +9,7 @@ import torch
 
 import unet
 from kernels import layers
-from kernels.layers import plain_norm
+from kernels.plain import plain_norm
 
 pytest.importorskip("triton")
 import interpreter
