@@ -74,7 +74,7 @@ def agree(options):
                                device=device)                         # [N, C, H, W]
         summary, _, distances, _ = memorize.score(x.to(device), D.images.to(device),
                                                   memorize.parse_threshold(options.threshold))
-        samples.append(x.cpu())
+        samples.append(x)
         nearest.append(distances[:, 0])                               # [N], squared
         ratios.append(summary["ratio"])
     neither = data.outside(chosen[0], sets[0])
