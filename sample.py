@@ -220,8 +220,7 @@ def sample(options):
         _ = D.resolution  # an error unless images are square
         fingerprint = D.fingerprint()
         source = dict(optimum_of=fingerprint["sha256"])
-        if D.label_dim:
-            source["labels_sha256"] = fingerprint["labels_sha256"]
+        source |= {key: fingerprint[key] for key in ("labels_sha256", "shown_sha256") if fingerprint.get(key)}
         out = files.optimum
     else:
         if not model.is_file():
@@ -236,8 +235,9 @@ def sample(options):
                          "choose another")
     if not out.exists():
         if options.optimum:
-            counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
-            D = Optimum(D.images.to(device), D.labels.to(device) if counts else None)
+            images, labels = D.images[D.shown], D.labels[D.shown]
+            counts = torch.bincount(labels, minlength=D.label_dim).tolist() if D.label_dim else None
+            D = Optimum(images.to(device), labels.to(device) if counts else None)
         else:
             D, metadata = checkpoint.load_model(model, device)
             if Path(options.run).is_dir() and (different := foreign(metadata, run.read_json(files.config))):
