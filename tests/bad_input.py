@@ -131,8 +131,8 @@ train    1 TRAIN --mix FILES/nowhere | no data at
 train    1 TRAIN --data digits:12 | no class 12
 compare  2 --sample-count 3 | --run
 compare  1 --run FILES | not a run directory
-report   2 --out x.txt | .html or .md
-report   1 --results FILES --out OUT.html | has no results
+report   2 --out x.txt | .md
+report   1 --results FILES --out OUT.md | has no results
 plot     1 --experiment FILES/empty.json | not a result file
 experiments 2 --seeds 0,x | 0,x
 experiments 2 --words=--full | --full
