@@ -8,6 +8,7 @@
 Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as
 they were above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
 """
+import contextlib
 import csv
 import os
 from dataclasses import dataclass
@@ -31,8 +32,6 @@ BASE_RUN = dict(
     weight_decay=0.0, ema_halflife=500_000 / 512, ema_rampup_epochs=200, ema_rampup_steps=None, ema_rate=None,
     reshuffle=False, threshold="1/3")
 RESOLUTIONS = (32, 16, 8)
-
-
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,22 @@ def read(paths):
 
 def plot(options):
     """Draw the searches that the options name; returns the path of the PNG of ratio against |D|."""
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's would not even import here
-    import matplotlib  # a second to import: only where it is used
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # and not this machine's matplotlibrc, which may ask for LaTeX
+    with plain_matplotlib():
         return draw(options)
 
 
+@contextlib.contextmanager
+def plain_matplotlib():
+    """Within, matplotlib as it comes, and not as this machine's matplotlibrc, which may ask for LaTeX."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's would not even import here
+    import matplotlib  # a second to import: only where it is used
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
 def draw(options):
-    """`plot`, with matplotlib as it comes."""
+    """`plot`, within `plain_matplotlib`."""
     if options.experiment:
         out = Path(options.out) if options.out else Path(options.experiment).with_suffix(".png")
         result = run.read_json(options.experiment)
@@ -112,6 +118,31 @@ def draw(options):
     name = f"{out.stem}-trajectory.png" if options.out else "trajectory.png"
     save(trajectories(results, names), out.with_name(name))
     return out
+
+
+def draw_curve(result, path):
+    """Draw the shares under every threshold, of a result of memorize.py --curve, as a PNG at `path`."""
+    with plain_matplotlib():
+        save(shares(result), path)
+
+
+def shares(result):
+    """The distribution of the ratio of samples and of held-out images, with DKW bands."""
+    found, (figure, axes) = result["curve"], subplots()
+    for name, colour, line in (("samples", COLOURS[1], "-"), ("held_out", COLOURS[0], "--")):
+        if name in found:
+            x, y, half = found["thresholds"], found[name], found[f"{name}_band"]
+            axes.step(x, y, line, color=colour, where="post", label=name.replace("_", "-"))
+            axes.fill_between(x, [max(0, v - half) for v in y], [min(1, v + half) for v in y],
+                              color=colour, alpha=0.2, linewidth=0)
+    p, q = map(int, result["threshold"].split("/"))
+    axes.axvline(p / q, color="black", linewidth=1, linestyle=":", label=result["threshold"])
+    k = result["options"]["neighbours"]
+    other = f"mean of the {k} nearest" if k else "second nearest"
+    axes.set(xlabel=f"threshold of nearest distance / {other}",
+             ylabel="share below", xlim=(0, 1), ylim=(-0.03, 1.03))
+    axes.legend(fontsize="small")
+    return figure
 
 
 def subplots(columns=1, width=6.6):

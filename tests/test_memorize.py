@@ -19,6 +19,7 @@ import sample
 import search
 from conftest import ROOT
 from images import read
+from measure import sides
 
 
 def options(samples, train, **given):
@@ -158,9 +159,9 @@ def test_run_directories(tmp_path):
 def test_the_largest_samples_of_the_last_weights_are_taken(tmp_path):
     for name, size in (("samples-00000010.npz", 9), ("samples-0-4.npz", 5), ("samples-0-11.npz", 12)):
         np.savez(tmp_path / name, arr_0=np.zeros((size, 8, 8, 1), np.uint8), about="{}")
-        assert memorize.samples_of_run(tmp_path) == str(tmp_path / name)  # each before those that were there
+        assert sides.samples_of_run(tmp_path) == str(tmp_path / name)  # each before those that were there
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros((7, 8, 8, 1), np.uint8), about="{}")
-    assert memorize.samples_of_run(tmp_path) == str(tmp_path / "samples-0-11.npz")
+    assert sides.samples_of_run(tmp_path) == str(tmp_path / "samples-0-11.npz")
 
 
 def test_the_result_comes_first_and_the_table_in_utf8_whatever_the_names(tmp_path, write_images, noise):
