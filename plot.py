@@ -132,7 +132,7 @@ def shares(result):
     for name, colour, line in (("samples", COLOURS[1], "-"), ("held_out", COLOURS[0], "--")):
         if name in found:
             x, y, half = found["thresholds"], found[name], found[f"{name}_band"]
-            axes.step(x, y, line, color=colour, where="post", label=name.replace("_", "-"))
+            axes.plot(x, y, line, color=colour, label=name.replace("_", "-"))
             axes.fill_between(x, [max(0, v - half) for v in y], [min(1, v + half) for v in y],
                               color=colour, alpha=0.2, linewidth=0)
     p, q = map(int, result["threshold"].split("/"))

@@ -38,8 +38,9 @@ def sides(options):
         if options.which:
             classes = data.load(replace(of, labels="none")).labels
     if options.samples:
-        samples = of_source(samples_of_run(Path(options.samples)) if is_run(options.samples)
-                            else options.samples, options.resolution)
+        place = options.samples
+        place = samples_of_run(Path(place)) if is_run(place) else place
+        samples = of_source(place, options.resolution)
     if options.held_out:
         rest = options.held_out == "rest"
         held_out = outside(D, of) if rest else of_source(options.held_out, of.resolution)

@@ -16,7 +16,8 @@ def surroundings(train, k=NEIGHBOURS):
     Of fewer than k + 1 images the mean is over all others.
     """
     k = min(k, len(train) - 1)
-    d = nearest(train, train, k + 1)[0].cpu().double().sqrt()  # the first is its own, or a duplicate at 0 as well
+    # the first is the image itself, or a duplicate, at 0 as well
+    d = nearest(train, train, k + 1)[0].cpu().double().sqrt()
     return d[:, 1], d[:, 1:].mean(1)
 
 

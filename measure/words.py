@@ -19,8 +19,8 @@ def of_control(found):
     lines = [f"control: {found['memorized']} of {found['images']} held-out images would count as memorized, "
              f"{percent(found, 'ratio', 'interval_95')}: the threshold's false positives",
              f"at {found['rate']:.0%} of false positives the threshold is {found['threshold']:.3f} "
-             f"({low:.3f} to {high:.3f}); {percent(found, 'samples_under_threshold', 'samples_interval_95')} of the "
-             "samples are under it"]
+             f"({low:.3f} to {high:.3f}), and the share of the samples under it "
+             f"{percent(found, 'samples_under_threshold', 'samples_interval_95')}"]
     for name, z in (("Z_U", found["z_u"]), ("C_T", found["c_t"])):
         if z is None:
             lines.append(f"{name}: no cell holds enough samples")
