@@ -4,6 +4,7 @@
     python plot.py --emm w128/emm.json,w256/emm.json --out width.png
                                                                several searches; and width-trajectory.png
     python plot.py --experiment paper/results/cpu/width.json   paper/results/cpu/width.png
+    python plot.py --quality a.json,b.json --out quality.png   of memorize.py --quality, quality against ratio
 
 Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as
 they were above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
@@ -38,12 +39,15 @@ RESOLUTIONS = (32, 16, 8)
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
     experiment: str = option("", "or a result file of paper.experiments")
-    out: str = option("", "PNG to write; emm.png beside the first file, or the experiment's name, by default")
+    quality: tuple[str, ...] = option((), "or results of memorize.py --quality, such as of each snapshot")
+    out: str = option("", "PNG to write; emm.png or quality.png beside the first file, or the experiment's "
+                          "name, by default")
     published: bool = option(False, "draw the published base run even if the settings are others")
 
     def __post_init__(self):
-        if bool(self.emm) == bool(self.experiment):
-            raise ValueError("give either --emm RESULT/emm.json or --experiment RESULT.json to draw")
+        if bool(self.emm) + bool(self.experiment) + bool(self.quality) != 1:
+            raise ValueError("give either --emm RESULT/emm.json, --experiment RESULT.json or --quality "
+                             "MEMORIZE.json,... to draw")
         if self.out and not self.out.endswith(".png"):
             raise ValueError(f"--out {self.out} must end in .png")
 
@@ -111,6 +115,10 @@ def draw(options):
         if "denoising" in result["points"][0]:
             save(denoising(result), out.with_stem(f"{out.stem}-loss"))
         return out
+    if options.quality:
+        out = Path(options.out) if options.out else Path(options.quality[0]).with_name("quality.png")
+        save(tradeoff([run.read_json(path) for path in options.quality], options.quality), out)
+        return out
     results = read(options.emm)
     names = [describe(result, results) for result in results]
     out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
@@ -142,6 +150,30 @@ def shares(result):
     axes.set(xlabel=f"threshold of nearest distance / {other}",
              ylabel="share below", xlim=(0, 1), ylim=(-0.03, 1.03))
     axes.legend(fontsize="small")
+    return figure
+
+
+def tradeoff(results, names):
+    """Quality against memorization: shares and the Frechet distance, against held-out images if all have any.
+
+    Points are joined in the order given.
+    """
+    if lacking := [name for name, result in zip(names, results) if "quality" not in result]:
+        raise ValueError(f"{lacking[0]} has no quality; score its samples with memorize.py --quality")
+    against = "held_out" if all("held_out" in r["quality"] for r in results) else "training"
+    found, ratios = [r["quality"][against] for r in results], [r["ratio"] for r in results]
+    figure, (left, right) = subplots(2, 11)
+    for name, colour, marker in zip(("precision", "recall", "coverage"), COLOURS, MARKERS):
+        y = [q[name] for q in found]
+        ends = [q[f"{name}_interval_95"] for q in found]
+        error = [[max(0, v - e[0]) for v, e in zip(y, ends)], [max(0, e[1] - v) for v, e in zip(y, ends)]]
+        left.errorbar(ratios, y, error, color=colour, marker=marker, capsize=2, linewidth=1, label=name)
+    right.plot(ratios, [q["frechet"] for q in found], color=COLOURS[3], marker="o", linewidth=1)
+    left.set(ylabel=f"share, against {against.replace('_', '-')} images", ylim=(-0.03, 1.03))
+    right.set(ylabel="Frechet distance", ylim=(0, None))
+    for axes in (left, right):
+        axes.set(xlabel="memorization ratio")
+    left.legend(fontsize="small")
     return figure
 
 

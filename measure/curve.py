@@ -100,7 +100,7 @@ def cells(train, *others, seed=0):
     from sklearn.cluster import MiniBatchKMeans  # takes a second
     y = train[:FIT].flatten(1).cpu().numpy().astype(np.float32)
     with warnings.catch_warnings(action="ignore"):  # of fewer distinct images than cells
-        means = MiniBatchKMeans(min(CELLS, len(y)), random_state=seed, n_init=3).fit(y)
+        means = MiniBatchKMeans(min(CELLS, len(y)), random_state=seed, n_init=1).fit(y)
     return [means.predict(x.flatten(1).cpu().numpy().astype(np.float32)) for x in others]
 
 

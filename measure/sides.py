@@ -29,7 +29,8 @@ class Side:
 def sides(options):
     """Samples, training images and held-out images (None without) as `Side`s, true classes int64 [N] or None.
 
-    `options` are memorize.py's; `distinct` drops duplicates here. Raises ValueError for what cannot be read or compared.
+    `options` are memorize.py's; `distinct` drops duplicates here. Raises ValueError for what cannot be read
+    or compared.
     """
     samples, train, held_out, classes = None, None, None, None
     if options.train:

@@ -62,7 +62,8 @@ def test_vectors(tmp_path):
     (np.array([[1.0, np.nan], [0, 1]]), "1 vectors are not finite, the first of them number 0"),
     (np.array([[1.0, 2], [0, np.inf]]), "number 1; extract these again"),
     (np.zeros((3, 4), np.uint8), r"features are uint8 \[3, 4\]; save floats"),
-    (np.zeros((3, 2, 2)), "save floats"), (np.zeros((0, 4)), "save floats"), (np.array([dict(a=1)], dtype=object), "allow_pickle"),
+    (np.zeros((3, 2, 2)), "save floats"), (np.zeros((0, 4)), "save floats"),
+    (np.array([dict(a=1)], dtype=object), "allow_pickle"),
     (np.eye(3)[:2] * 0, "vector 0 is zero and has no direction")])
 def test_vectors_that_are_none(tmp_path, array, words):
     with pytest.raises(ValueError, match=words):
@@ -74,7 +75,8 @@ def test_files_that_hold_none(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.eye(2), b=np.eye(2))
     np.savez(tmp_path / "none.npz")
     for name, words in (("torn", "torn.npz is not a readable npz"),
-                        ("two", "a.npy, b.npy; call one features"), ("none", "arrays: none"), ("missing", "missing.npz is not a readable")):
+                        ("two", "a.npy, b.npy; call one features"), ("none", "arrays: none"),
+                        ("missing", "missing.npz is not a readable")):
         with pytest.raises(ValueError, match=words):
             sides.vectors(tmp_path / f"{name}.npz")
 
