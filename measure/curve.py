@@ -15,7 +15,7 @@ from search import CONFIDENCE, wilson
 RATE = 0.01       # of false positives, at which the threshold is given
 STEPS = 120       # of the thresholds from 0 to 1: 1/2, 1/3, 1/4 and 1/5 are among them
 CELLS = 10        # of k-means, for C_T
-LEAST = 20        # samples that a cell of C_T must hold, as Meehan et al. take
+LEAST = 20        # samples that a cell of C_T must hold: from about there U is near normal
 FIT = 10_000      # training images that k-means is fitted to
 
 
@@ -71,7 +71,7 @@ def z_u(samples, held_out):
 
     U counts pairs in which the sample is further from the training images, ties half. Far below 0: samples
     are nearer to the training images than new images are, copies. Far above: further, underfitting (Meehan,
-    Chaudhuri and Dasgupta 2020, section 3). The variance is that under ties.
+    Chaudhuri and Dasgupta, 2004.05675). The variance is that under ties.
     """
     m, n = len(samples), len(held_out)
     ranks = stats.rankdata(np.concatenate([samples, held_out]))
@@ -85,7 +85,7 @@ def c_t(sample_distances, sample_cells, held_out_distances, held_out_cells):
     """(C_T, cells used): Z_U of each cell, weighted by held-out images; (None, 0) if no cell has enough.
 
     Cells int [N] cut the space in pieces; distances are to the nearest of all training images. Those with
-    fewer than LEAST samples or no held-out image say nothing (Meehan et al., section 4).
+    fewer than LEAST samples or no held-out image say nothing (Meehan et al., C_T with tau LEAST / M).
     """
     scores, weights = [], []
     for c in np.unique(sample_cells):

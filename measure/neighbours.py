@@ -132,7 +132,7 @@ def _by(arrays, *keys):
 def near_the_mean(squares, threshold):
     """bool [Q]: whether the nearest is under p/q of the mean distance to the K nearest, of squares [Q, K].
 
-    Carlini et al. (2301.13188), section 4.2, with K = 50 and p/q = 1/2. Of whole numbers, what float64 cannot
+    Carlini et al. (2301.13188) for CIFAR-10, with K = 50 and p/q = 1/2. Of whole numbers, what float64 cannot
     decide is decided to DIGITS digits.
     """
     p, q = threshold

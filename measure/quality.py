@@ -26,7 +26,7 @@ def radii(x, k=NEAREST):
 def prdc(real, fake, k=NEAREST, real_radii=None, fake_radii=None):
     """Precision, recall, density and coverage of fake [M, ...] against real [N, ...], with 95% intervals.
 
-    With B(y) the open ball about y that reaches to its k-th nearest of its kind (Naeem et al., section 3):
+    With B(y) the open ball about y that reaches to its k-th nearest of its kind (Naeem et al.):
 
     precision  share of fakes inside some B(real)       recall    share of reals inside some B(fake)
     density    mean number of B(real) about a fake / k  coverage  share of B(real) that hold a fake

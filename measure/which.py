@@ -39,7 +39,7 @@ def rank_correlation(a, b):
 def drawn(hits, count):
     """How many of `count` images `hits` uniform draws touch: mean and standard deviation.
 
-    The classical occupancy problem (Johnson and Kotz, Urn Models, 1977, section 3.1).
+    The classical occupancy problem (Johnson and Kotz, Urn Models, 1977).
     """
     one, two = ((1 - i / count) ** hits for i in (1, 2))
     variance = count * one + count * (count - 1) * two - (count * one) ** 2
@@ -75,7 +75,8 @@ def which(verdict, index, train, classes):
     mean, deviation = drawn(hits, len(train))
     half = stats.norm.ppf((1 + CONFIDENCE) / 2) * deviation
     found = dict(copied=touched, never=len(train) - touched, most_copies=int(counts["copies"].max()),
-                 copied_if_uniform=mean, copied_if_uniform_95=[max(0.0, mean - half), mean + half])
+                 copied_if_uniform=mean,
+                 copied_if_uniform_95=[max(0.0, mean - half), min(len(train), mean + half)])
     for name, count in counts.items():
         for what, value in (("nearest", own), ("density", density)):
             rho, interval = rank_correlation(count, value)

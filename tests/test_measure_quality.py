@@ -39,7 +39,7 @@ def test_prdc_as_written_out(noise, k, floats):
 
 
 def test_expected_density_and_coverage_of_one_distribution():
-    """Naeem et al. 2020, section 3: density 1, coverage 1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k))."""
+    """Naeem et al. 2020: density 1, coverage 1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k))."""
     random, N, M, k = np.random.RandomState(0), 500, 400, 5
     found = [quality.prdc(*(torch.from_numpy(random.standard_normal((n, 8))) for n in (N, M)), k)
              for _ in range(8)]

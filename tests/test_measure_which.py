@@ -26,7 +26,6 @@ def test_rank_correlation_and_its_interval():
     rho, (low, high) = which.rank_correlation(a, b)
     ranks = [stats.rankdata(v.numpy()) for v in (a, b)]
     assert rho == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    # Bonett and Wright (2000) for rho 0.5 of 30: tanh(0.5493 +- 1.96 sqrt(1.125 / 27))
     half = 1.959964 * np.sqrt((1 + rho**2 / 2) / 197)
     assert (low, high) == pytest.approx((np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)))
     assert which.rank_correlation(a, a) == (1.0, [1.0, 1.0])
