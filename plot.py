@@ -154,14 +154,18 @@ def shares(result):
 
 
 def tradeoff(results, names):
-    """Quality against memorization: shares and the Frechet distance, against held-out images if all have any.
+    """Quality against memorization: shares and the Frechet distance, joined in the order given.
 
-    Points are joined in the order given.
+    If all have held-out images, quality is against these, and memorization the share of the samples under the
+    threshold that these put at 1% of false positives: 1/3 is too strict to tell early snapshots apart.
     """
     if lacking := [name for name, result in zip(names, results) if "quality" not in result]:
         raise ValueError(f"{lacking[0]} has no quality; score its samples with memorize.py --quality")
-    against = "held_out" if all("held_out" in r["quality"] for r in results) else "training"
-    found, ratios = [r["quality"][against] for r in results], [r["ratio"] for r in results]
+    controlled = all("held_out" in r["quality"] for r in results)
+    against = "held_out" if controlled else "training"
+    found = [r["quality"][against] for r in results]
+    ratios = [r["held_out"]["samples_under_threshold"] if controlled else r["ratio"] for r in results]
+    rate = f" at {results[0]['held_out']['rate']:.0%} of false positives" if controlled else ""
     figure, (left, right) = subplots(2, 11)
     for name, colour, marker in zip(("precision", "recall", "coverage"), COLOURS, MARKERS):
         y = [q[name] for q in found]
@@ -172,7 +176,7 @@ def tradeoff(results, names):
     left.set(ylabel=f"share, against {against.replace('_', '-')} images", ylim=(-0.03, 1.03))
     right.set(ylabel="Frechet distance", ylim=(0, None))
     for axes in (left, right):
-        axes.set(xlabel="memorization ratio")
+        axes.set(xlabel=f"memorization ratio{rate}")
     left.legend(fontsize="small")
     return figure
 

@@ -139,13 +139,17 @@ def test_quality_against_memorization(tmp_path):
         q = dict(frechet=10 * ratio)
         for name in ("precision", "recall", "coverage"):
             q |= {name: 1 - ratio, f"{name}_interval_95": [0.9 - ratio, 1 - ratio]}
-        return dict(ratio=ratio, quality={kind: q for kind in kinds})
+        return dict(ratio=ratio, quality={kind: q for kind in kinds},
+                    held_out=dict(samples_under_threshold=2 * ratio, rate=0.01))
     both = [result(0.1, "training", "held_out"), result(0.3, "training", "held_out")]
     left, right = plot.tradeoff(both, "ab").axes
     assert left.get_ylabel() == "share, against held-out images"
-    assert right.lines[0].get_xdata() == pytest.approx([0.1, 0.3])
+    assert right.lines[0].get_xdata() == pytest.approx([0.2, 0.6])
     assert right.lines[0].get_ydata() == pytest.approx([1, 3])
-    assert "training" in plot.tradeoff([*both, result(0.5, "training")], "abc").axes[0].get_ylabel()
+    assert right.get_xlabel() == "memorization ratio at 1% of false positives"
+    left, right = plot.tradeoff([*both, result(0.5, "training")], "abc").axes
+    assert right.lines[0].get_xdata() == pytest.approx([0.1, 0.3, 0.5])
+    assert (left.get_xlabel(), left.get_ylabel()) == ("memorization ratio", "share, against training images")
     for name, found in (("a", both[0]), ("b", dict(ratio=1.0))):
         run.write_json(tmp_path / f"{name}.json", found)
     assert Image.open(plot.plot(plot.Options(quality=(str(tmp_path / "a.json"),)))).width > 800
