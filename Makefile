@@ -58,13 +58,13 @@ SCORE  = samples-0-$(LAST)
 OPTIONS = --data $(DATA) --resolution $(RES) --classes $(CLASSES) --labels $(LABELS) --arch $(ARCH) --width $(WIDTH) \
           --blocks $(BLOCKS) --batch $(BATCH) --epochs $(EPOCHS) --seed $(SEED) $(FLAGS)
 
-EMM_OPTIONS = $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(DEVICES),--devices $(subst $(space),$(comma),$(strip $(DEVICES))))
+EMM_OPTIONS = $(if $(SEEDS),--train-seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(DEVICES),--devices $(subst $(space),$(comma),$(strip $(DEVICES))))
 
 ifeq ($(PYTHON),.venv/bin/python)
 READY := .venv/ready
 endif
 
-EXPERIMENTS = optimum size resolution classes width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique mixture
+EXPERIMENTS = optimum size epochs resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique
 
 # with quotes and all, for paper.experiments
 export FLAGS
@@ -107,32 +107,41 @@ $(RUN)/$(SCORE).json: $(RUN)/$(SCORE).npz
 	$(PYTHON) memorize.py --samples $< --train $(@D) --out $@ --pairs $(@D)/$(SCORE)-pairs.png --csv $(@D)/$(SCORE)-pairs.csv $(call device,$(FLAGS)) > /dev/null
 
 emm: | $(READY) ## find EMM from N_MIN images up: trains, samples and scores every size it needs
-	$(PYTHON) emm.py --out $(SEARCH) --n-min $(N_MIN) --n-max $(N_MAX) --eps $(EPS) --tolerance $(TOLERANCE) --samples $(SAMPLES) $(OPTIONS) $(EMM_OPTIONS)
+	$(PYTHON) emm.py --out $(SEARCH) --n-min $(N_MIN) --n-max $(N_MAX) --eps $(EPS) --tolerance $(TOLERANCE) --sample-count $(SAMPLES) $(OPTIONS) $(EMM_OPTIONS)
 	$(PYTHON) plot.py --emm $(SEARCH)/emm.json
 
 plot: | $(READY) ## draw that search again
 	$(PYTHON) plot.py --emm $(SEARCH)/emm.json
 
 # The recipe that memorizes on a CPU: a small network, a high constant rate, no dropout, an average that follows.
-DEMO = --data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --epochs 6000 --warmup-steps 50 --dropout 0 \
-       --ema-halflife 50 --ema-rampup-epochs 6000 --snapshots 4 --n-min 20 --n-max 200 --samples 500
+DEMO = --data digits --width 8 --blocks 1 --channel-mult 2,2 --batch 64 --learning-rate 4e-3 --epochs 3000 \
+       --steps-min 1500 --warmup-steps 50 --dropout 0 --ema-halflife 10 --ema-rampup-steps 50 --snapshots 2 \
+       --sizes 10,20,40,80 --sample-count 1000
 
 demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot, a sheet of copied digits
 	$(PYTHON) emm.py --out demo $(DEMO)
 	$(PYTHON) plot.py --emm demo/emm.json
-	@# of the largest size that was trained to its end, or, if all were stopped above, of the largest
+	@# of the largest size the last weights, and, on as many images, the closed-form optimum
 	for file in demo/n*/snapshot-*.safetensors demo/n*/model.safetensors; do [ ! -f $$file ] || last=$$file; done; \
+	run=$$(dirname $$last) && \
 	$(PYTHON) sample.py --run $$last --seeds 0-499 $(call device,$(DEMO)) && \
-	$(PYTHON) memorize.py --samples $$(dirname $$last) --train $$(dirname $$last) --pairs demo/pairs.png $(call device,$(DEMO))
-	@echo "EMM and every probe: demo/emm.json   plots: demo/emm.png, demo/trajectory.png   copied digits beside their originals: demo/pairs.png"
+	$(PYTHON) memorize.py --samples $$run --train $$run --pairs demo/pairs.png $(call device,$(DEMO)) && \
+	$(PYTHON) sample.py --optimum --run $$run --seeds 0-499 --out demo/optimum.npz $(call device,$(DEMO)) && \
+	$(PYTHON) memorize.py --samples demo/optimum.npz --train $$run --pairs demo/pairs-optimum.png \
+		--out demo/optimum.json $(call device,$(DEMO))
+	@echo "plots: demo/emm.png, demo/trajectory.png   samples beside their nearest digits: demo/pairs.png, of the optimum demo/pairs-optimum.png"
+	@$(PYTHON) -c 'import json; found, optimum = (json.load(open("demo/" + name)) for name in ("emm.json", "optimum.json")); \
+	sizes = sorted((p["n"], p["ratio"]) for p in found["probes"]); \
+	print("Copies among the samples:", ", ".join("{:.0%} on {} digits".format(r, n) for n, r in sizes) + ".", \
+	found["statement"].partition(" (")[0] + ". The closed-form optimum copies {:.0%}.".format(optimum["ratio"]))'
 
 $(EXPERIMENTS): | $(READY)
-	$(PYTHON) -m paper.experiments --name $@ --scale $(SCALE) --runs $(RUNS) --out $(RESULTS) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--words="$$FLAGS") $(if $(PLAN),--dry-run)
+	$(PYTHON) -m paper.experiments --name $@ --scale $(SCALE) --runs $(RUNS) --out $(RESULTS) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--also="$$FLAGS") $(if $(PLAN),--dry-run)
 
 paper: $(EXPERIMENTS) ## every experiment of the paper, or one by its name, such as `make width`; SCALE=cpu or paper, PLAN=1 prints what it costs
 
-report: | $(READY) ## one page of all results of SCALE, with their figures inside: report.html
-	$(PYTHON) -m paper.report --scale $(SCALE) --results $(RESULTS) --out report.html
+report: | $(READY) ## one page of all results of SCALE, and a figure of all: report.md
+	$(PYTHON) -m paper.report --scale $(SCALE) --results $(RESULTS) --out report.md
 
 lint: | $(READY) ## check the style of the code with ruff, as pyproject.toml sets it
 	$(PYTHON) -m ruff check

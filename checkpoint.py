@@ -1,8 +1,8 @@
-"""Weights, and all that a training step changes, in safetensors files with a description and checksums.
+"""Weights, and all that a training step changes, in safetensors files with a description and a checksum.
 
     save_model, load_model     the U-Net of a Denoiser and what rebuilds it: a snapshot
     save_state, load_state     all that the next training step needs
-    write, read, read_about    named tensors
+    write, read                named tensors
 
 No code is read from a file.
 """
@@ -10,11 +10,11 @@ import hashlib
 import json
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import run
 import unet
-from run import differences, publish, sealed, unsealed
 
 
 def save_model(path, D, weights=None, **metadata):
@@ -24,7 +24,7 @@ def save_model(path, D, weights=None, **metadata):
 
 def read_metadata(path):
     """What `save_model` stored beside the weights, as a dict. Raises ValueError for any other file."""
-    about = read_about(path)
+    about = run.about(path)
     if "network" not in about:
         raise ValueError(f"{path} is not a snapshot of train.py: it does not describe its network")
     return about
@@ -85,7 +85,7 @@ def load_state(path, net, ema, optimizer, about, defaults):
     if "step" not in there:
         raise ValueError(f"{path} was written by another version of these scripts; "
                          "remove it to train from the start")
-    if different := differences(there, about, defaults):
+    if different := run.differences(there, about, defaults):
         raise ValueError(f"{path} is the state of another run ({different}); "
                          "remove it to train from the start")
     load_weights(net, {name[4:]: t for name, t in tensors.items() if name.startswith("net.")})
@@ -100,10 +100,10 @@ def load_state(path, net, ema, optimizer, about, defaults):
 
 
 def write(path, tensors, about):
-    """Publish named tensors and a dict about them as safetensors, with checksums of both."""
+    """Publish named tensors and a dict about them as safetensors, with a checksum of both."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    about = sealed(about | dict(tensors_sha256=digest(tensors)))
-    with publish(path) as temporary:
+    about = about | dict(sha256=digest(tensors, about))
+    with run.publish(path) as temporary:
         # one entry: safetensors orders several at random, and equal snapshots would differ in their bytes
         try:
             save_file(tensors, temporary, dict(about=json.dumps(about)))
@@ -111,30 +111,21 @@ def write(path, tensors, about):
             raise OSError(f"{path} cannot be written ({error})") from None
 
 
-def read_about(path):
-    """The dict that `write` stored. Raises ValueError if `path` is not such a file, or is damaged there."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); remove it") from None
-    if not isinstance(about, dict):
-        raise ValueError(f"{path} is no safetensors file of these scripts")
-    return unsealed(about, path)
-
-
 def read(path):
     """The tensors that `write` stored, and the dict about them. Raises ValueError if they are damaged."""
-    about = read_about(path)
-    tensors = load_file(path)
-    if about.get("tensors_sha256", "") not in ("", digest(tensors)):
-        raise ValueError(f"{path} is damaged: the checksum of its tensors differs; remove it")
+    about = run.about(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); remove it") from None
+    if about.get("sha256", "") not in ("", digest(tensors, about)):  # files of older versions have none
+        raise ValueError(f"{path} is damaged: its checksum differs; remove it")
     return tensors, about
 
 
-def digest(tensors):
-    """SHA-256 of named tensors on the CPU: names, dtypes, shapes and values."""
-    sha = hashlib.sha256()
+def digest(tensors, about):
+    """SHA-256 of named tensors on the CPU (names, dtypes, shapes, values) and of the dict about them."""
+    sha = hashlib.sha256(json.dumps(about | dict(sha256=""), sort_keys=True).encode())
     for name in sorted(tensors):
         t = tensors[name]
         sha.update(f"{name} {t.dtype} {list(t.shape)}".encode())

@@ -10,7 +10,6 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass, fields
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -244,10 +243,9 @@ def shape(images):
 
 
 def pick_device(name, threads=0, deterministic=False):
-    """The torch device of a --device word: auto, cpu, cuda or cuda:N; sets up the process for it.
+    """The torch device of a --device word: auto, cpu, cuda or cuda:N, which becomes the current one.
 
-    On CUDA, float32 stays float32, as published. `threads` limits a CPU's; `deterministic` keeps CUDA to
-    kernels that always add in the same order.
+    `threads` limits a CPU's; `deterministic` keeps CUDA to kernels that always add in the same order.
     """
     if threads < 0:
         raise ValueError(f"--threads {threads} is negative; give 0 for all cores, or a number")
@@ -269,22 +267,17 @@ def pick_device(name, threads=0, deterministic=False):
         torch.use_deterministic_algorithms(True)
     if threads:
         torch.set_num_threads(threads)
-    set_up()
     return device
 
 
-@lru_cache
-def set_up():
-    """Once a process: TF32 off, unless Denoiser.use asks for it.
+def keep_memory():
+    """Tell glibc to keep the memory of large tensors for the next ones, where a network is to run on a CPU.
 
-    On Linux glibc is told to reuse the memory of large tensors: to give it back and fault it in again takes
-    5% of a step.
+    To give it back and fault it in again takes 11 to 20% of a step or an evaluation (width 8 and 16, Zen 5).
     """
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            mallopt = ctypes.CDLL("libc.so.6").mallopt
-            mallopt(M_MMAP_THRESHOLD, 2**30), mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_THRESHOLD, 2**30), mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 _announced = []

@@ -3,7 +3,7 @@
     python emm.py --width 256 --out runs/emm-w256                              the paper's, on a GPU
     python emm.py --data digits --width 8 --blocks 1 --batch 128 --learning-rate 4e-3 --epochs 6000 \\
         --warmup-steps 50 --dropout 0 --ema-halflife 50 --ema-rampup-epochs 6000 --snapshots 4 \\
-        --n-min 20 --n-max 200 --samples 500 --out runs/emm-digits             minutes on two CPU cores
+        --n-min 20 --n-max 200 --sample-count 500 --out runs/emm-digits             minutes on two CPU cores
 
 Each probed size is a run directory OUT/n000040 of train.py, with scores.json: how many samples of each
 snapshot are memorized. A snapshot is sampled until a sequential test says whether its ratio is above or
@@ -22,8 +22,6 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 import checkpoint
 import data
@@ -50,13 +48,13 @@ class Options(train.Options):
     eps: float = option(0.1, "EMM is the largest |D| with a ratio of at least 1 - eps", recorded=False)
     tolerance: float = option(
         0.1, "stop when the bracket's ends differ by no more than this share", recorded=False)
-    samples: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False)
+    sample_count: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False)
     alpha: float = option(
         0.01, "greatest chance of a wrong verdict on a size decided by fewer samples", recorded=False)
     full: bool = option(
         False, "train every size to its end and draw all samples, as the paper does", recorded=False)
     sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
-    seeds: tuple[int, ...] = option(
+    train_seeds: tuple[int, ...] = option(
         (), "search once for each of these seeds, of training set and training", recorded=False)
     devices: tuple[str, ...] = option(
         (), "probe one size on each of these at once, such as cuda:0,cuda:1", recorded=False)
@@ -65,9 +63,9 @@ class Options(train.Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.seeds and (self.seed != Options.seed or self.subset_seed != Options.subset_seed):
-            raise ValueError(f"--seeds {','.join(map(str, self.seeds))} sets --seed and --subset-seed "
-                             "of each search; leave those two out, or --seeds")
+        if self.train_seeds and (self.seed != Options.seed or self.subset_seed != Options.subset_seed):
+            raise ValueError(f"--train-seeds {','.join(map(str, self.train_seeds))} sets --seed and "
+                             "--subset-seed of each search; leave those two out, or --train-seeds")
         if parallel.size() > 1:
             raise ValueError("emm.py is one process, which starts its own: "
                              "give it --devices cuda:0,cuda:1 instead of torchrun")
@@ -75,12 +73,13 @@ class Options(train.Options):
         if not 0 < self.eps < 1 or not self.tolerance > 0 or not 0 < self.alpha < 1:
             raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}, --alpha {self.alpha}: "
                              "need 0 < eps < 1, tolerance > 0 and 0 < alpha < 1")
-        for name in ("sizes", "seeds"):
+        for name in ("sizes", "train_seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"--{name} {getattr(self, name)}: one of them stands there twice")
-        if self.n_min < 2 or self.n_max < 0 or self.samples < 1:
-            raise ValueError(f"--n-min {self.n_min}, --n-max {self.n_max}, --samples {self.samples}: "
-                             "need at least 2, 0 and 1")
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {getattr(self, name)}: one of them stands there twice")
+        if self.n_min < 2 or self.n_max < 0 or self.sample_count < 1:
+            raise ValueError(f"--n-min {self.n_min}, --n-max {self.n_max}, "
+                             f"--sample-count {self.sample_count}: need at least 2, 0 and 1")
 
 
 class Probe:
@@ -114,7 +113,7 @@ class Probe:
         decided = None if o.full else self.tested(score)
         if decided is not None:
             return decided
-        if score["count"] >= o.samples:
+        if score["count"] >= o.sample_count:
             return score["hits"] >= search.target(o.eps) * score["count"]
         # A removed snapshot was neither the best nor the last. It cannot be sampled again, and counts
         # as below.
@@ -135,16 +134,15 @@ class Probe:
     def measure(self):
         """Train and sample until `above` is known. A killed probe resumes at the step it had reached."""
         o = self.options
-        if o.full and any(s["count"] < o.samples and not (self.files.path / s["file"]).exists()
+        if o.full and any(s["count"] < o.sample_count and not (self.files.path / s["file"]).exists()
                           for s in self.scores.values()):
             raise ValueError(f"{self.files.path} has snapshots that a shorter search removed; "
                              "give --full another --out")
-        with run.locked(self.files.path):
-            references = References(data.load(self.training).images.to(data.pick_device(o.device)))
-            with contextlib.closing(train.training(self.training)) as snapshots:
-                for snapshot in snapshots:
-                    if self.score(snapshot, references) and not o.full:
-                        break
+        references = References(data.load(self.training).images.to(data.pick_device(o.device)))
+        with contextlib.closing(train.training(self.training)) as snapshots:  # which holds the directory
+            for snapshot in snapshots:
+                if self.score(snapshot, references) and not o.full:
+                    break
             self.files.state.unlink(missing_ok=True)  # large, and a decided size takes no more steps
 
     def score(self, snapshot, references):
@@ -159,11 +157,10 @@ class Probe:
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
             D = D or checkpoint.load_model(snapshot, device)[0].use(o.precision)
-            more = o.samples if o.full else search.chunk(score["count"], sample.chunk(D))
-            seeds = range(score["count"], min(score["count"] + more, o.samples))
-            images, _ = sample.generate(D, seeds, labels, device=device)
-            x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)  # [B, C, H, W]
-            score["hits"] += int(memorized(x, references, threshold)[0].sum())
+            more = o.sample_count if o.full else search.chunk(score["count"], sample.chunk(D))
+            seeds = range(score["count"], min(score["count"] + more, o.sample_count))
+            x, _ = sample.generate(D, seeds, labels, device=device)
+            score["hits"] += int(memorized(x.to(device), references, threshold)[0].sum())
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start
             run.write_json(self.files.scores, dict(
@@ -229,10 +226,13 @@ def share(score):
 
 def measure(options, n):
     """Measure one size, in this process or in one of its own; returns its record."""
-    with run.terminable():
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         probe = Probe(options, n)
         probe.measure()
         return probe.record()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def start_worker():
@@ -276,13 +276,34 @@ def find(options):
     devices = options.devices or (options.device,)
     device = data.pick_device(devices[0])
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
-    if options.seeds:
+    if options.train_seeds:
         return find_each(options)
-    out, start = Path(options.out), time.perf_counter()
-    whole = source(options)
+    out, whole = Path(options.out), source(options)
     data.say_duplicates(whole)
-    classes = len(whole.labels.unique())
-    multiple = search.balance(classes, options.n_min)
+    how = ways(options, whole)
+    about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
+                 **run.provenance(device))
+    del whole  # each probe loads its own images
+    with run.claim(out, about, run.defaults(Options)), workers(devices) as free:
+        records = measure_all(options, how, free)
+        found = search.estimate(records, options.eps, None if options.sizes else options.tolerance,
+                                how["multiple"])
+        undecided = [n for n in sorted(records) if not records[n]["decided"]]
+        if undecided:
+            found["statement"] += (f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, "
+                                   "and the estimate counts")
+        print(found["statement"])
+        run.write_json(out / "emm.json", found | dict(
+            {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "sample_count", "full")},
+            confidence=CONFIDENCE, undecided=undecided,
+            images_trained=sum(r["images_trained"] for r in records.values()),
+            samples_drawn=sum(r["samples_drawn"] for r in records.values()),
+            probes=sorted(records.values(), key=lambda r: r["started"]), **about))
+    return out / "emm.json"
+
+
+def ways(options, whole):
+    """What search.py's functions need besides records. Raises ValueError for sizes that cannot be."""
     n_max = min(options.n_max or len(whole), len(whole))
     if options.n_min > n_max and not options.sizes:
         fewer = "lower it, or " if options.n_min > 2 else ""
@@ -290,60 +311,42 @@ def find(options):
                          f"{' up to --n-max' if options.n_max == n_max else ''}; {fewer}take more images")
     if any(not 2 <= n <= len(whole) for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
-    about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
-                 **run.provenance(device))
-    del whole  # each probe loads its own images
+    return dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
+                multiple=search.balance(len(whole.labels.unique()), options.n_min))
 
-    def price(n):
-        return train.total_steps(options, n) * options.batch
 
-    with run.claim(out, about, run.defaults(Options)), workers(devices) as free:
-        probes = [Probe(options, int(path.parent.name[1:])) for path in out.glob("n*/scores.json")]
-        probes.sort(key=lambda probe: probe.started)
-        records = {probe.n: record for probe in probes if (record := probe.record())}
-        how = dict(n_min=options.n_min, n_max=n_max, eps=options.eps,
-                   tolerance=options.tolerance, multiple=multiple)
-        running = {}
-        print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  "
-              f"ratio against {1 - options.eps:g}")
-        for record in records.values():
-            low, high = record["interval"]
-            print(f"{record['n']:7d} {record['best']['epoch']:9.0f} {record['ratio']:8.2%} "
-                  f"{low:7.2%}-{high:7.2%} {'':>8}  {words(record)}, measured before")
-        while True:
-            busy = [n for n, _ in running.values()]
-            if options.sizes:
-                sizes = [n for n in options.sizes if n not in records and n not in busy]
-            elif search.next_size(records, **how) is None:
-                break  # what still runs cannot change the bracket
-            else:
-                sizes = search.next_sizes(records, len(free), running=busy, **how)
-            for n in sizes[:len(free)]:
-                device, submit = worker = free.pop(0)
-                one = dataclasses.replace(options, device=device, devices=())
-                running[submit(measure, one, n)] = n, worker
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                n, worker = running.pop(future)
-                records[n] = future.result()
-                free.append(worker)
-                left = sum(part * price(m) for m, part in to_go(options, records, how).items())
-                cost = so_far(records, left / max(1, len(options.devices)), time.perf_counter() - start)
-                print(f"{n:7d} is {words(records[n])}; {cost}", flush=True)
-        found = search.estimate(records, options.eps, None if options.sizes else options.tolerance, multiple)
-        undecided = [n for n in sorted(records) if not records[n]["decided"]]
-        if undecided:
-            found["statement"] += (f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, "
-                                   "and the estimate counts")
-        print(found["statement"])
-        run.write_json(out / "emm.json", found | dict(
-            {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "samples", "full")},
-            confidence=CONFIDENCE, undecided=undecided,
-            images_trained=sum(r["images_trained"] for r in records.values()),
-            samples_drawn=sum(r["samples_drawn"] for r in records.values()),
-            probes=sorted(records.values(), key=lambda r: r["started"]), **about))
-    return out / "emm.json"
+def measure_all(options, how, free):
+    """Measure size after size on the workers that are free; returns the records {n: record} of all."""
+    probes = [Probe(options, int(path.parent.name[1:])) for path in Path(options.out).glob("n*/scores.json")]
+    probes.sort(key=lambda probe: probe.started)
+    records = {probe.n: record for probe in probes if (record := probe.record())}
+    running, start = {}, time.perf_counter()
+    print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  "
+          f"ratio against {1 - options.eps:g}")
+    for record in records.values():
+        low, high = record["interval"]
+        print(f"{record['n']:7d} {record['best']['epoch']:9.0f} {record['ratio']:8.2%} "
+              f"{low:7.2%}-{high:7.2%} {'':>8}  {words(record)}, measured before")
+    while True:
+        busy = [n for n, _ in running.values()]
+        if options.sizes:
+            sizes = [n for n in options.sizes if n not in records and n not in busy]
+        elif search.next_size(records, **how) is None:
+            return records  # what still runs cannot change the bracket
+        else:
+            sizes = search.next_sizes(records, len(free), running=busy, **how)
+        for n in sizes[:len(free)]:
+            device, submit = worker = free.pop(0)
+            one = dataclasses.replace(options, device=device, devices=())
+            running[submit(measure, one, n)] = n, worker
+        if not running:
+            return records
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            n, worker = running.pop(future)
+            records[n] = future.result()
+            free.append(worker)
+            cost = so_far(options, records, how, time.perf_counter() - start)
+            print(f"{n:7d} is {words(records[n])}; {cost}", flush=True)
 
 
 def to_go(options, records, how):
@@ -362,8 +365,10 @@ def words(record):
     return ("above" if record["above"] else "below") + early
 
 
-def so_far(records, expected, elapsed):
+def so_far(options, records, how, elapsed):
     """What the search has cost so far, and what it is expected to cost from here on, in words."""
+    expected = sum(part * train.total_steps(options, n) * options.batch
+                   for n, part in to_go(options, records, how).items()) / max(1, len(options.devices))
     trained = sum(r["images_trained"] for r in records.values())
     drawn = sum(r["samples_drawn"] for r in records.values())
     seconds = sum(r["training_seconds"] + r["sampling_seconds"] for r in records.values())
@@ -372,20 +377,20 @@ def so_far(records, expected, elapsed):
 
 
 def find_each(options):
-    """`find` for each of --seeds, which also draw the training sets.
+    """`find` for each of --train-seeds, which also draw the training sets.
 
     OUT/emm.json has their mean and its interval.
     """
     out = Path(options.out)
-    varied = dict(seed="each of --seeds", subset_seed="each of --seeds")
+    varied = dict(seed="each of --train-seeds", subset_seed="each of --train-seeds")
     about = dict(stage="emm", options=data.recorded(options) | varied, data=source(options).fingerprint(),
                  **run.provenance())
     with run.claim(out, about, run.defaults(Options)):
-        paths = [find(dataclasses.replace(options, seeds=(), seed=seed, subset_seed=seed,
+        paths = [find(dataclasses.replace(options, train_seeds=(), seed=seed, subset_seed=seed,
                                           out=str(out / f"seed{seed}")))
-                 for seed in options.seeds]
+                 for seed in options.train_seeds]
         values = [run.read_json(path)["emm"] for path in paths]
-        result = dict(seeds=options.seeds, emms=values,
+        result = dict(seeds=options.train_seeds, emms=values,
                       searches=[str(path.relative_to(out)) for path in paths],
                       confidence=CONFIDENCE, **mean_interval(values), **about)
         print(result["statement"])

@@ -33,6 +33,7 @@ BASE_RUN = dict(
     weight_decay=0.0, ema_halflife=500_000 / 512, ema_rampup_epochs=200, ema_rampup_steps=None, ema_rate=None,
     reshuffle=False, threshold="1/3")
 RESOLUTIONS = (32, 16, 8)
+VERDICTS = dict(agrees="#009e73", disagrees="#d55e00")  # colours of titles
 
 
 @dataclass(frozen=True)
@@ -228,8 +229,40 @@ def ratios(results, names, published=False):
 
 def points(result):
     """An experiment's points and intervals over seeds, a line for each series; published ones in grey."""
-    from matplotlib import ticker
     figure, axes = subplots()
+    draw_points(axes, result)
+    axes.set(xlabel=result["x"], ylabel="EMM" if result["measure"] == "emm" else "memorization ratio",
+             title=f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, "
+                   "95% intervals)")
+    axes.title.set_fontsize("medium")
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize="small")
+    return figure
+
+
+def grid(results, verdicts, path, columns=4):
+    """Write a PNG of many experiments, small, with the verdict on each in its title."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["font.size"] = 7
+        rows = -(-len(results) // columns)
+        figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
+        every = figure.subplots(rows, columns, squeeze=False).flat
+        for result, verdict, axes in zip(results, verdicts, every):
+            draw_points(axes, result, small=True)
+            axes.set_xlabel(result["x"])
+            axes.set_title(f"{result['name']}: {verdict}",
+                           color=VERDICTS.get(verdict.partition(",")[0], "black"))
+        for axes in list(every):
+            axes.remove()
+        save(figure, path)
+
+
+def draw_points(axes, result, small=False):
+    """The points of an experiment on axes of matplotlib, without titles."""
+    from matplotlib import ticker
     found = result["points"]
     places = list(dict.fromkeys(str(p["x"]) for p in found))
     numbers = [p["x"] for p in found]
@@ -256,8 +289,9 @@ def points(result):
                               label=None if named else "outside the range searched")
         line = [p for p in line if p["mean"] is not None]
         floor, ceiling = (0, 1) if result["measure"] == "ratio" else (0, float("inf"))
-        error = [[p["mean"] - max(floor, p["interval"][0]) for p in line],
-                 [min(ceiling, p["interval"][1]) - p["mean"] for p in line]]
+        # not below 0, which rounding may give where all values are equal
+        error = [[max(0, p["mean"] - max(floor, p["interval"][0])) for p in line],
+                 [max(0, min(ceiling, p["interval"][1]) - p["mean"]) for p in line]]
         axes.errorbar([place(p["x"]) for p in line], [p["mean"] for p in line], error, capsize=3,
                       label=series or "measured", marker=marker, color=colour,
                       linestyle=("-", "--", ":", "-.")[i % 4] if ordered(line) else "none")
@@ -273,15 +307,10 @@ def points(result):
         axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axes.xaxis.set_minor_locator(ticker.NullLocator())
     else:
-        axes.set_xticks(range(len(places)), places, rotation=30 if len(places) > 8 else 0)
-    axes.set(xlabel=result["x"], ylabel="EMM" if result["measure"] == "emm" else "memorization ratio",
-             title=f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, "
-                   "95% intervals)")
-    axes.title.set_fontsize("medium")
+        axes.set_xticks(range(len(places)), places, rotation=30 if len(places) > (3 if small else 8) else 0)
     axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize="small")
-    return figure
+    if small and len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize="xx-small")
 
 
 def epochs(result):

@@ -5,28 +5,23 @@
 Standard library only, so that it imports in milliseconds and runs anywhere.
 
     parse(Options)            a frozen dataclass from the command line, with --help
-    claim(directory, record)  hold a run directory: make it, or check that it is the one asked for
-    publish(path)             a temporary path that becomes `path` whole, or not at all
     stage(function, Options)  a stage's `main`: errors in one line, no traceback
+    publish(path)             a temporary path that becomes `path` whole, or not at all
+    claim(directory, record)  hold a run directory: make it, or check that it is the one asked for
 """
 import argparse
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import functools
-import glob
 import hashlib
 import json
 import os
 import platform
 import re
-import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 import typing
 import zipfile
 import zlib
@@ -38,20 +33,14 @@ if sys.version_info < (3, 11):
 
 # What zipfile raises for damaged, encrypted and unknown-compression archives
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
-
-_held = set()      # directories that this process has locked
-_signals = []      # that have come within `interruptible`
-UMASK = os.umask(0o022)
-os.umask(UMASK)    # the only way to read it; once, before there are threads
 ABOUT_BYTES = 2**24  # a samples file's record of itself is at most this long
 # What torch's errors say, for a GPU, for a CPU and from NVIDIA's libraries
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|_ALLOC_FAILED")
-# What flock raises on file systems without locks
-NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
-PLACES = ("data", "mix")  # options that say where data lie; the data are compared by their fingerprint
-REMOVED = dict(compile=False)  # former options, with the value that runs without them had
-USAGE = 2          # exit status for invalid options, as in argparse
-INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
+PLACES = {"data", "mix"}  # options that say where data lie; the data are compared by their fingerprint
+USAGE = 2                 # exit status for invalid options, as in argparse
+INTERRUPTED = 130         # the shell's exit status for a command ended by Ctrl-C
+
+_signals = []             # that have come within `interruptible`
 
 
 def option(default, help, choices=None, recorded=True, hidden=False, none=None):
@@ -68,31 +57,28 @@ def option(default, help, choices=None, recorded=True, hidden=False, none=None):
 def parse(cls, argv=None, description=None):
     """Build the dataclass `cls` from the command line (`sys.argv` by default).
 
-    A bool becomes --x / --no-x, a tuple takes comma-separated items, an optional value takes
-    "none". A field without a default must be given. Unknown options, invalid values and whatever the
-    dataclass itself refuses (ValueError) exit with status 2 and one line on stderr.
+    A bool becomes --x / --no-x, a tuple takes comma-separated items, an optional value takes "none".
+    Unknown options, invalid values and whatever the dataclass itself refuses (ValueError) exit with status 2
+    and one line on stderr.
     """
     parser = _Parser(description=description, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     types = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        flag, about = "--" + field.name.replace("_", "-"), dict(field.metadata)
+        flag, about, default = "--" + field.name.replace("_", "-"), field.metadata, field.default
         help = about["help"].replace("%", "%%")
         if about["hidden"]:
             continue
         if types[field.name] is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default,
-                                help=f"{help} (default: {'yes' if field.default else 'no'})")
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default,
+                                help=f"{help} (default: {'yes' if default else 'no'})")
             continue
-        if field.default is dataclasses.MISSING:
-            how = dict(required=True, help=help)
-        else:
-            how = dict(default=field.default, help=f"{help} (default: {_show(field.default)})")
-        if field.default == "" or field.default is None and about["none"] is not None:
-            how["help"] = help  # which itself says what happens if it is not given
+        # otherwise the help itself says what happens if it is not given
+        if default != "" and not (default is None and about["none"] is not None):
+            help += f" (default: {_show(default)})"
         parser.add_argument(flag, type=functools.partial(_convert, types[field.name], about["none"]),
-                            choices=about["choices"],
-                            metavar=None if about["choices"] else field.name.upper(), **how)
+                            choices=about["choices"], default=default, help=help,
+                            metavar=None if about["choices"] else field.name.upper())
     values = vars(parser.parse_args(argv))
     try:
         return cls(**values)
@@ -137,43 +123,32 @@ def stage(function, cls, description, argv=None, say=None):
     program and keeps its traceback. A failed write to stdout or stderr does not stop the work; if it was to
     stdout, a line at the end says so, and the exit status is 1.
     """
-    name = Path(sys.argv[0]).name
+    name, first = Path(sys.argv[0]).name, rank() == 0
+    # All processes of torchrun meet the same errors, and one reports them.
+    quiet = not first and "TORCHELASTIC_RUN_ID" in os.environ
     while os.open(os.devnull, os.O_RDWR) < 2:  # if stderr is closed, the next file opened would become it
         pass
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        first = rank() == 0
-    except ValueError as error:
-        sys.exit(f"{name}: {error}")
-    out, log = Output(sys.stdout if first else open(os.devnull, "w")), Output(sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    out = Output(sys.stdout if first else open(os.devnull, "w"))
+    log = Output(open(os.devnull, "w") if quiet else sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(log):
         try:
-            with contextlib.nullcontext() if first else contextlib.redirect_stderr(out):
-                options = parse(cls, argv, description)
-            result = function(options)
+            result = function(parse(cls, argv, description))
             if say and result is not None:
                 print(say(result))
         except KeyboardInterrupt as interrupt:
-            print(f"{name}: interrupted{'; ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
+            print("; ".join([f"{name}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
             sys.exit(INTERRUPTED)
         except (ValueError, OverflowError, OSError, MemoryError, RuntimeError) as error:
             text = in_words(error, cls)
             if text is None:
                 raise
-            # Under torchrun all processes meet the same errors, and one reports them; but one may run out of
-            # memory alone.
-            everyone = (isinstance(error, (ValueError, OverflowError, OSError))
-                        and "TORCHELASTIC_RUN_ID" in os.environ)
-            sys.exit(f"{name}: {text}" if first or not everyone else 1)
-        except SystemExit as end:
-            if end.code:
-                raise
-            result = None  # after --help
+            alone = isinstance(error, (MemoryError, RuntimeError))  # one process may run out of memory alone
+            sys.exit(1 if quiet and not alone else f"{name}: {text}")
         finally:
             out.flush(), log.flush()
     if out.error:
-        sys.exit(f"{name}: the output cannot be written ({out.error.strerror})")
+        sys.exit(f"{name}: the output cannot be written ({out.error})")
     return result
 
 
@@ -181,10 +156,8 @@ class Output:
     """A stream whose failures raise nothing: what it cannot write is dropped, and `error` says why."""
 
     def __init__(self, stream):
-        self.error = None if stream else OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self.error = None if stream else "it is closed"
         self.stream = stream or open(os.devnull, "w")
-        with contextlib.suppress(AttributeError):  # a replaced stream may lack it
-            self.stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -199,40 +172,33 @@ class Output:
         try:
             return call(*arguments)
         except OSError as error:
-            self.error = error
+            self.error = error.strerror
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # takes what is still buffered
 
 
 def in_words(error, cls):
     """What went wrong, in one line, in a stage with the options `cls`; None for a defect of the program."""
     text = " ".join(str(error).split()) or type(error).__name__
-    torch_memory = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)
-    if not isinstance(error, MemoryError) and not torch_memory:
-        return None if isinstance(error, RuntimeError) else text
-    flag = next((flag for flag in ("batch_device", "batch") if flag in cls.__dataclass_fields__), None)
+    if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(text):
+        return None
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return text
     remedy = "take fewer or smaller images"
-    if flag:
-        remedy = f"compute fewer images at once with --{flag.replace('_', '-')}"
+    for flag in ("at_once", "batch_device"):
+        if flag in cls.__dataclass_fields__:
+            remedy = f"compute fewer images at once with --{flag.replace('_', '-')}"
     start = ". ".join(text.split(". ")[:2])  # the rest is about torch's allocator
     return f"out of memory ({start}); {remedy}"
 
 
 def size():
     """How many processes torchrun started, 1 without it."""
-    return _number("WORLD_SIZE", 1)
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank():
     """Which of them this is, from 0. Without torchrun, a RANK left in the environment is ignored."""
-    return _number("RANK", 0) if size() > 1 else 0
-
-
-def _number(variable, default):
-    text = os.environ.get(variable) or str(default)
-    if not text.isdecimal():
-        raise ValueError(f"{variable}={text} in the environment is not a number; "
-                         "unset it, or start with torchrun")
-    return int(text) or default
+    return int(os.environ.get("RANK") or 0) if size() > 1 else 0
 
 
 def part(options, cls, **changed):
@@ -248,17 +214,15 @@ def recorded(options):
 
 def defaults(cls):
     """The default of each option of a dataclass, as read back from JSON."""
-    return json.loads(json.dumps({f.name: f.default for f in dataclasses.fields(cls)
-                                  if f.default is not dataclasses.MISSING}))
+    return json.loads(json.dumps({f.name: f.default for f in dataclasses.fields(cls)}))
 
 
 def provenance(device=None):
     """Where a file comes from, as a dict for JSON: commit, library versions, machine and device."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        git = ["git", "-C", str(Path(__file__).parent)]
-        commit = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=12"],
-                                capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git here
         commit = None
     versions = {"python": platform.python_version()}
     for package in ("torch", "numpy", "triton", "safetensors", "pillow"):
@@ -288,70 +252,40 @@ def publish(path, flush=True):
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
 
     The file is flushed to disk before it takes its name, and the folder afterwards: a file that exists is
-    whole. It keeps the mode of the file that it replaces. Temporary files of killed processes are swept.
-    `flush=False` is for many small files that are quickly made again: whole after a kill, but perhaps not
-    after a power cut. A `path` that is no regular file (a device, a pipe) is written into; of a link, the
-    target is replaced.
+    whole. `flush=False` is for many small files that are quickly made again: whole after a kill, but perhaps
+    not after a power cut. Of a link, the target is replaced; a device or a pipe is written into.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        with tempfile.TemporaryDirectory() as folder:
-            temporary = Path(folder) / f"new{path.suffix}"
-            yield temporary
-            with naming(path), open(temporary, "rb") as new, open(path, "wb") as file:
-                shutil.copyfileobj(new, file)
+    if os.path.exists(path) and not os.path.isfile(path):
+        yield Path(path)
         return
-    if path.is_symlink():
-        path, link = Path(os.path.realpath(path)), path
-        if link.parts[:2] == ("/", "dev"):  # a shell's >, or >>, whose file would be replaced
-            raise ValueError(f"{link} is {path} here; write to that file, or into a pipe")
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    if flush:
-        sweep(path.parent, f".{glob.escape(path.name)}.*.part*")
-    handle, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
+    temporary = path.with_name(f".part{os.getpid()}-{path.name}")
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_SH)  # held while this process lives: see `sweep`
-        with naming(path):
-            yield Path(temporary)
-            if flush:
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-        os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~UMASK)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    finally:
-        os.close(handle)
-    if flush:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-@contextlib.contextmanager
-def naming(path):
-    """Make an OSError within that names no file, such as that of a full disk, name `path`."""
-    try:
-        yield
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes a file of its own there, which others may not read
+        if flush:
+            sync(temporary)
+        temporary.replace(path)
+        if flush:
+            sync(path.parent)
     except OSError as error:
-        if error.errno and not error.filename:
+        if error.errno and not error.filename:  # such as that of a full disk
             error.filename = str(path)
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def sweep(folder, pattern):
-    """Remove temporary files of `publish` in `folder` that no living process holds by its lock."""
-    for leftover in Path(folder).glob(pattern):
-        # in use, gone, or not ours to touch
-        with contextlib.suppress(OSError), open(leftover, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+def sync(path):
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_sha256(path):
@@ -360,40 +294,21 @@ def file_sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sealed(value):
-    """A dict as read back from JSON, with a checksum of itself as its last entry."""
-    value = json.loads(json.dumps(value))
-    return value | dict(checksum=hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
-
-
-def unsealed(value, path):
-    """The dict that `sealed` was given. Files of older versions have no checksum, and pass as they are.
-
-    Raises ValueError naming `path`, the file it comes from, if the checksum is wrong.
-    """
-    if "checksum" not in value:
-        return value
-    content = {key: v for key, v in value.items() if key != "checksum"}
-    if sealed(content) != value:
-        raise ValueError(f"{path} is damaged, or was edited: its checksum differs; remove it and run again")
-    return content
-
-
 def write_json(path, value):
-    """Publish a dict as JSON at `path`, one key a line, sealed."""
+    """Publish a dict as JSON at `path`, one key a line."""
     with publish(path) as temporary:
-        temporary.write_text(json.dumps(sealed(value), indent=1) + "\n")
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path):
-    """The JSON object in `path` as a dict, its checksum verified; ValueError naming the file if damaged."""
+    """The JSON object in `path` as a dict. Raises ValueError naming the file if it is none."""
     try:
         value = json.loads(Path(path).read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); remove it and run again") from None
+        raise ValueError(f"{path} is not valid JSON ({error}); mend it, or remove it and run again") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; remove it and run again")
-    return unsealed(value, path)
+        raise ValueError(f"{path} holds no JSON object; mend it, or remove it and run again")
+    return value
 
 
 def member(archive, name, limit):
@@ -451,30 +366,29 @@ class Directory:
 def claim(directory, record, defaults=None):
     """Hold `directory` as the run directory of `record`: make it, or check that it is of the same record.
 
-    Within, no other process holds it, and what a killed one left half-written is swept. `record` is a dict
+    Within, no other process holds it, and what a killed one left half-written is gone. `record` is a dict
     for config.json; its "options" and "data" decide what is computed. `defaults` stand for options that the
     record there does not have yet. Raises ValueError naming each value that differs, or if the directory
     holds something else, or if another process holds it.
     """
     path = Directory(directory).config
-    if not path.exists() and path.parent.exists():
-        if any(not entry.name.startswith(".") for entry in path.parent.iterdir()):
-            raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
+    if not path.exists() and any(path.parent.glob("[!.]*")):
+        raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
     with locked(directory):
         if path.exists():
             there = read_json(path)
-            different = differences(there, record, defaults)
-            if different:
+            if different := differences(there, record, defaults):
                 raise ValueError(f"{directory} was made with other options ({different}); "
                                  "choose another --out, or remove it")
-            moved = {key: value for key, value in record.get("options", {}).items()
-                     if key in PLACES and there["options"].get(key, value) != value}
-            if moved:
-                write_json(path, there | dict(options=there["options"] | moved))
+            options, asked = there.get("options", {}), record.get("options", {})
+            places = {key: asked[key] for key in PLACES & asked.keys()}
+            if options | places != options:  # the data have moved
+                write_json(path, there | dict(options=options | places))
         else:
             write_json(path, record)
-        for pattern in (".*.part*", ".tmp??????"):  # ours, and those of safetensors' save_file
-            sweep(path.parent, pattern)  # not before the directory is known to be ours
+        for pattern in (".part*-*", ".tmp??????"):  # of `publish`, and of safetensors within it
+            for leftover in path.parent.glob(pattern):
+                leftover.unlink(missing_ok=True)
         yield
 
 
@@ -482,12 +396,9 @@ def claim(directory, record, defaults=None):
 def locked(directory):
     """Hold `directory`, made if need be, until the end of the block or of the process.
 
-    Raises ValueError if another process holds it. This process may hold it several times.
+    Raises ValueError if another process holds it.
     """
-    directory = Path(directory).resolve()
-    if directory in _held:
-        yield
-        return
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "a+") as file:
         try:
@@ -496,19 +407,12 @@ def locked(directory):
             file.seek(0)
             raise ValueError(f"{directory} is in use by another process ({file.read() or 'starting'}); "
                              "wait for it, or choose another --out") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            print(f"{directory} is on a file system without locks ({error.strerror}): "
-                  "let only one process use it at a time", file=sys.stderr)
+        except OSError as error:  # some file systems have no locks
+            say(f"{directory} cannot be locked ({error.strerror}): let only one process use it at a time")
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
-        _held.add(directory)
-        try:
-            yield
-        finally:
-            _held.discard(directory)
+        yield
 
 
 def differences(old, new, defaults=None):
@@ -517,23 +421,21 @@ def differences(old, new, defaults=None):
     An option that one of them lacks counts as its default: scripts gain options, and old runs stay valid.
     Where the data lie does not count, but their fingerprints do.
     """
-    found, defaults = [], REMOVED | (defaults or {})
+    found = []
     for part in ("options", "data", "source"):
-        there, asked = old.get(part) or {}, new.get(part) or {}
-        keys = there.keys() | asked.keys()
-        if part == "options":
-            keys -= set(PLACES)
-            there, asked = ({key: defaults.get(key) for key in keys} | side for side in (there, asked))
+        there, asked = ((defaults or {} if part == "options" else {}) | (side.get(part) or {})
+                        for side in (old, new))
         found += [f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked"
-                  for key in sorted(keys) if there.get(key) != asked.get(key)]
+                  for key in sorted((there.keys() | asked.keys()) - PLACES)
+                  if there.get(key) != asked.get(key)]
     return "; ".join(found)
 
 
 class Log:
     """log.jsonl of a run directory: one JSON object a line, appended and flushed at once.
 
-    Each line carries a checksum. When the log is opened, a torn last line (of a process killed while
-    writing) and lines after step `step` (which will be made again) are dropped.
+    When it is opened, a torn last line (of a process killed while writing) and lines after step `step`
+    (which will be made again) are dropped.
     """
 
     def __init__(self, path, step=0):
@@ -541,92 +443,66 @@ class Log:
         if self.path.exists():
             lines = [line for line in read_log(self.path) if line["step"] <= step]
             with publish(self.path) as temporary:
-                temporary.write_text("".join(map(_log_line, lines)))
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, **values):
-        with naming(self.path), open(self.path, "a") as file:
-            file.write(_log_line(values))
-
-
-def _log_line(values):
-    text = json.dumps(values)
-    return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
+        with open(self.path, "a") as file:
+            file.write(json.dumps(values) + "\n")
 
 
 def read_log(path):
     """The lines of a log.jsonl as dicts, but for a torn last one.
 
-    Raises ValueError naming the first line that is damaged.
+    Raises ValueError naming the first line that is not one of Log's.
     """
     lines = []
     for number, text in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
         try:
             line = json.loads(text)
-            values = {key: value for key, value in line.items() if key != "crc"}
-            if "crc" in line and f"{text.decode()}\n" != _log_line(values):
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
                 raise ValueError
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, RecursionError):
             raise ValueError(f"line {number} of {path} is damaged; "
                              "remove that line to go on without it") from None
-        lines.append(values)
+        lines.append(line)
     return lines
 
 
 def about(path):
     """What a file records of itself, as a dict: options, commit, versions, device, checksums of its inputs.
 
-    Raises ValueError for a file that is damaged or that none of these scripts wrote.
+    Raises ValueError for a file that is missing, that none of these scripts wrote, or that is damaged there.
     """
     path = Path(path)
+    if path.suffix == ".json":
+        return read_json(path)
     try:
         if path.suffix == ".safetensors":
             with open(path, "rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                if size > path.stat().st_size:
-                    raise ValueError("its header is longer than the file")
-                value = json.loads(json.loads(file.read(size))["__metadata__"]["about"])
-        elif path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                text = member(archive, "about.npy", ABOUT_BYTES)  # of numpy: a header line, then UTF-32
-                value = json.loads(text[text.index(b"\n") + 1:].decode("utf-32-le"))
-        elif path.suffix == ".json":
-            return read_json(path)
+                length = int.from_bytes(file.read(8), "little")
+                header = file.read(min(length, path.stat().st_size))
+            text = json.loads(header)["__metadata__"]["about"]
         else:
-            raise ValueError("it is no .safetensors, .npz or .json")
+            with zipfile.ZipFile(path) as archive:
+                array = member(archive, "about.npy", ABOUT_BYTES)  # of numpy: a header line, then UTF-32
+            text = array[array.index(b"\n") + 1:].decode("utf-32-le")
+        value = json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("what it says of itself is no JSON object")
-    except (ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
-        raise ValueError(f"{path} is not a whole file of these scripts ({error})") from None
-    return unsealed(value, path)
-
-
-@contextlib.contextmanager
-def terminable():
-    """Within, SIGTERM raises KeyboardInterrupt, as SIGINT does. Outside the main thread it does nothing."""
-    previous = None
-    with contextlib.suppress(ValueError):
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
+        raise ValueError(f"{path} is not a whole file of these scripts ({error}); "
+                         "remove it, if one of them wrote it") from None
+    return value
 
 
 @contextlib.contextmanager
 def interruptible():
-    """Within, only note SIGINT and SIGTERM, for `interrupted` to tell; a second signal acts at once.
-
-    Outside the main thread, where Python takes no signals, it does nothing.
-    """
+    """Within, only note SIGINT and SIGTERM, for `interrupted` to tell; a second signal acts at once."""
     def note(number, frame):
         _signals.append(number)
         signal.signal(number, previous[number])
 
-    previous = {}
-    with contextlib.suppress(ValueError):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -641,9 +517,6 @@ def interrupted():
 
 
 def main():
-    if sys.argv[1:] == ["--help"]:
-        print(__doc__)
-        return
     if len(sys.argv) != 3 or sys.argv[1] != "show":
         print("run.py: say: python run.py show FILE", file=sys.stderr)
         sys.exit(USAGE)
@@ -655,7 +528,7 @@ def main():
     short = {key: value for key, value in values.items() if not isinstance(value, list)}
     print(json.dumps(short, indent=1), file=out, flush=True)
     if out.error:
-        sys.exit(f"run.py: the output cannot be written ({out.error.strerror})")
+        sys.exit(f"run.py: the output cannot be written ({out.error})")
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ def training(options, alone=False):
     D = data.load(options)
     files = run.Directory(options.out)
     device = data.pick_device(options.device, options.threads, options.deterministic)
+    data.keep_memory()
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     net = unet.build(options, D, torch.Generator().manual_seed(mix(options.seed, "weights")))
     net.to(device).use(options.precision)

@@ -36,13 +36,14 @@ REPEATS = 5
 SEARCHED = dict(cuda=(10_000, 50_000, 3072), cpu=(64, 256, 192))  # queries, references, pixels
 OPTIMA = dict(cuda=(10_000, 50_000), cpu=(100,))                  # training images
 NETWORKS = dict(cuda=step.CASES["cuda"], cpu=[("digits", 8, 4, 16, 1)])
-# Searches of a minute on a GPU: of `make demo`, and one with a floor of steps
+# Searches of a minute on a GPU: of digits, and of photographs with a floor of steps
 RECIPE = "--blocks 1 --warmup-steps 50 --dropout 0 --ema-halflife 50 --snapshots 4 --n-min 20 --tolerance 0.3"
 DIGITS = ("--data digits --width 8 --batch 128 --learning-rate 4e-3 --epochs 6000 --ema-rampup-epochs 6000 "
-          "--n-max 200 --samples 500 --precision fp32")
+          "--n-max 200 --sample-count 500 --precision fp32")
 PHOTOGRAPHS = ("--resolution 8 --width 32 --batch 512 --learning-rate 2e-3 --epochs 4000 --steps-min 2000 "
-               "--ema-rampup-epochs 4000 --n-max 640 --samples 1000")
-SHORT = dict(cuda="", cpu="--epochs 2 --steps-min 4 --n-min 10 --n-max 10 --samples 64 --width 4 --batch 16")
+               "--ema-rampup-epochs 4000 --n-max 640 --sample-count 1000")
+SHORT = dict(cuda="", cpu="--epochs 2 --steps-min 4 --n-min 10 --n-max 10 --sample-count 64 --width 4 "
+             "--batch 16")
 NEAR_A_CPUS = 20, 50  # EMM of those digits, of which a CPU finds 31
 
 

@@ -8,7 +8,7 @@
 #
 # Results come as lines of JSON, here and in OUT/gpu.jsonl, with logs beside. Each section has a limit in seconds; one
 # that fails or reaches it is a line of its own, and the others go on. All of it together writes OUT/gpu-CARD.json and,
-# on a GPU, the same into bench/results, which docs/gpu.md and docs/cost.md show. DATA are photographs to search.
+# on a GPU, the same into bench/results, which docs/gpu.md shows. DATA are photographs to search.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python} OUT=${OUT:-runs/gpu} LIMIT=460  # for all but the last line

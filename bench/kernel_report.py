@@ -1,18 +1,19 @@
-"""What the Triton kernels compile to for GPUs that are not here, and what 10,000 x 50,000 images must cost.
+"""What the Triton kernels compile to for GPUs that are not here, and what they must cost on paper.
 
     python bench/kernel_report.py [--D 3072,49152]
 
 Compiles ahead of time (about 1 s a row), reads registers, spills, shared memory and instructions from the
-machine code, and prints the paper roofline of kernels/nearest_triton.py. No time here is measured.
+machine code, and prints the least time of 10,000 x 50,000 images and of a norm. No time here is measured.
 """
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench import norm_report
-from kernels import aot
+from bench import aot
 from kernels.nearest_triton import group_bits, tiles
+from kernels.norm_triton import tiling
 from run import option, stage
 
 Q, N = 10_000, 50_000
@@ -21,6 +22,9 @@ Q, N = 10_000, 50_000
 ROOFLINES = {"H200": dict(capability=90, tops=1979e12, issued=64 * 132 * 1.76e9, l2=6.7e12, hbm=4.8e12),
              "H100": dict(capability=90, tops=1979e12, issued=64 * 132 * 1.76e9, l2=6.7e12, hbm=3.35e12),
              "A100": dict(capability=80, tops=624e12, issued=64 * 108 * 1.41e9, l2=4.5e12, hbm=2.0e12)}
+BATCH, COPIED = 512, 4.17e12       # images of a norm; bytes a second, copied by an H200 (3.0e12 on an H100)
+REGISTERS, WARPS = 2**16, 64       # of a multiprocessor
+SHAPES = (1024, 256), (256, 256)   # pixels and channels of DDPM++ of width 128 at 32x32 and 16x16
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,30 @@ def roofline(D, arithmetic):
               f"{epilogue:>9.2f} {text['merge']:>16} {call:>9.2f}")
 
 
+def norms():
+    """Prints registers, spills and warps by compute capability, and the least time of each norm."""
+    print(f"norm with shift, silu and dropout; the floor is {BATCH} images at {COPIED / 1e12:.2f} TB/s\n")
+    print("sm    pixels  channels  type  pass     registers  spills  warps/SM  "
+          "passes (floor)      GB  floor, ms")
+    for capability, (HW, C), (element, bytes), back in itertools.product(
+            aot.SHARED_BYTES, SHAPES, (("fp32", 4), ("bf16", 2)), (False, True)):
+        report = aot.compile_norm(capability, HW, C, element, back)
+        tile = tiling(HW, C, min(32, C // 4), bytes, back)
+        blocks = REGISTERS // (report.registers * aot.WARP_THREADS * tile["num_warps"])  # of a multiprocessor
+        warps = min(WARPS, blocks * tile["num_warps"])
+        floor = 3 if back else 2  # read x (and the gradient of y), write what is asked
+        passes = floor if tile["WHOLE"] else f"{floor} + {floor - 1} of L2"
+        total = floor * BATCH * HW * C * bytes
+        print(f"{capability:<5} {HW:>6} {C:>9}  {element}  {'back' if back else 'forward':<8} "
+              f"{report.registers:>9} {report.spills:>7} {warps:>9}  {f'{passes} ({floor})':<15} "
+              f"{total / 1e9:>6.2f} {1e3 * total / COPIED:>10.2f}", flush=True)
+
+
 def report(options):
     for D in options.D:
         roofline(D, machine_code(D))
         print()
-    norm_report.table()
+    norms()
 
 
 def main():

@@ -36,7 +36,7 @@ import unet  # noqa: E402
 from bench import machine  # noqa: E402
 from run import option, provenance, stage  # noqa: E402
 
-# data ("" for the real images of --data), resolution, width, batch, blocks; the first on a GPU is the demo's
+# data ("" for the real images of --data), resolution, width, batch, blocks; the first on a GPU is a network of digits
 CASES = dict(cpu=[("digits", 8, width, 128, 2) for width in (8, 16, 32)]
              + [("", r, width, 64, 2) for r in (8, 16, 32) for width in (16, 32)],
              cuda=[("digits", 8, 8, 128, 1), ("", 32, 128, 512, 2), ("", 32, 256, 512, 2)])
@@ -168,6 +168,7 @@ def serve(connection, name, peer, options, threads):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     else:
         device = data.pick_device(options.device, threads)
+        data.keep_memory()
         method = Ours(options, data.load(options), device)
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
     step = 0

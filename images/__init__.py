@@ -1,6 +1,6 @@
 """Images out of files: standard data sets, folders, zips and arrays, as people have them (docs/inputs.md)."""
-from images.files import place, read, there
+from images.files import place, read, shape_of, there
 from images.pixels import picture
 from images.standard import STANDARD
 
-__all__ = ["STANDARD", "picture", "place", "read", "there"]
+__all__ = ["STANDARD", "picture", "place", "read", "shape_of", "there"]

@@ -60,6 +60,19 @@ def read(source, resolution=0):
     return _read(source, resolution, _files(source))
 
 
+def shape_of(source, resolution=0):
+    """Images, channels, pixels a side and classes of a source that is there.
+
+    A standard data set is not read for it, and one class is taken to have an equal share of the images.
+    """
+    name, _, one_class = str(source).partition(":")
+    if name not in STANDARD:
+        images, classes, _ = read(source, resolution)
+        return len(images), images.shape[1], images.shape[3], len(classes.unique())
+    count, channels, side, classes = STANDARD[name]
+    return (count // classes, channels, side, 1) if one_class else STANDARD[name]
+
+
 def there(source):
     """Whether a source can be found: a standard data set, or a path, perhaps with :K."""
     whole, _, number = source.rpartition(":")

@@ -167,24 +167,24 @@ def _chosen(path, headers):
 
 
 def _check_images(name, shape, dtype, either=False):
-    """Raise ValueError, with a line of numpy that helps, unless an array is uint8 [N, H, W, C] or [N, H, W],
+    """Raise ValueError, with lines of numpy that help, unless an array is uint8 [N, H, W, C] or [N, H, W],
     or [N, C, H, W] where `either` will do."""
     channels_last = len(shape) == 4 and shape[3] in (1, 3, 4)
     channels_first = len(shape) == 4 and shape[1] in (1, 3) and not channels_last
-    for wrong, remedy in (
-            (dtype.hasobject, "pickled objects are not read, save np.stack(list(x))"),
-            (dtype.kind == "f", "for x in [0, 1] save (x * 255).round().astype(np.uint8), for x in [-1, 1] "
-                                "((x + 1) * 127.5).round().clip(0, 255).astype(np.uint8)"),
-            (dtype.kind == "b", "save x.astype(np.uint8) * 255"),
-            (dtype == np.uint16, "save (x / 257).round().astype(np.uint8) where 65535 is white"),
-            (dtype != np.uint8, "save x.astype(np.uint8) if its values are 0 to 255"),
-            (len(shape) not in (3, 4) or 0 in shape, "these are none"),
-            (len(shape) == 3 and shape[2] in (1, 3), "if it is one image, save x[None]"),
-            (channels_first and not either, "save x.transpose(0, 2, 3, 1)"),
-            (len(shape) == 4 and not channels_first and not channels_last, "choose the channels")):
-        if wrong:
-            raise ValueError(f"{name} is {dtype} {list(shape)}; images must be uint8 [N, H, W, C] with 1 or "
-                             f"3 channels, or [N, H, W]: {remedy}")
+    of_shape = ((dtype.hasobject, "pickled objects are not read, save np.stack(list(x))"),
+                (len(shape) not in (3, 4) or 0 in shape, "these are none"),
+                (len(shape) == 3 and shape[2] in (1, 3), "if it is one image, save x[None]"),
+                (channels_first and not either, "save x.transpose(0, 2, 3, 1)"),
+                (len(shape) == 4 and not channels_first and not channels_last, "choose the channels"))
+    of_type = ((dtype.kind == "f", "for x in [0, 1] save (x * 255).round().astype(np.uint8), for x in "
+                                   "[-1, 1] ((x + 1) * 127.5).round().clip(0, 255).astype(np.uint8)"),
+               (dtype.kind == "b", "save x.astype(np.uint8) * 255"),
+               (dtype == np.uint16, "save (x / 257).round().astype(np.uint8) where 65535 is white"),
+               (dtype not in (np.uint8, object), "save x.astype(np.uint8) if its values are 0 to 255"))
+    remedies = [next((remedy for wrong, remedy in kind if wrong), "") for kind in (of_shape, of_type)]
+    if any(remedies):
+        raise ValueError(f"{name} is {dtype} {list(shape)}; images must be uint8 [N, H, W, C] with 1 or 3 "
+                         f"channels, or [N, H, W]: {'; and '.join(filter(None, remedies))}")
 
 
 def _channels_first(images, name):

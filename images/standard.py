@@ -13,7 +13,6 @@ import struct
 import tarfile
 import urllib.request
 import zlib
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,12 @@ MNIST = {
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", (
             ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9"),
             ("8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965")))}
-STANDARD = "digits", *(name + half for name in (*CIFAR, *MNIST) for half in ("", "-test"))
+# Images, channels, pixels a side and classes of each
+STANDARD = {"digits": (1797, 1, 8, 10)} | {
+    name + half: (count, *shape)
+    for name, train, *shape in (("cifar10", 50_000, 3, 32, 10), ("cifar100", 50_000, 3, 32, 100),
+                                ("mnist", 60_000, 1, 28, 10), ("fashion-mnist", 60_000, 1, 28, 10))
+    for half, count in (("", train), ("-test", 10_000))}
 
 IDX = re.compile(r"images[-.]idx3-ubyte(\.gz)?$")
 MAX_RATIO = 1032  # gzip makes at most so many bytes of one
@@ -63,14 +67,9 @@ def read_standard(name):
 
 def read_digits():
     """scikit-learn's 1,797 handwritten digits [N, 1, 8, 8], grey in 17 levels, scaled to 0..255; offline."""
-    # found, not imported: scikit-learn takes seconds to start, and this is one file of it
-    package = find_spec("sklearn")
-    if package is None:
-        raise ValueError("--data digits needs scikit-learn, which brings them; pip install scikit-learn")
-    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    table = np.loadtxt(path, delimiter=",")  # [N, 65]
-    images = np.round(table[:, :64] * (255 / 16)).astype(np.uint8)
-    return images.reshape(-1, 1, 8, 8), table[:, 64].astype(np.int64)
+    from sklearn.datasets import load_digits  # here, as it takes a second or two
+    images, classes = load_digits(return_X_y=True)  # [N, 64]
+    return np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8), classes.astype(np.int64)
 
 
 def read_cifar(name, path=None):

@@ -13,21 +13,25 @@ layout there, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128,
 besides the passes that silu and dropout take; kernels/norm_triton.py does all of it in one.
 
 The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on
-other devices each function is the plain one that stands beside it, and so is the gradient of a gradient.
+other devices each function is the plain one of kernels/plain.py, and so is the gradient of a gradient.
 """
+import warnings
 from functools import lru_cache
 
 import torch
-from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+from kernels.plain import (
+    gradients,
+    plain_attention,
+    plain_backward,
+    plain_norm,
+    plain_resample,
+    transformed,
+)
 
 FEW_TOKENS = 256  # up to here the HW x HW weights of attention are fewer than its inputs, at 256 channels
 FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowest level of 8x8 images
-
-
-def transformed():
-    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation is active; they need plain code."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def plain_only():
@@ -41,33 +45,46 @@ def fast(x):
 
 
 @lru_cache(maxsize=None)
+def runs_triton(device, right):
+    """Whether a Triton kernel can be used: on an NVIDIA GPU of compute capability 8.0 or later, if right.
+
+    `right(device)` compares it with its plain form, once. It may fail to build, too: Triton compiles what
+    launches it with the machine's C compiler, which may be missing.
+    """
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        if right(device):
+            return True
+        why = "what it computes is wrong"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # ImportError, or whatever its compilers raise
+        why = repr(error)
+    warnings.warn(f"Triton does not run here ({why}); plain forms serve, which are slower", stacklevel=2)
+    return False
+
+
+def norm_is_right(device):
+    """Whether kernels/norm_triton.py agrees with `plain_norm` on a small x."""
+    from kernels.norm_triton import norm
+    x, one = torch.arange(32.0, device=device).sin().view(1, 8, 2, 2), torch.ones(8, device=device)
+    y = plain_norm(x, one, one, None, None, 2, 1e-6, silu=True)
+    return torch.allclose(norm(x, one, one, 2, 1e-6, silu=True), y, atol=1e-5)
+
+
+@lru_cache(maxsize=None)
 def triton_forms(device):
     """The norm of kernels/norm_triton.py and resample of resample_triton.py, or None where none serves."""
-    if device.type != "cuda":
+    if not runs_triton(device, norm_is_right):
         return None
-    try:
-        from kernels import norm_triton, resample_triton
-    except ImportError:  # no Triton
-        return None
-    return (norm_triton.norm, resample_triton.resample) if norm_triton.serves(device) else None
+    from kernels import norm_triton, resample_triton
+    return norm_triton.norm, resample_triton.resample
 
 
 def fused(x):
     """The same for x, None under a transform: whether x is for the GPU's forms."""
     return triton_forms(x.device) if x.dtype in (torch.float32, torch.bfloat16) and not plain_only() else None
-
-
-def plain_backward(g):
-    """Whether a fast form's backward pass, with gradient g, is differentiated again or mapped over many g."""
-    return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(g)
-
-
-def gradients(plain, inputs, g):
-    """What it returns then: the gradients of the plain form."""
-    again, wanted = torch.is_grad_enabled(), [x for x in inputs if x is not None and x.requires_grad]
-    with torch.enable_grad():
-        found = iter(torch.autograd.grad(plain(*inputs), wanted, g, create_graph=again))
-    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
 def laid_out(x):
@@ -132,15 +149,6 @@ def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     return F.dropout(plain_norm(x, weight, bias, shift, None, groups, eps, silu), dropout)
 
 
-def plain_norm(x, weight, bias, shift, mask, groups, eps, silu):
-    """`norm` with dropout's factors, a mask like x or None."""
-    if shift is not None:
-        x = x + shift[:, :, None, None]
-    x = F.group_norm(x.contiguous(), groups, weight, bias, eps)  # its derivatives fail in other layouts
-    x = F.silu(x) if silu else x
-    return x if mask is None else x * mask
-
-
 class GroupNorm(torch.autograd.Function):
     """With the mean m and the standard deviation d of x + shift in a group, c = m - shift and a = weight / d:
 
@@ -202,11 +210,6 @@ def resample(x, up):
     return plain_resample(x, up)
 
 
-def plain_resample(x, up, factor=1.0):
-    y = F.interpolate(x, scale_factor=2.0, mode="nearest") if up else F.avg_pool2d(x, 2)
-    return y if factor == 1 else y * factor
-
-
 def scaled_sum(conv, h, x, skip, scale):
     """(conv(h) + skip(x)) scale, of convolutions as unet.Conv2d; skip may be None."""
     if fused(h):  # no passes of their own: the weights take the scale, and a product adds the biases
@@ -247,10 +250,6 @@ def attention(q, k, v):
     if q.is_cuda and q.dtype == torch.float32 and q.shape[2] <= FEW_TOKENS:
         return plain_attention(q, k, v)  # torch's other kernels for float32 use no tensor cores of an H100
     return F.scaled_dot_product_attention(q, k, v)
-
-
-def plain_attention(q, k, v):
-    return (q @ k.mT * q.shape[-1]**-0.5).softmax(-1) @ v
 
 
 class Attention(torch.autograd.Function):

@@ -7,11 +7,9 @@ On a CPU `nearest_two` takes int8 products (nearest_cpu.py), on a GPU a Triton k
 for images too large for the CPU's, or a GPU too old, the plain form that they are tested against. The Q x N
 matrix of distances is never held.
 """
-import warnings
-from functools import lru_cache
-
 import torch
 
+from kernels.layers import runs_triton
 from kernels.nearest_cpu import centred, nearest_two_cpu, squared_norms
 
 BLOCK_BYTES = 64 * 2**20  # of the reference's blocks of images and of distances
@@ -41,7 +39,7 @@ class References:
         if D > MAX_PIXELS:
             raise ValueError(f"images of {D} values; at most {MAX_PIXELS} are exact here")
         self.int8 = self.device.type == "cpu" and D <= MAX_INT8_PIXELS
-        if _runs_triton(self.device):
+        if runs_triton(self.device, _is_right):
             from kernels.nearest_triton import prepared
             self.images, self.prepared = None, prepared(self.images)
         elif self.int8 and prepare:
@@ -89,25 +87,11 @@ def memorized(queries, references, threshold=(1, 3)):
     return is_memorized(distances, threshold), distances, index
 
 
-@lru_cache(maxsize=None)
-def _runs_triton(device):
-    """Whether the kernel can be used: it needs an NVIDIA GPU of compute capability 8.0 or later.
-
-    It must build and be right, too, which is tried once, on two images: Triton compiles a launcher with the
-    machine's C compiler, which may be missing.
-    """
-    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
+def _is_right(device):
+    """Whether the Triton kernel agrees with the plain form on two images."""
+    from kernels.nearest_triton import nearest_two_cuda, prepared
     images = torch.tensor([[0, 7], [0, 9]], dtype=torch.uint8, device=device)
-    try:
-        from kernels.nearest_triton import nearest_two_cuda, prepared
-        found = nearest_two_cuda(images, prepared(images))[1:]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # ImportError, or whatever its compilers raise
-        warnings.warn(f"the Triton kernel does not run here ({error!r}); "
-                      "the plain form serves, which is slower", stacklevel=2)
-        return False
+    found = nearest_two_cuda(images, prepared(images))[1:]
     return all(map(torch.equal, found, nearest_two_reference(images, images)))
 
 

@@ -17,14 +17,11 @@ the fewest that pass BigCrush (Salmon et al. 2011): with 10, and a number of its
 would take longer than the memory.
 `make kernel-report` prints registers, spills and the floor of each shape.
 """
-import warnings
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 
-from kernels.layers import gradients, plain_backward, plain_norm
+from kernels.plain import gradients, plain_backward, plain_norm
 
 CHANNELS = 16           # of a pixel that a program reads at one time: a sector of a GPU's memory, or two
 WHOLE = 2**14           # values of x that a program keeps in registers: 1,024 pixels of 16 channels
@@ -275,22 +272,3 @@ def _launch(kernel, x, weight, bias, shift, *tensors, how):
         kernel[(B * triton.cdiv(groups, tile["GROUPS"]),)](
             x, shift, weight, bias, *tensors, H * W, C, B, 0 if shift is None or len(shift) == 1 else C,
             eps, dropped, 2**16 / (2**16 - dropped), SILU=silu, **tile)
-
-
-@lru_cache(maxsize=None)
-def serves(device):
-    """Whether the kernels can be used: they need an NVIDIA GPU of compute capability 8.0 or later.
-
-    They must build and be right, too, which is tried once.
-    """
-    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    x = torch.arange(32.0, device=device).sin().view(1, 8, 2, 2)
-    one = torch.ones(8, device=device)
-    try:
-        y = norm(x, one, one, 2, 1e-6, silu=True)
-    except Exception as error:  # whatever its compilers raise
-        warnings.warn(f"the Triton norm does not run here ({error!r}); the plain form serves, slower",
-                      stacklevel=2)
-        return False
-    return torch.allclose(y, plain_norm(x, one, one, None, None, 2, 1e-6, True), atol=1e-5)

@@ -69,7 +69,7 @@ def approximate(x, y):
     x, y = x.double(), y.double()
     mean = y.mean(0)
     x, y = x - mean, y - mean
-    scale = max(float(x.abs().max()), float(y.abs().max())) or 1.0  # so that no square overflows
+    scale = max(float(z.abs().max()) for z in (x, y) if len(z)) or 1.0  # so that no square overflows
     x, y = x / scale, y / scale
     a, b = x.square().sum(1), y.square().sum(1)
     size, R = a.sqrt(), float(b.max().sqrt())

@@ -1,6 +1,6 @@
 """Set a trained model beside the closed-form optimum of its training set: copies, distances, loss by noise.
 
-    python -m paper.compare --run runs/n64 --samples 1000     runs/n64/compare.json; digits take seconds
+    python -m paper.compare --run runs/n64 --sample-count 1000     runs/n64/compare.json; digits take seconds
 
 The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over
 the training images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is
@@ -33,7 +33,7 @@ SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, e
 class Options:
     run: str = option("", "run directory of a finished train.py", recorded=False)
     data: str = option("", "where the data of the run lie now, if they have moved", recorded=False)
-    samples: int = option(10000, "samples of each, seeds 0, 1, ...")
+    sample_count: int = option(10000, "samples of each, seeds 0, 1, ...")
     draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
     seed: int = option(0, "of that noise")
     out: str = option("", "JSON to write; compare.json in the run directory by default", recorded=False)
@@ -48,8 +48,8 @@ class Options:
     def __post_init__(self):
         if not self.run:
             raise ValueError("give --run, the directory of a finished train.py")
-        if self.samples < 1 or self.draws < 1 or self.seed < 0:
-            raise ValueError(f"--samples {self.samples}, --draws {self.draws}, --seed {self.seed}: "
+        if self.sample_count < 1 or self.draws < 1 or self.seed < 0:
+            raise ValueError(f"--sample-count {self.sample_count}, --draws {self.draws}, --seed {self.seed}: "
                              "need at least 1, 1 and 0")
         memorize.parse_threshold(self.threshold)
         if self.pairs and not self.pairs.endswith(".png"):
@@ -93,12 +93,11 @@ def compare(options):
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
-    data.announce(options.device, device, sample.EVALUATIONS * options.samples * trained.flops(),
+    data.announce(options.device, device, sample.EVALUATIONS * options.sample_count * trained.flops(),
                   options.precision)
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):
-        images, _ = sample.generate(denoisers[name], range(options.samples), weights, device=device)
-        samples = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, C, H, W]
+        samples, _ = sample.generate(denoisers[name], range(options.sample_count), weights, device=device)
         summary, _, distances, index = memorize.score(samples.to(device), D.images, threshold, references)
         result[name] |= summary | dict(distance_ratio_quantiles=quantiles(distances))
         if sheet:

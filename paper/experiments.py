@@ -25,7 +25,7 @@ import search
 import train
 import unet
 from bench import plan
-from images import read, there
+from images import shape_of, there
 from paper import compare
 from paper.protocol import BASE, EXPERIMENTS, RANGE, SCALES, SEEDS
 from run import option
@@ -46,7 +46,7 @@ class Options:
     def __post_init__(self):
         if not self.seeds:
             object.__setattr__(self, "seeds", SEEDS[self.scale])
-        own = {"sizes", "full", "seeds", "out"} & set(self.given)
+        own = {"sizes", "full", "train_seeds", "out"} & set(self.given)
         if own:
             raise ValueError(f"--also {self.also!r} has --{sorted(own)[0]}, "
                              "which the experiment gives itself; leave it out")
@@ -54,7 +54,10 @@ class Options:
     @property
     def given(self):
         """What --also gives, as emm.py's options by name."""
-        return differences(run.parse(emm.Options, shlex.split(self.also)), emm.Options())
+        words = shlex.split(self.also)
+        parsed = run.parse(emm.Options, words)
+        names = (word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))
+        return {name.removeprefix("no_"): getattr(parsed, name.removeprefix("no_")) for name in names}
 
 
 def differences(options, usual):
@@ -77,7 +80,7 @@ def commands(options, name):
         how = RANGE[options.scale] | options.given if point.n is None else dict(
             full=True, sizes=tuple(dict.fromkeys(p.n for p in points if p.given == point.given)))
         o = dataclasses.replace(o, **{key: how[key] for key in how if key not in point.given},
-                                seeds=options.seeds, out=str(out))
+                                train_seeds=options.seeds, out=str(out))
         found.setdefault(o, []).append(point)
     return found
 
@@ -113,8 +116,8 @@ def command(o):
     return f"python emm.py {shlex.join(words)}"
 
 
-def price(options, o, done=()):
-    """Images trained and FLOPs of a command, sampling included, on all seeds, for sizes that are not `done`.
+def price(options, o):
+    """Images trained and FLOPs of a run of emm.py, sampling included, on all seeds.
 
     A search is priced as the sizes it measures if EMM is `ASSUMED_EMM`, every snapshot as sampled in full.
     """
@@ -122,29 +125,17 @@ def price(options, o, done=()):
     share = dict.fromkeys(o.sizes, 1.0) or search.ahead(
         {}, ASSUMED_EMM[options.scale], n_min=o.n_min, n_max=count, eps=o.eps, tolerance=o.tolerance,
         multiple=search.balance(classes, o.n_min))
-    share = {n: part for n, part in share.items() if (o.out, n) not in done}
     trained = len(options.seeds) * sum(part * train.total_steps(o, n) * o.batch for n, part in share.items())
     drawn = len(options.seeds) * sum(part * len(train.snapshot_steps(o, n)) for n, part in share.items())
     labels = data.label_count(o.labels, max(share, default=1), classes)
     cost = cost_of(json.dumps([o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
                                o.channel_mult, o.attn_resolutions, o.embedding]))
-    flops = trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.samples)
-    return round(trained), flops, {(o.out, n) for n in share}
+    return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count)
 
 
 def source_shape(o):
     """Images, channels, pixels a side and classes of a command's data; what is not here is as CIFAR-10."""
-    name, _, one_class = o.data.partition(":")
-    known = {"digits": (1797, 1, 8, 10), "cifar10": (50_000, 3, 32, 10), "cifar100": (50_000, 3, 32, 100),
-             # not downloaded to be priced
-             "mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10)}
-    known |= {f"{key}-test": (10_000, *shape) for key, (_, *shape) in known.items() if key != "digits"}
-    if name not in known and there(o.data):
-        images, labels, _ = read(o.data, o.resolution)
-        count, channels, side, classes = len(images), images.shape[1], images.shape[-1], len(labels.unique())
-    else:
-        count, channels, side, classes = known.get(name, known["cifar10"])
-        count, classes = (count // classes, 1) if one_class else (count, classes)
+    count, channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
     if o.classes:
         count, classes = count * o.classes // classes, o.classes
     return o.n_max or count, channels, side, classes
@@ -166,15 +157,24 @@ def experiment(options):
 
 
 def dry_run(options, names):
-    """Print the commands, a line each, that a shell can run, and comments; returns no paths."""
-    done, total = set(), 0
+    """Print the commands, a line each, that a shell can run, and comments; returns no paths.
+
+    What experiments have in common stands at the first of them, with the sizes of all, so that no two
+    commands write into one directory.
+    """
+    merged, first, total = {}, {name: [] for name in names}, 0
     for name in names:
-        print(f"# {name}: {EXPERIMENTS[name].about}")
         for o in commands(options, name):
-            trained, flops, new = price(options, o, done)
+            if o.out not in merged:
+                first[name].append(o.out)
+            sizes = dict.fromkeys(merged.get(o.out, o).sizes + o.sizes)
+            merged[o.out] = dataclasses.replace(o, sizes=tuple(sorted(sizes)))
+    for name, outs in first.items():
+        print(f"# {name}: {EXPERIMENTS[name].about}")
+        for out in outs:
+            trained, flops = price(options, merged[out])
             total += flops
-            done |= new
-            print(command(o) + (f"    # {trained:,} images, {flops:.2g} FLOP" if new else "    # shared"))
+            print(f"{command(merged[out])}    # {trained:,} images, {flops:.2g} FLOP")
     hours = (f", {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 "
              f"at the assumed {plan.UTILISATION['fp32']:.0%} of its peak")
     print(f"# {total:.3g} FLOP in all, where a search counts as the sizes that it measures if EMM is "
@@ -229,16 +229,16 @@ def compared(o, point, runs, folder):
     The first seed's come with sheets of pairs.
     """
     found = []
-    for seed in o.seeds:
+    for seed in o.train_seeds:
         there = runs / f"seed{seed}" / f"n{point.n:06d}"
         sheets = {}
-        if seed == o.seeds[0]:
+        if seed == o.train_seeds[0]:
             sheets = {name: there / f"{name}.png" for name in ("pairs", "pairs-closed-form")}
         new = not all(sheet.exists() for sheet in sheets.values())
         found.append(run.read_json(compare.compare(compare.Options(
             run=str(there), pairs=str(sheets["pairs"]) if new else "",
             **{name: getattr(o, name)
-               for name in ("samples", "threshold", "precision", "device", "threads")}))))
+               for name in ("sample_count", "threshold", "precision", "device", "threads")}))))
         for name, sheet in sheets.items():
             with run.publish(folder / f"optimum-{name}.png") as temporary:
                 temporary.write_bytes(sheet.read_bytes())
@@ -255,6 +255,9 @@ def published(name):
                 there = f"{row['x']}x{row['x']}" if row["x_name"] == "resolution" else row["x"]
                 found.append(dict(series=series, x=there if x is None else x,
                                   value=float(row["ratio_percent"]) / 100))
+    # as a ratio is: the highest of those that one place has, of several numbers of epochs
+    found = [max((f for f in found if (f["series"], f["x"]) == key), key=lambda f: f["value"])
+             for key in dict.fromkeys((f["series"], f["x"]) for f in found)]
     if name == "resolution":  # where its curves cross 90%
         emms = {side: search.crossing(*plot.published_curve(series=f"{side}x{side}"), 0.9)[0]
                 for side in (32, 16, 8)}

@@ -1,7 +1,6 @@
-"""What the experiments found, beside what the paper claims: one self-contained HTML page, or a Markdown file.
+"""What the experiments found, beside what the paper claims: a page of Markdown, which links its figures.
 
-    python -m paper.report --scale cpu                                   report.html
-    python -m paper.report --scale cpu --out docs/results.md
+    python -m paper.report --scale cpu                        docs/results.md and docs/results.png
 
 Reads paper/results/SCALE/NAME.json and the figures beside them, as paper.experiments wrote them, and
 notes.md there, in which `## NAME` heads what a person has to say of an experiment. A claim is judged by the
@@ -9,8 +8,6 @@ differences between its two places, seed by seed (the same seed has the same tra
 the same): it agrees, or disagrees, if Student's 95% interval of their mean lies on one side of zero, and is
 not resolved if zero lies inside.
 """
-import base64
-import html
 import os
 import re
 import statistics
@@ -18,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import emm
+import plot
 import run
 from paper.protocol import ALL, EXPERIMENTS, FIRST, LAST, SCALES
 from run import option
@@ -27,11 +25,11 @@ from run import option
 class Options:
     scale: str = option("cpu", "results to report", SCALES)
     results: str = option("paper/results", "directory of result files, as --out of paper.experiments")
-    out: str = option("report.html", "page to write: .html, with all inside, or .md, which links its figures")
+    out: str = option("docs/results.md", "page to write; a figure of all experiments comes beside it")
 
     def __post_init__(self):
-        if Path(self.out).suffix not in (".html", ".md"):
-            raise ValueError(f"--out {self.out} must end in .html or .md")
+        if not self.out.endswith(".md"):
+            raise ValueError(f"--out {self.out} must end in .md")
 
 
 def place(result, series, x, end):
@@ -66,7 +64,7 @@ def judge(result, claim):
         return [statistics.mean(a - b for a, b in seed) for seed in pairs] if known else None
 
     least, most = differences(0), differences(1)
-    found = dict(claim=claim.words, difference=None, interval=None, bound="", verdict="not resolved")
+    found = dict(claim=claim.text, difference=None, interval=None, bound="", verdict="not resolved")
     if len(result["seeds"]) < 2:
         return found | dict(verdict="not resolved: one seed")
     least, most = ({} if d is None else emm.mean_interval(d) for d in (least, most))
@@ -178,15 +176,16 @@ def summary(results):
 
 
 def claimed(experiment):
-    """The paper's finding, and whether there are published numbers to check it by."""
-    source = "" if experiment.published else ", by its text (paper/ has no numbers for it)"
-    return f"Paper{source}: {experiment.finding}"
+    """The paper's finding, and how it is known."""
+    source = "by its figure, digitised" if experiment.published else "by its text"
+    source = "no number seen" if "second hand" in experiment.finding else source
+    return f"Paper ({source}): {experiment.finding}"
 
 
 def setting(result):
     """Where and how a result was measured, in words."""
     versions = result["versions"]
-    said = f"with `{result['options']['words']}`; " if result["options"]["words"] else ""
+    said = f"with `{result['options']['also']}`; " if result["options"]["also"] else ""
     return (f"{said}{result['processor']}; torch {versions['torch']}, python {versions['python']}; "
             f"commit {result['commit']}")
 
@@ -218,6 +217,7 @@ def markdown(options, results, said):
     yield f"# Results at {options.scale} scale\n"
     yield f"Written by `python -m paper.report {words}`: change that, or notes.md, and not this.\n"
     yield from (text + "\n" for text in introduction(options, results))
+    yield f"![all experiments]({Path(options.out).with_suffix('.png').name})\n"
     yield table(["experiment", *CLAIM_HEAD], summary(results))
     for r in results:
         e, name = EXPERIMENTS[r["name"]], r["name"]
@@ -234,74 +234,20 @@ def markdown(options, results, said):
         yield f"`make {name} SCALE={options.scale}`; {setting(r)}\n"
 
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
-       padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
-th { background: #f3f3f3 }
-td { font-variant-numeric: tabular-nums }
-img { max-width: 100% }
-figure { margin: 1rem 0 }
-figcaption, .where { color: #666; font-size: 14px }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem; font-size: 13px }
-h2 { border-top: 1px solid #ccc; padding-top: 1rem }
-.agrees { background: #e2f2e6 }
-.disagrees { background: #fbe3d6 }
-nav a { margin-right: .8rem }
-"""
-
-
-def page(options, results, said):
-    """The report as HTML, piece by piece, with its figures inside."""
-    def table(head, rows):
-        yield "<table><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"
-        for row in rows:
-            look = f' class="{row[-1]}"' if row[-1] in ("agrees", "disagrees") else ""
-            yield f"<tr{look}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        yield "</table>"
-
-    def words(text):  # the little Markdown that notes use
-        return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-
-    title = f"Memorization in diffusion models: results at {options.scale} scale"
-    yield ('<!doctype html><html lang="en"><meta charset="utf-8">'
-           f'<meta name="viewport" content="width=device-width"><title>{title}</title>')
-    yield f"<style>{STYLE}</style><h1>{title}</h1>"
-    yield from (f"<p>{words(text)}</p>" for text in introduction(options, results))
-    yield "<nav>" + " ".join(f'<a href="#{r["name"]}">{r["name"]}</a>' for r in results) + "</nav>"
-    yield from table(["experiment", *CLAIM_HEAD], summary(results))
-    for r in results:
-        e, name = EXPERIMENTS[r["name"]], r["name"]
-        yield f'<h2 id="{name}">{name}: {html.escape(e.about)}</h2><p>{html.escape(claimed(e))}</p>'
-        for path in figures(Path(options.results) / options.scale, name):
-            picture, caption = base64.b64encode(path.read_bytes()).decode(), html.escape(path.stem)
-            yield (f'<figure><img alt="{caption}" src="data:image/png;base64,{picture}">'
-                   f"<figcaption>{caption}</figcaption></figure>")
-        head, *rows = point_rows(r)
-        yield from table(head, rows)
-        if e.claims:
-            yield from table(CLAIM_HEAD, claim_rows(r))
-        for part in filter(None, said.get(name, "").split("\n\n")):
-            if part.startswith("|"):
-                lines = [line.strip("| ").split("|") for line in part.splitlines()]
-                head, _, *rows = ([cell.strip() for cell in line] for line in lines)
-                yield from table(head, rows)
-            else:
-                yield f"<p>{words(part)}</p>"
-        commands = "\n".join(dict.fromkeys(p["command"] for p in r["points"]))
-        yield f"<details><summary>commands</summary><pre>{html.escape(commands)}</pre></details>"
-        yield f'<p class="where">{html.escape(setting(r))}</p>'
-    yield "</html>"
-
-
 def report(options):
     """Write the report that the options describe; returns its path."""
     results, said = read(options), notes(Path(options.results) / options.scale)
-    render = page if options.out.endswith(".html") else markdown
+    text = "\n".join(markdown(options, results, said))
+    plot.grid(results, [in_short(result) for result in results], Path(options.out).with_suffix(".png"))
     with run.publish(options.out) as temporary:
-        temporary.write_text("\n".join(render(options, results, said)), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return options.out
+
+
+def in_short(result):
+    """The verdicts on an experiment's claims in a few words, such as "agrees, not resolved"."""
+    verdicts = [row[-1].partition(":")[0] for row in claim_rows(result)]
+    return ", ".join(dict.fromkeys(verdicts)) or "no direction claimed"
 
 
 def main():

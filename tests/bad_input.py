@@ -83,7 +83,7 @@ sample   2 --run RUN --device cpu --seeds 0-4294967295 | more than
 sample   2 --run RUN --device cpu --heun-steps 0 | heun-steps 0
 sample   2 --run RUN --device cpu --sigma-min nan | sigma
 sample   2 --run RUN --device cpu --sigma-max 0 | sigma
-sample   2 --run RUN --device cpu --batch 0 | --batch 0
+sample   2 --run RUN --device cpu --at-once 0 | --at-once 0
 sample   2 --run RUN --device cpu --rho 0 | rho
 sample   2 --run RUN --device cpu --out x.png | x.png
 sample   2 --run RUN --device cpu --rho 0.001 | rho
@@ -112,8 +112,8 @@ emm      2 TRAIN --eps 0 | eps
 emm      2 TRAIN --alpha 2 | alpha
 emm      2 TRAIN --tolerance 0 | tolerance
 emm      2 TRAIN --n-min 1 | n-min
-emm      2 TRAIN --samples 0 | samples
-emm      2 TRAIN --seeds 1,1 | seeds
+emm      2 TRAIN --sample-count 0 | sample-count
+emm      2 TRAIN --train-seeds 1,1 | seeds
 emm      1 TRAIN --n-min 5000 | 5000
 emm      1 TRAIN --sizes 1 | sizes
 memorize 1 --samples digits --train FILES/colour32 --device cpu | [1, 8, 8]
@@ -123,7 +123,7 @@ train    1 TRAIN --mix digits:3 | other classes
 train    1 TRAIN --mix FILES/colour32 | give --resolution
 train    1 TRAIN --mix FILES/nowhere | no data at
 train    1 TRAIN --data digits:12 | no class 12
-compare  2 --samples 3 | --run
+compare  2 --sample-count 3 | --run
 compare  1 --run FILES | not a run directory
 report   2 --out x.txt | .html or .md
 report   1 --results FILES --out OUT.html | has no results

@@ -53,7 +53,7 @@ WORK = dict(
     sample=(["train"], "--run DIR/run --seeds 0-99 --heun-steps 6 --device cpu --png DIR/png"),
     memorize=(["train", "sample"], "--samples DIR/run --train DIR/run --csv DIR/run/every.csv "
                                    "--pairs DIR/run/pairs.png --device cpu"),
-    emm=([], f"{NETWORK} --steps 8 --snapshots 2 --save-seconds 0 --sizes 4,6 --samples 64 --full "
+    emm=([], f"{NETWORK} --steps 8 --snapshots 2 --save-seconds 0 --sizes 4,6 --sample-count 64 --full "
              "--out DIR/emm"))
 # What each ends with
 RESULTS = dict(train="run/model.safetensors", sample="run/samples.npz", memorize="run/memorize.json",
@@ -131,7 +131,7 @@ def content(path):
         return without_times(run.read_log(path))
     if path.suffix == ".safetensors":
         found, about = checkpoint.read(path)
-        return checkpoint.digest(found), without_times(about)
+        return checkpoint.digest(found, without_times(about))
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return {key: hashlib.sha256(file[key]).hexdigest() for key in file.files}
@@ -166,9 +166,9 @@ def lasting(stage, found):
 def kill(stage, count, folder, rng):
     """SIGKILL `stage` `count` times at random moments, going on after each.
 
-    Returns kills, files lost, ends, unequal ends, and temporary files left at the ends. After each kill every
-    file must be whole, and nothing finished may be gone; each end is compared with that of an uninterrupted
-    run.
+    Returns kills, files lost, ends, unequal ends, and temporary files left at the ends by stages that hold
+    their directory. After each kill every file must be whole, and nothing finished may be gone; each end is
+    compared with that of an uninterrupted run.
     """
     whole = prepared(stage, folder / "whole")
     start = time.perf_counter()
@@ -201,11 +201,13 @@ def kill(stage, count, folder, rng):
                 lost += 1
         ends += 1
         unequal += contents(work) != contents(whole)
-        left += sum(path.name not in (".lock", ".output") for path in work.rglob(".*"))
+        if stage in ("train", "emm"):
+            left += sum(path.name not in (".lock", ".output") for path in work.rglob(".*"))
     return dict(kills=kills, lost=lost, ends=ends, unequal=unequal, left=left)
 
 
 DAMAGES = ("truncated", "bit flipped", "emptied", "swapped")
+BINARY = (".safetensors", ".npz")  # text may be edited by hand, and a bit flipped there is such an edit
 # file of a finished or stopped run -> the stage that reads it next
 VICTIMS = {"run/state.safetensors": "train", "run/config.json": "train", "run/log.jsonl": "train",
            "run/model.safetensors": "sample", "run/samples.npz": "memorize", "run/memorize.json": "memorize",
@@ -255,6 +257,8 @@ def damages(count, folder, rng):
     seen = dict(tried=0, named=0, restored=0, harmless=0, missed=0)
     for i in range(count):
         victim, kind = rng.choice(list(VICTIMS)), DAMAGES[i % len(DAMAGES)]
+        while kind == "bit flipped" and not victim.endswith(BINARY):
+            victim = rng.choice(list(VICTIMS))
         stage = VICTIMS[victim]
         source = "a/stopped" if stage == "train" else "a"
         work = folder / "a2"

@@ -354,6 +354,7 @@ def refused_arrays(root):
     for name, array, say in (
             ("floats", x / 255, "save (x * 255).round().astype(np.uint8), for x in [-1, 1] ((x + 1)"),
             ("first", x.transpose(0, 3, 1, 2), "save x.transpose(0, 2, 3, 1)"),
+            ("both", x.transpose(0, 3, 1, 2) / 255, "x.transpose(0, 2, 3, 1); and for x in [0, 1] save"),
             ("bits", x > 127, "save x.astype(np.uint8) * 255"), ("deep", x.astype(np.uint16), "x / 257"),
             ("whole", x.astype(int), "save x.astype(np.uint8) if its values are 0 to 255"),
             ("one", x[0], "if it is one image, save x[None]"), ("none", x[:0], "these are none"),

@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
 
 
 def options(trained, **given):
-    return compare.Options(**dict(dict(run=str(trained), samples=70, draws=40, device="cpu"), **given))
+    return compare.Options(**dict(dict(run=str(trained), sample_count=70, draws=40, device="cpu"), **given))
 
 
 def test_against_the_optimum(trained, tmp_path):
@@ -93,7 +93,7 @@ def test_given_labels(tmp_path, labels, outside):
 def test_what_cannot_be_compared(trained, tmp_path):
     with pytest.raises(ValueError, match="not a run directory"):
         compare.compare(options(trained, run=str(tmp_path)))
-    for given, words in ((dict(run=""), "give --run"), (dict(samples=0), "--samples 0"),
+    for given, words in ((dict(run=""), "give --run"), (dict(sample_count=0), "--sample-count 0"),
                          (dict(pairs="a.jpg"), "must end in .png")):
         with pytest.raises(ValueError, match=words):
             options(trained, **given)

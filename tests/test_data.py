@@ -1,5 +1,8 @@
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ import memorize
 import run
 import sample
 import train
-from images import read
+from conftest import ROOT
+from images import read, shape_of
 from paper import compare
 
 
@@ -26,10 +30,10 @@ def test_digits():
     assert D.images.shape == (1797, 1, 8, 8) and D.images.dtype == torch.uint8
     assert D.images.max() == 255 and D.images.min() == 0
     assert D.labels.dtype == torch.int64 and set(D.labels.tolist()) == set(range(10)) and D.label_dim == 0
-    published = load_digits()  # read here without importing scikit-learn
+    published = load_digits()
     images, classes, _ = read("digits")
-    assert (images[:, 0] == np.round(published.images * (255 / 16))).all()
-    assert (classes == published.target).all()
+    assert (images[:, 0] == np.round(published.images * (255 / 16))).all()  # of 17 levels
+    assert (classes == published.target).all() and shape_of("digits") == (1797, 1, 8, 10)
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -226,7 +230,7 @@ def test_runs_made_before_paths_were_absolute(tmp_path, write_images, noise, mon
     write_images(tmp_path / "imgs", noise(6, 8, 8, 1))
     monkeypatch.chdir(tmp_path)
     train.train(train.Options(data="imgs", out="run", **TINY))
-    config = {key: value for key, value in run.read_json("run/config.json").items() if key != "checksum"}
+    config = run.read_json("run/config.json")
     config["options"]["data"] = "imgs/"
     del config["options"]["mix"]  # older than that option
     run.write_json("run/config.json", config)
@@ -260,7 +264,7 @@ def test_a_run_is_scored_from_any_folder_and_after_its_data_moved(tmp_path, writ
     def score(moved):
         sample.sample(sample.Options(**where, **few, **dict(data=moved) if moved else {}))
         memorize.memorize(memorize.Options(samples="optimum.npz", train="../run", data=moved, device="cpu"))
-        compare.compare(compare.Options(**where, data=moved, samples=4, draws=6))
+        compare.compare(compare.Options(**where, data=moved, sample_count=4, draws=6))
         return run.read_json("../run/compare.json")["source"]
     found = score("")
     (tmp_path / "imgs").rename(tmp_path / "moved")
@@ -273,3 +277,31 @@ def test_a_run_is_scored_from_any_folder_and_after_its_data_moved(tmp_path, writ
         sample.Options(**where, **few, data="../moved", n=3)
     with pytest.raises(ValueError, match="has its own data; leave out data"):
         sample.Options(**where, data="../moved")
+
+
+def test_a_new_option_is_one_line_and_every_stage_has_it(tmp_path):
+    """In a copy of the project: on the command line, in what a run records, and in what it is compared by."""
+    for path in [*ROOT.glob("*.py"), *(ROOT / name for name in ("images", "kernels"))]:
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, tmp_path / path.name)
+    text = (ROOT / "data.py").read_text()
+    last = '    label_seed: int = option(0, "seed of random:C labels")\n'
+    assert last in text
+    (tmp_path / "data.py").write_text(text.replace(last, f'{last}    flavour: int = option(0, "new")\n'))
+    training = ("--data digits --width 4 --blocks 1 --channel-mult 1 --batch 4 --steps 2 --snapshots 1 "
+                "--device cpu --flavour").split()
+
+    def stage(*words):
+        return subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+
+    assert stage("train.py", "--n", "4", *training, "3", "--out", "run").returncode == 0
+    assert run.read_json(tmp_path / "run" / "config.json")["options"]["flavour"] == 3
+    other = stage("train.py", "--n", "4", *training, "4", "--out", "run")
+    assert other.returncode == 1 and "flavour: 3 there, 4 asked" in other.stderr
+    assert stage("sample.py", "--optimum", "--data", "digits", "--n", "4", "--flavour", "5", "--seeds", "0-1",
+                 "--device", "cpu", "--out", "o.npz").returncode == 0
+    assert run.about(tmp_path / "o.npz")["options"]["flavour"] == 5
+    search = stage("emm.py", *training, "6", "--sizes", "4", "--sample-count", "4", "--out", "e")
+    assert search.returncode == 0
+    for path in ("emm.json", "n000004/config.json"):
+        assert run.read_json(tmp_path / "e" / path)["options"]["flavour"] == 6

@@ -17,7 +17,7 @@ from conftest import ROOT
 
 TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16,
             steps=4, warmup_steps=1, snapshots=2,
-            n_min=10, n_max=40, samples=150, device="cpu")
+            n_min=10, n_max=40, sample_count=150, device="cpu")
 CHANGING = ("training_seconds", "sampling_seconds", "started")
 
 
@@ -107,7 +107,7 @@ def test_more_samples_go_on_with_those_there(tmp_path, ratios, capsys):
     assert few["undecided"] == [20] and "at 20 samples ran out before a verdict" in few["statement"]
     before = few["probes"][0]
     assert not before["decided"] and before["samples_drawn"] in (150, 300)
-    more = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,), samples=300)))["probes"][0]
+    more = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,), sample_count=300)))["probes"][0]
     assert more["samples_drawn"] > before["samples_drawn"] and more["best"]["step"] in (2, 4)
 
 
@@ -127,7 +127,7 @@ def test_not_monotone_is_reported(tmp_path, ratios):
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
 def test_a_killed_search_goes_on_to_the_same_end(tmp_path, monkeypatch, at):
     """Real verdicts depend on seeds alone: a search killed while sampling goes on to the same history."""
-    how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, samples=100)
+    how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, sample_count=100)
     whole = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "whole"))))
     generate, calls = emm.sample.generate, []
 
@@ -212,7 +212,7 @@ def test_two_searches_in_one_place(tmp_path):
 
 
 def test_several_devices_find_the_same(tmp_path):
-    how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, samples=64)
+    how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, sample_count=64)
     one = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "one"), sizes=(10, 20))))
     words = []
     for name, value in how.items():
@@ -257,7 +257,7 @@ def test_a_remedy_can_be_followed(tmp_path):
 
 
 def test_the_target_is_met_in_whole_numbers(tmp_path):
-    probe = emm.Probe(options(tmp_path / "emm", eps=0.18, samples=500), 20)
+    probe = emm.Probe(options(tmp_path / "emm", eps=0.18, sample_count=500), 20)
     assert probe.verdict(dict(hits=410, count=500)) and not probe.verdict(dict(hits=409, count=500))
 
 
@@ -269,16 +269,16 @@ def test_the_smallest_size_is_the_one_asked_for(tmp_path, ratios):
 
 def test_seeds(tmp_path, ratios, capsys):
     ratios |= {n: 0.2 for n in range(21, 41)}
-    result = run.read_json(emm.find(options(tmp_path / "emm", tolerance=0.5, seeds=(3, 4))))
+    result = run.read_json(emm.find(options(tmp_path / "emm", tolerance=0.5, train_seeds=(3, 4))))
     assert result["searches"] == ["seed3/emm.json", "seed4/emm.json"] and len(result["emms"]) == 2
     one, other = (run.read_json(tmp_path / "emm" / path) for path in result["searches"])
     assert one["options"]["seed"] == one["options"]["subset_seed"] == 3 and one["data"] == other["data"]
     assert result["interval"][0] <= result["emm"] <= result["interval"][1]
     assert "on average over 2 seeds" in result["statement"]
-    with pytest.raises(ValueError, match="seed: 'each of --seeds' there, 0 asked"):
+    with pytest.raises(ValueError, match="seed: 'each of --train-seeds' there, 0 asked"):
         emm.find(options(tmp_path / "emm"))
     with pytest.raises(ValueError, match="width: 4 there, 8 asked"):
-        emm.find(options(tmp_path / "emm", seeds=(5, 6), width=8))
+        emm.find(options(tmp_path / "emm", train_seeds=(5, 6), width=8))
     three = emm.mean_interval([10.0, 12.0, 14.0])
     assert three["interval"] == pytest.approx([12 - 4.9683, 12 + 4.9683], abs=1e-3)
     assert emm.mean_interval([10.0, None])["emm"] is None
@@ -288,8 +288,8 @@ def test_seeds(tmp_path, ratios, capsys):
     alone = emm.mean_interval([7.0])
     assert alone["emm"] == 7.0 and alone["interval"] is None and "of one seed" in alone["statement"]
     for given in (dict(seed=1), dict(subset_seed=0)):
-        with pytest.raises(ValueError, match="--seeds 3,4 sets --seed and --subset-seed of each search"):
-            options(tmp_path / "emm", seeds=(3, 4), **given)
+        with pytest.raises(ValueError, match="--train-seeds 3,4 sets --seed and --subset-seed of each"):
+            options(tmp_path / "emm", train_seeds=(3, 4), **given)
 
 
 def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):
@@ -303,7 +303,7 @@ def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write
     monkeypatch.setattr(images.files, "decode", counted)
     monkeypatch.chdir(tmp_path)
     run.say.cache_clear()
-    how = dict(data="imgs", sizes=(10, 20, 30), seeds=(0, 1))
+    how = dict(data="imgs", sizes=(10, 20, 30), train_seeds=(0, 1))
     emm.find(options(tmp_path / "emm", **how))
     assert len(names) == 40
     # once for all seeds and sizes
@@ -316,9 +316,10 @@ def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write
 
 @pytest.mark.parametrize("given, words", [
     (dict(eps=0.0), "--eps 0.0"), (dict(tolerance=0.0), "--tolerance 0.0"), (dict(n_min=1), "--n-min 1"),
-    (dict(alpha=1.0), "--alpha 1.0"), (dict(samples=0), "--samples 0"), (dict(threshold="3"), "threshold"),
+    (dict(alpha=1.0), "--alpha 1.0"), (dict(sample_count=0), "--sample-count 0"),
+    (dict(threshold="3"), "threshold"),
     (dict(n_min=5000, n_max=0), "more than the 1797 images there are"),
-    (dict(sizes=(20, 20)), "twice"), (dict(seeds=(0, 0)), "twice"),
+    (dict(sizes=(20, 20)), "twice"), (dict(train_seeds=(0, 0)), "twice"),
     (dict(sizes=(1,)), "--sizes"), (dict(sizes=(2000,)), "--sizes")])
 def test_bad_options(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):

@@ -1,93 +1,147 @@
-"""The table of experiments at both scales, without running it; and one experiment, tiny, to its figure."""
+"""The table of experiments at all scales, without running it; and one experiment, tiny, to its figure."""
+import dataclasses
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 import emm
 import run
+import train
 import unet
 from conftest import ROOT
 from paper import experiments, protocol
 from paper.experiments import EXPERIMENTS, Options
 
+TINY = ("--steps 4 --steps-min 0 --warmup-steps 1 --ema-rampup-steps 4 --snapshots 1 --sample-count 64 "
+        "--batch 8 --channel-mult 1")
+EVERY = [(name, scale) for name, e in EXPERIMENTS.items() for scale in protocol.SCALES if getattr(e, scale)]
 
-@pytest.mark.parametrize("scale", protocol.SCALES)
-@pytest.mark.parametrize("name", EXPERIMENTS)
+
+@pytest.mark.parametrize("name, scale", EVERY)
 def test_every_point_is_a_command_of_emm(name, scale):
     options = Options(name=name, scale=scale)
-    found = experiments.commands(options, name)
-    assert sum(map(len, found.values())) == len(experiments.points(name, options)) > 1
-    for words, points in found.items():
-        o = experiments.parsed(words)
-        assert o.seeds == (0, 1, 2)
+    found, table = experiments.commands(options, name), getattr(EXPERIMENTS[name], scale)
+    assert sum(map(len, found.values())) == len(table) > 1
+    for o, points in found.items():
+        words = shlex.split(experiments.command(o))
+        assert run.parse(emm.Options, words[2:]) == o  # what people see is what runs
+        assert o.train_seeds == ((0, 1, 2) if scale == "cpu" else (0,))
         assert set(o.sizes) == {p.n for p in points} if o.full else points[0].n is None
-        side = o.resolution or (32 if scale == "paper" else 8)
-        if name == "mixture":
-            assert o.mix_share in protocol.SHARES and o.mix and side == (32 if scale == "paper" else 8)
-        else:
-            assert not o.mix
-        assert name != "mixture" or scale == "cpu" or o.resolution == 32 and o.n_max == 2000
+        assert bool(o.mix) == (name == "mixture")
+        assert scale != "paper" or o.snapshot_images == 2_500_000
+        side = o.resolution or (32 if scale == "paper" else 16)
         D = unet.Denoiser(o.arch, o.precond, side, 1, 0, 8, o.blocks, o.channel_mult, o.attn_resolutions,
                           o.embedding, o.skip_connections)
         assert D.config["skip_connections"]
-    if scale == "paper":  # what is not varied is the published procedure
-        base = experiments.parsed(protocol.BASE["paper"])
-        assert run.recorded(base) == run.recorded(emm.Options())
+
+
+def test_the_paper_s_base_is_the_published_procedure():
+    base = emm.Options(**protocol.BASE["paper"])
+    assert experiments.differences(base, emm.Options()) == dict(snapshot_images=2_500_000)
+    counts = [len(train.snapshot_steps(base, n)) for n in (500, 1000, 5000)]
+    assert counts == [8, 16, 80]
+
+
+def settings(name, scale="paper"):
+    """{(series, x): emm.Options} of an experiment."""
+    found = experiments.commands(Options(name=name, scale=scale), name)
+    return {(p.series, p.x): o for o, points in found.items() for p in points}
+
+
+def test_settings_that_are_not_the_base_run_s():
+    edm = dict(precond="edm", blocks=4, learning_rate=1e-3)
+    base, sizes, unique = emm.Options(), settings("size"), settings("unique")
+    assert experiments.differences(sizes["EDM, 4 blocks", 50_000], base).items() >= edm.items()
+    assert sizes["EDM, 4 blocks", 50_000].sizes == (500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
+    assert sizes["base run", 500].sizes == (500, 1000, 2000, 5000) and sizes["base run", 500].precond == "vp"
+    assert experiments.differences(unique["|D| = 50000", "unique"], base).items() >= dict(
+        **edm, labels="unique", epochs=12_000, sizes=(50_000,)).items()
+    assert [unique["|D| = 2000", x].labels for x in ("none", "unique")] == ["none", "unique"]
+    assert unique["|D| = 2000", "none"].precond == "vp"
+    optimum = settings("optimum")["", "trained"]
+    assert experiments.differences(optimum, base).items() >= dict(**edm, sample_count=50_000).items()
+    assert {o.sizes for name in ("weight-decay", "ema") for o in settings(name).values()} == {(2000,)}
+    assert {o.n_max for o in settings("mixture").values()} == {2000}
 
 
 def test_names_of_directories_follow_the_options():
-    name = experiments.directory
-    assert name("--data digits --width 8", "--data digits") == "width-8"
-    assert name("--width 8 --data digits --batch 512", "--data digits") == "width-8"
-    assert name("", "") == "base" and len(name("--data " + "x" * 200, "")) < 80
-    shared = [experiments.commands(Options(name=n, scale="paper"), n) for n in ("size", "labels")]
-    outs = [{shlex.split(words)[-1] for words in commands} for commands in shared]
-    assert outs[0] < outs[1]
+    def name(**given):
+        return experiments.directory(emm.Options(**given), dict(data="digits"))
+    assert name(data="digits", width=8) == "width-8"
+    assert name(data="digits") == "base" and len(name(data="x" * 200)) < 80
+    outs = [{o.out for o in settings(name).values()} for name in ("size", "labels")]
+    assert outs[0] & outs[1] == {"runs/paper/full-base"}
 
 
 def test_what_a_base_has_anyway_shares_its_runs():
     def outs(name, **given):
-        o = Options(name=name, **given)
-        return [(p.x, shlex.split(words)[-1].split("/")[-1])
-                for words, ps in experiments.commands(o, name).items() for p in ps]
-    assert ("8", "emm-base") in [(str(x), out) for x, out in outs("resolution")]
-    assert (10, "emm-base") in outs("classes")
-    assert ("positional", "emm-base") in outs("embedding")
-    assert ("positional", "emm-blocks-2") in outs("embedding")
-    assert (32, "emm-base") in outs("resolution", scale="paper")
+        return {p.x: o.out.split("/")[-1]
+                for o, ps in experiments.commands(Options(name=name, **given), name).items() for p in ps}
+    assert outs("classes", scale="paper")[10] == outs("resolution", scale="paper")[32] == "emm-base"
+    assert outs("embedding")["positional"] == outs("width")[8] == outs("batch")[64] == "full-base"
+    assert outs("classes")[10] == outs("resolution")[8] == "full-data-fashion-mnist_resolution-8"
     # what other data have is not known
-    assert dict(outs("resolution", words="--data my.zip"))[8].endswith("resolution-8")
-    assert dict(outs("classes", scale="paper", words="--resolution 16"))[1] == "emm-classes-1_resolution-16"
+    assert outs("resolution", scale="paper", also="--data my.zip")[8].endswith("resolution-8")
 
 
-def test_words_change_what_is_common_and_not_what_varies():
-    o = Options(name="width", words="--width 16 --n-max 200 --data 'my data.zip'", runs="my runs")
-    found = [experiments.parsed(words) for words in experiments.commands(o, "width")]
-    assert [f.width for f in found] == [8, 12, 16]
-    assert all(f.n_max == 200 and f.data == "my data.zip" for f in found)
-    assert all(f.out.startswith("my runs/cpu/") for f in found)
-    for words in ("--sizes 3", "--full", "--seeds 3", "--out x"):
+def test_also_changes_what_is_common_and_not_what_varies():
+    o = Options(name="width", scale="paper", runs="my runs",
+                also="--width 16 --n-max 200 --data 'my data.zip'")
+    found = list(experiments.commands(o, "width"))
+    assert [f.width for f in found] == [128, 192, 256, 320]
+    assert all(f.n_max == 200 and f.data == "my data.zip" and f.n_min == 500 for f in found)
+    assert all(f.out.startswith("my runs/paper/") for f in found)
+    for also in ("--sizes 3", "--full", "--train-seeds 3", "--out x"):
         with pytest.raises(ValueError, match="which the experiment gives itself"):
-            Options(words=words)
+            Options(also=also)
 
 
 def test_skips_kept():
     assert list(protocol.at_resolution(32, 2, 16)) == [4, 5, 6]
-    assert protocol.skips(9, [4, 5, 6]) == "--skip-connections 0,0,0,1,1,1,0,0,0"
+    assert protocol.skips(9, [4, 5, 6]) == dict(skip_connections=(0, 0, 0, 1, 1, 1, 0, 0, 0))
     points = EXPERIMENTS["skips"].paper
-    words = [p.words for p in points if p.series == "one skip"]
-    assert len(words) == 9
-    assert words[0].endswith("1,0,0,0,0,0,0,0,0") and words[8].endswith("0,0,0,0,0,0,0,0,1")
-    two = {p.x: p.words for p in points if p.series == "two of one resolution"}
-    assert len(two) == 9 and two["16x16: 4+6"].endswith("0,0,0,1,0,1,0,0,0")
+    alone = [p.given["skip_connections"] for p in points if p.series == "one skip"]
+    assert alone == [tuple(int(i == j) for j in range(9)) for i in range(9)]
+    two = {p.x: p.given["skip_connections"] for p in points if p.series == "two of one resolution"}
+    assert len(two) == 9 and two["16x16: 4+6"] == (0, 0, 0, 1, 0, 1, 0, 0, 0)
+
+
+def test_a_name_that_a_scale_lacks_is_refused():
+    with pytest.raises(ValueError, match="--name batch-emm has no --scale cpu; it has: optimum, size"):
+        experiments.experiment(Options(name="batch-emm"))
+
+
+@pytest.mark.parametrize("scale", protocol.SCALES)
+def test_the_dry_run_is_a_list_of_commands_for_directories_of_their_own(scale, capsys):
+    experiments.experiment(Options(name="all", scale=scale, dry_run=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(("#", "python emm.py --")) for line in lines) and len(lines) >= 20
+    found = [run.parse(emm.Options, shlex.split(line, comments=True)[2:]) for line in lines if line[0] != "#"]
+    assert len({o.out for o in found}) == len(found)
+    every = [experiments.commands(Options(name=name, scale=scale), name) for name, s in EVERY if s == scale]
+    wanted = {(o.out, n) for runs in every for o in runs for n in o.sizes}
+    assert {(o.out, n) for o in found for n in o.sizes} == wanted
+
+
+def test_its_commands_side_by_side(tmp_path, monkeypatch):
+    """As docs/cluster.md has it: xargs runs the points, and the experiment finds them done."""
+    o = Options(name="epochs", seeds=(0, 1), runs=str(tmp_path / "runs"), out=str(tmp_path / "results"),
+                also=f"{TINY} --width 4")
+    words = ["--name", "epochs", "--seeds", "0,1", "--runs", o.runs, "--out", o.out, f"--also={o.also}"]
+    line = f"{sys.executable} -m paper.experiments {shlex.join(words)} --dry-run | grep ^python"
+    subprocess.run(f"{line} | sed 's:^python:{sys.executable}:' | xargs -P 2 -I{{}} sh -c '{{}}'", shell=True,
+                   cwd=ROOT, check=True, capture_output=True)
+    monkeypatch.setattr(train, "training", None)  # nothing is left to train
+    assert len(run.read_json(experiments.one(o, "epochs"))["points"]) == 2
 
 
 def test_claims_name_points():
     for name, e in EXPERIMENTS.items():
-        for points in (e.cpu, e.paper):
+        for points in filter(None, (e.cpu, e.gpu, e.paper)):
             series = [p.series for p in points]
             for claim in e.claims:
                 for s, x in (claim.more, claim.less):
@@ -100,7 +154,7 @@ def test_published_points_have_places_in_the_figures():
     for name, e in EXPERIMENTS.items():
         if e.published:
             found, places = experiments.published(name), {(p.series, str(p.x)) for p in e.paper}
-            places |= {("", "3000"), ("", "4000")}
+            places |= {("base run", "3000"), ("base run", "4000")}
             assert len(found) >= 2 and {(f["series"], f["x"]) for f in found} <= places, name
 
 
@@ -109,41 +163,32 @@ def test_emm_of_the_published_curves():
     assert found == {"32": 1060, "16": 4470, "8": 7640}
 
 
-def test_shared_sizes_are_priced_once():
+def test_the_price_of_sizes():
     o = Options(name="size", scale="paper")
-    words, = experiments.commands(o, "size")
-    images, flops, new = experiments.price(o, words)
-    assert {n for _, n in new} == {500, 1000, 2000, 5000, 10_000, 20_000, 50_000}
-    assert images == pytest.approx(3 * 40_000 * 88_500, rel=1e-5)
-    assert experiments.price(o, words, new)[0] == experiments.price(o, words, new)[1] == 0
+    images, flops = experiments.price(o, list(experiments.commands(o, "size"))[1])
+    assert images == pytest.approx(40_000 * 88_500, rel=1e-5) and flops > images * 1e9
 
 
 def test_searches_and_data_are_priced_as_what_they_are(tmp_path, write_images, noise):
     """A search as the sizes that it measures, and a folder as the images in it."""
     o = Options(name="width", scale="cpu", seeds=(0,))
-    write_images(tmp_path / "grey", noise(40, 16, 16, 1))
-    search_of = "--steps 100 --batch 8 --snapshots 1 --n-min 2 --width 8 --channel-mult 1,1 --blocks 1"
-    images, flops, new = experiments.price(o, f"{search_of} --data {tmp_path}/grey")
-    sizes = sorted(n for _, n in new)
-    assert 8 in sizes and len(sizes) > 3 and max(sizes) <= 40, "around the EMM of 8 that is assumed"
-    share = [0.6 if n <= 8 else 1.0 for n in sizes]
-    assert images == round(sum(share) * 100 * 8)
-    small = experiments.price(o, f"{search_of} --data {tmp_path}/grey --resolution 8")
+    write_images(tmp_path / "grey", noise(60, 16, 16, 1))
+    search_of = emm.Options(steps=100, batch=8, snapshots=1, n_min=2, width=8, channel_mult=(1, 1), blocks=1,
+                            data=f"{tmp_path}/grey")
+    images, flops = experiments.price(o, search_of)
+    assert 3 * 100 * 8 < images < 8 * 100 * 8, "some sizes around the EMM of 20 that is assumed"
+    small = experiments.price(o, dataclasses.replace(search_of, resolution=8))
     assert small[0] == images and flops == pytest.approx(4 * small[1], rel=0.1), "four times the pixels"
-    assert experiments.source_shape(experiments.parsed("--data digits:3"))[3] == 1
-    assert experiments.source_shape(experiments.parsed(f"--data {tmp_path}/grey:0")) == (40, 1, 16, 1)
-    assert experiments.source_shape(experiments.parsed("--data mnist-test")) == (10_000, 1, 28, 10)
 
 
 def test_an_experiment_to_its_figure(tmp_path, capsys):
-    o = Options(name="width", seeds=(0, 1), runs=str(tmp_path / "runs"), out=str(tmp_path / "results"),
-                words="--steps 4 --warmup-steps 1 --ema-rampup-steps 4 --snapshots 1 --samples 64 --batch 8 "
-                      "--channel-mult 1")
+    o = Options(name="epochs", seeds=(0, 1), runs=str(tmp_path / "runs"), out=str(tmp_path / "results"),
+                also=f"{TINY} --width 4")
     path, = experiments.experiment(o)
     result = run.read_json(path)
-    assert [p["x"] for p in result["points"]] == [8, 12, 16] and result["measure"] == "emm"
-    # nothing is memorized in 4 steps
-    assert all(p["values"] == [None, None] and p["mean"] is None for p in result["points"])
+    assert [p["x"] for p in result["points"]] == [3000, 6000] and result["measure"] == "ratio"
+    for p in result["points"]:
+        assert len(p["values"]) == len(p["trajectories"]) == 2 and p["interval"][0] <= p["mean"]
     with Image.open(path.with_suffix(".png")) as picture:
         assert picture.width > 500
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python emm.py ")]
@@ -154,12 +199,18 @@ def test_an_experiment_to_its_figure(tmp_path, capsys):
     assert len(result["points"][0]["denoising"][0]["loss"]) == len(result["sigmas"])
     figures = {f"optimum{end}.png" for end in ("", "-loss", "-pairs", "-pairs-closed-form")}
     assert {path.name for path in folder.glob("optimum*.png")} == figures
-    with pytest.raises(ValueError, match="was measured with --words .* give another --out"):
-        experiments.one(Options(name="width", runs=o.runs, out=o.out), "width")
-    result = run.read_json(experiments.one(o, "unique"))
-    assert [p["n"] for p in result["points"]] == [64, 64] and result["measure"] == "ratio"
-    for p in result["points"]:
-        assert len(p["values"]) == len(p["trajectories"]) == 2 and p["interval"][0] <= p["mean"]
+    with pytest.raises(ValueError, match="was measured with --also .* give another --out"):
+        experiments.one(Options(name="epochs", runs=o.runs, out=o.out), "epochs")
+
+
+def test_searches_of_an_experiment(tmp_path, monkeypatch):
+    points = [protocol.Point("", w, dict(width=w)) for w in (4, 8)]
+    monkeypatch.setitem(EXPERIMENTS, "width", dataclasses.replace(EXPERIMENTS["width"], cpu=points))
+    o = Options(name="width", seeds=(0, 1), runs=str(tmp_path / "runs"), out=str(tmp_path / "results"),
+                also=TINY)
+    result = run.read_json(experiments.one(o, "width"))
+    assert result["measure"] == "emm"  # and nothing is memorized in 4 steps
+    assert all(p["values"] == [None, None] and p["mean"] is None for p in result["points"])
 
 
 def test_make_knows_every_experiment():

@@ -4,6 +4,7 @@ from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
 from kernels import layers
+from kernels.plain import plain_norm
 
 # Of the largest value: a group of two values nearly the same divides their rounding by their distance
 NEAR = 1e-4
@@ -83,7 +84,7 @@ def test_second_derivatives_of_the_norm(dropout):
             return torch.cat([g.flatten() for g in found])
         return gradient
 
-    compare(first(fast), first(lambda *inputs: layers.plain_norm(*inputs, mask, 2, 1e-3, True)), inputs)
+    compare(first(fast), first(lambda *inputs: plain_norm(*inputs, mask, 2, 1e-3, True)), inputs)
 
 
 def test_a_large_mean_costs_no_precision():
@@ -137,3 +138,20 @@ def test_dropout(p):
         assert abs(share - (1 - p)) < 5 * (p * (1 - p) / 250_000) ** 0.5
     torch.manual_seed(0)
     assert torch.equal(layers.dropout_mask(1_000_003, p), mask)
+
+
+def test_triton_is_used_where_its_kernel_builds_and_is_right(monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device = torch.device("cuda")
+    assert layers.runs_triton(device, lambda device: True) and not recwarn
+    assert not layers.runs_triton(device, lambda device: False)
+    assert not layers.runs_triton(device, lambda device: 1 / 0)
+    wrong, broken = (str(warning.message) for warning in recwarn)
+    assert "(what it computes is wrong); plain forms serve" in wrong and "ZeroDivisionError" in broken
+
+    def full(device):
+        raise torch.OutOfMemoryError
+    with pytest.raises(torch.OutOfMemoryError):  # says nothing of Triton
+        layers.runs_triton(device, full)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not layers.runs_triton(device, full) and not layers.runs_triton(torch.device("cpu"), full)

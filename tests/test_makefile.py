@@ -24,7 +24,7 @@ def test_emm_of_another_width():
     assert "emm.py --out runs/cifar10-w256-b2-B512-e40000-s0-emm" in text and "--width 256" in text
     assert "--seeds" not in text and "--devices" not in text
     several = make("-n", "emm", "SEEDS=0 1 2", "DEVICES=cuda:0 cuda:1").stdout
-    assert "--seeds 0,1,2 --devices cuda:0,cuda:1" in several
+    assert "--train-seeds 0,1,2 --devices cuda:0,cuda:1" in several
     assert "plot.py --emm runs/cifar10-w256-b2-B512-e40000-s0-emm/emm.json" in text
 
 
@@ -84,7 +84,7 @@ def test_the_demo_of_sizes_that_all_memorize(tmp_path):
     for name in ("Makefile", "emm.py", "plot.py", "sample.py", "memorize.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     recipe = ("--data digits --width 4 --blocks 1 --channel-mult 1,1 --batch 8 --steps 4 --snapshots 2 "
-              "--n-min 4 --n-max 8 --samples 64 --eps 0.5 --threshold 4095/4096 --device cpu")
+              "--n-min 4 --n-max 8 --sample-count 64 --eps 0.5 --threshold 4095/4096 --device cpu")
     command = ["make", "-C", tmp_path, f"PYTHON={sys.executable}", "demo", f"DEMO={recipe}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "of 500 samples memorized" in done.stdout, done.stderr

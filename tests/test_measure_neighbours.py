@@ -110,5 +110,7 @@ def test_samples_near_other_samples(noise):
 
 def test_too_few(noise):
     x = torch.from_numpy(noise(5, 1, 4, 4))
+    for y in (x, x.flatten(1).float()):  # of fewer samples than processes some have none
+        assert [part.shape for part in neighbours.nearest(y[:0], y, 3)] == [(0, 3), (0, 3)]
     with pytest.raises(ValueError, match="50 nearest of 5 images"):
         neighbours.nearest(x, x, 50)

@@ -26,8 +26,9 @@ def plain_prdc(real, fake, k):
 @pytest.mark.parametrize("floats", [False, True])
 def test_prdc_as_written_out(noise, k, floats):
     real, fake = (torch.from_numpy(noise(n, 1, 4, 4, seed=n)) for n in (120, 90))
-    fake[:30] = real[:30] // 2 + 60
-    fake[30:40] = real[30:40]  # exactly on others' borders
+    real[100:] = real[100:] // 8  # a cluster that fakes miss
+    fake[:20] = (fake[:20] > 127) * 255  # far from all
+    fake[20:50], fake[50:60] = real[20:50] // 2 + 60, real[50:60]  # the latter exactly on borders of others
     if floats:
         real, fake = real.float() / 7, fake.float() / 7
     found, expected = quality.prdc(real, fake, k), plain_prdc(real, fake, k)

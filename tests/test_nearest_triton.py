@@ -153,7 +153,7 @@ def test_splits_fill_the_last_wave():
 @pytest.mark.parametrize("capability, instruction", [(80, "IMMA"), (86, "IMMA"), (89, "IMMA"), (90, "IGMMA"),
                                                      (100, "UTCIMMA"), (120, "IMMA")])
 def test_machine_code(capability, instruction, D):
-    from kernels.aot import SHARED_BYTES, compile_nearest, compile_product
+    from bench.aot import SHARED_BYTES, compile_nearest, compile_product
     report = compile_nearest(capability, D)
     assert report.spills == 0 and report.stack_bytes == 0
     assert report.shared_bytes <= SHARED_BYTES[capability]
@@ -167,7 +167,7 @@ def test_machine_code(capability, instruction, D):
 @pytest.mark.parametrize("capability", [80, 90, 100, 120])
 @pytest.mark.parametrize("D", [192, 3072, 196608])
 def test_machine_code_before_and_after(capability, D):
-    from kernels.aot import compile_merge, compile_prepare
+    from bench.aot import compile_merge, compile_prepare
     for report in (compile_prepare(capability, D), compile_merge(capability, D)):
         assert report.spills == 0 and report.stack_bytes == 0
         assert report.fills <= {"0"}  # of others, as of int8 below zero, Triton fills only the last byte

@@ -9,7 +9,7 @@ import torch
 
 import unet
 from kernels import layers
-from kernels.layers import plain_norm
+from kernels.plain import plain_norm
 
 pytest.importorskip("triton")
 import interpreter
@@ -174,7 +174,7 @@ def test_tiles():
                          [(90, 256, 256), *((c, 1024, 384) for c in (80, 86, 89, 90, 100, 120))])
 @pytest.mark.parametrize("element", ["fp32", "bf16"])
 def test_machine_code(capability, HW, C, element):  # whole, and in tiles
-    from kernels.aot import compile_norm
+    from bench.aot import compile_norm
     for back in (False, True):
         report = compile_norm(capability, HW, C, element, back)
         assert report.spills <= (SPILLS if report.registers == 128 else 0) and report.shared_bytes <= 2**14

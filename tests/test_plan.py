@@ -144,14 +144,14 @@ def test_report(monkeypatch):
     assert "--batch-device in 1 GB: none" in plan.report(None, 2000, 1000, 512, 0, 4)
 
 
-def test_the_base_run_of_the_paper_and_the_document():
-    cost = plan.cost(plan.paper_network(128))
-    assert cost.parameters == 35_125_251 and plan.largest_batch_device(cost, 512, 80) == 512
-    printed = (ROOT / "docs" / "cost.md").read_text()
-    flops = f"{cost.evaluation_flops / 1e9:.1f} | {cost.step_flops / 1e9:.1f}"
-    assert f"| 128 | 2 | {cost.parameters / 1e6:.1f} | {flops} | {cost.kept_bytes / 2**20:.1f} |" in printed
-    assert str(plan.FRAGMENTATION) in printed
-    assert plan.row("assumed utilisation", "60%", "30%", "20%") in printed
+@pytest.mark.parametrize("width", [128, 320])
+def test_networks_of_the_paper_cost_what_the_document_says(width):
+    c = plan.cost(unet.Denoiser("ddpmpp", "vp", 32, 3, width=width))
+    hours = " / ".join(plan.in_words(40e6 * c.step_flops, "H100", kind) for kind in plan.UTILISATION)
+    cells = (width, 2, f"{c.parameters / 1e6:.1f}", f"{c.evaluation_flops / 1e9:.1f}",
+             f"{c.step_flops / 1e9:.1f}", f"{c.kept_bytes / 2**20:.1f}",
+             *(plan.largest_batch_device(c, 512, card) for card in plan.CARDS), hours)
+    assert f"| {' | '.join(map(str, cells))} |" in (ROOT / "docs" / "cost.md").read_text()
 
 
 def test_a_run_of_train_is_priced_by_its_options(capsys, monkeypatch):

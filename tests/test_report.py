@@ -1,5 +1,4 @@
-"""Verdicts on claims from made-up results, and both forms of the report."""
-import base64
+"""Verdicts on claims from made-up results, and the report."""
 import re
 
 import pytest
@@ -32,7 +31,7 @@ def result(name, points, measure="ratio"):
         rows.append(dict(series=series, x=x, n=8, values=values, mean=mean, interval=interval,
                          command=f"python emm.py --x '{x}'"))
     return dict(name=name, scale="cpu", x="x | y", about="a <b>", measure=measure, seeds=[0, 1, 2],
-                points=rows, published=[], options=dict(words="--steps 9" if name == "width" else ""),
+                points=rows, published=[], options=dict(also="--steps 9" if name == "width" else ""),
                 **run.provenance())
 
 
@@ -94,30 +93,20 @@ def test_markdown(results, tmp_path):
     text = open(out).read()
     claim = "| width | the widest network memorizes more than the narrowest "
     assert claim + "| +18.0 | -4.4 to +40.4 | not resolved |" in text
-    assert "| depth | (no direction claimed) |" in text and "2 claims - not resolved: 2." in text
+    assert "| depth | (no direction claimed) |" in text and "3 claims - not resolved: 3." in text
     assert r"| series | \|D\| | x \| y | seed 0 | seed 1 | seed 2 | mean | 95% interval |" in text
-    assert "| 16 | 128 | 10.0% | 20.0% | 30.0% |" in text and "| 1 | - | 2.0 | 3.0 | - | - |" in text
+    assert "| equal steps | 40 | 128 | 10.0% | 20.0% | 30.0% |" in text
+    assert "| 1 | - | 2.0 | 3.0 | - | - |" in text
     assert "Why `this` is <so>.\n\nAnd more." in text and "One line." in text
     assert "![width-more](../results/cpu/width-more.png)" in text and "batch-emm" not in text
     for link in re.findall(r"\]\((\S+)\)", text):
         assert (tmp_path / "docs" / link).exists()
 
 
-def test_page_holds_everything(results, tmp_path):
-    out = report.report(report.Options(results=str(results), out=str(tmp_path / "r.html")))
-    text = open(out).read()
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert len(pictures) == 4 and base64.b64decode(pictures[0]).startswith(b"\x89PNG")
-    assert "http" not in text and "<script" not in text and "python emm.py --x &#x27;8&#x27;" in text
-    assert "<tr><th>a</th><th>b</th></tr>\n<tr><td>1</td><td>&lt;2&gt;</td></tr>" in text
-    assert "<code>this</code> is &lt;so&gt;." in text
-    assert "with `--steps 9`; " in text and "<h2 id=\"width\">" in text
-
-
 def test_errors(results, tmp_path):
     with pytest.raises(ValueError, match="has no results; make some with"):
         report.report(report.Options(results=str(tmp_path / "none")))
-    with pytest.raises(ValueError, match="must end in .html or .md"):
+    with pytest.raises(ValueError, match="must end in .md"):
         report.Options(out="r.txt")
     o = report.Options(results=str(results), out=str(tmp_path / "r.md"))
     for text, words in (("## breadth\nx\n", "notes on 'breadth'"),
@@ -147,7 +136,7 @@ def test_the_committed_report_is_that_of_the_committed_results(monkeypatch):
     monkeypatch.chdir(ROOT)
     o = report.Options(out="docs/results.md")
     results = report.read(o)
-    assert [r["name"] for r in results] == list(EXPERIMENTS) and all(len(r["seeds"]) >= 3 for r in results)
+    assert results and all(len(r["seeds"]) >= 3 for r in results)
     pieces = report.markdown(o, results, report.notes(ROOT / "paper" / "results" / "cpu"))
     assert (ROOT / "docs" / "results.md").read_text() == "\n".join(pieces)
 

@@ -5,7 +5,7 @@ As in test_nearest_triton.py, what launches the kernel runs in a second pytest w
 import pytest
 import torch
 
-from kernels.layers import plain_resample
+from kernels.plain import plain_resample
 
 pytest.importorskip("triton")
 import interpreter
@@ -50,7 +50,7 @@ def test_layouts_and_many_gradients_at_once():
 @pytest.mark.parametrize("capability", (80, 90, 100, 120))
 @pytest.mark.parametrize("element", ["fp32", "bf16"])
 def test_machine_code(capability, element):
-    from kernels.aot import compile_resample
+    from bench.aot import compile_resample
     for up in (False, True):
         report = compile_resample(capability, element, up)
         assert report.spills == 0 and report.stack_bytes == 0 and report.fills <= {"0"}

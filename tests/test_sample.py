@@ -86,7 +86,7 @@ def test_a_sample_depends_on_its_seed_alone(arch):
     for batch in (1, 3, 64):
         chosen = [69, 3, 12, 40]
         images, drawn = sample.generate(D, chosen, counts, steps=4, batch=batch)
-        assert np.array_equal(images, whole[chosen]) and np.array_equal(drawn, labels[chosen])
+        assert torch.equal(images, whole[chosen]) and torch.equal(drawn, labels[chosen])
 
 
 def test_chunks_fill_a_gpu():
@@ -157,7 +157,7 @@ def test_stale_samples_are_refused(trained, tmp_path):
 def test_torn_samples_are_named(trained, tmp_path):
     for content in (b"", b"torn"):
         (tmp_path / "a.npz").write_bytes(content)
-        with pytest.raises(ValueError, match="a.npz is not a whole npz"):
+        with pytest.raises(ValueError, match="a.npz is not a whole file of these scripts"):
             sample.sample(options(run=str(trained), out=str(tmp_path / "a.npz")))
 
 
@@ -185,7 +185,7 @@ def test_optimum_replays_its_training_set(tmp_path, trained):
     D = data.of_run(trained)
     counts = torch.bincount(D.labels).tolist()
     direct, _ = sample.generate(Optimum(D.images, D.labels), list(range(10)), counts)
-    assert np.array_equal(np.load(of_run)["arr_0"], direct)
+    assert np.array_equal(np.load(of_run)["arr_0"], direct.permute(0, 2, 3, 1))
 
 
 def test_optimum_given_labels(tmp_path):
@@ -221,14 +221,14 @@ def test_optimum_given_labels(tmp_path):
     (dict(run="x", out="x.png"), "must end in .npz"), (dict(run="x", rho=float("nan")), "rho"),
     (dict(run="x", seeds="99999999999"), "below 2\\^32"),
     (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", heun_steps=1), "heun-steps"),
-    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", batch=0), "--batch 0")])
+    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", at_once=0), "--at-once 0")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
         sample.sample(options(**given))
 
 
 def test_grid_of_colour_images(noise):
-    sheet = np.asarray(sample.grid(noise(12, 32, 32, 3)))
+    sheet = np.asarray(sample.grid(torch.from_numpy(noise(12, 32, 32, 3)).permute(0, 3, 1, 2)))
     assert sheet.shape == (2 * 64, 10 * 64, 3)
     assert np.array_equal(sheet[64:128:2, 64:128:2], noise(12, 32, 32, 3)[11]) and not sheet[64:, 128:].any()
 

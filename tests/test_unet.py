@@ -12,6 +12,7 @@ import checkpoint
 import unet
 from conftest import ROOT, SHARED
 from kernels import layers
+from kernels.plain import plain_norm, plain_resample
 from unet import Denoiser
 
 RELATIVE = 1e-4  # of float32 outputs of a deep network, against the published code's on another machine
@@ -420,7 +421,7 @@ def test_float64_agrees_with_the_published_networks(path):
 
 def norm_of_a_gpu(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     """A stand-in for kernels/norm_triton.py: the plain form, in channels_last."""
-    y = F.dropout(layers.plain_norm(x, weight, bias, shift, None, groups, eps, silu), dropout)
+    y = F.dropout(plain_norm(x, weight, bias, shift, None, groups, eps, silu), dropout)
     return y.contiguous(memory_format=torch.channels_last)
 
 
@@ -428,7 +429,7 @@ def norm_of_a_gpu(x, weight, bias, groups, eps, shift=None, silu=False, dropout=
 def test_forms_of_a_gpu_agree_with_the_published_networks(path, monkeypatch):
     config, a, D, labels = golden(path)
     gradients = []
-    for forms in (None, (norm_of_a_gpu, layers.plain_resample)):
+    for forms in (None, (norm_of_a_gpu, plain_resample)):
         monkeypatch.setattr(layers, "triton_forms", lambda device, forms=forms: forms)
         D.zero_grad()
         denoised = D(a["x"], a["sigma"], labels)

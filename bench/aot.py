@@ -14,19 +14,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.nearest_triton import (
-    COLUMNS,
-    GROUP,
-    INT32_TERMS,
-    MAX_INT32_PIXELS,
-    ROWS,
-    group_bits,
-    merge_kernel,
-    merge_pixels,
-    nearest_two_kernel,
-    prepare_kernel,
-    tiles,
-)
+from kernels import nearest_triton as nearest
 from kernels.norm_triton import backward_kernel, forward_kernel, tiling
 from kernels.resample_triton import BLOCK, resample_kernel
 
@@ -100,9 +88,9 @@ def compile_prepare(capability, D):
     """A Report on prepare_kernel, as it prepares references, for images of D values."""
     tile, padded, score = _shape(capability, D)
     pointers = dict(IMAGES="*i8", OUT="*i8", KEYS=score)
-    constants = dict(PIXELS=D, D=padded, G=group_bits(padded, tile["BN"]), BN=tile["BN"],
-                     ROWS=ROWS, COLUMNS=COLUMNS)
-    return compile_for(prepare_kernel, capability, pointers, dict(N="i32"), constants,
+    constants = dict(PIXELS=D, D=padded, G=nearest.group_bits(padded, tile["BN"]), BN=tile["BN"],
+                     ROWS=nearest.ROWS, COLUMNS=nearest.COLUMNS)
+    return compile_for(nearest.prepare_kernel, capability, pointers, dict(N="i32"), constants,
                        num_warps=4, num_stages=3)
 
 
@@ -111,10 +99,10 @@ def compile_nearest(capability, D):
     tile, D, score = _shape(capability, D)
     pointers = dict(X="*i8", Y="*i8", KEYS=score, SCORES=score, CODES="*i32")
     scalars = dict.fromkeys(("Q", "N", "tiles_a_split", "splits"), "i32")
-    constants = dict(D=D, G=group_bits(D, tile["BN"]), GROUP=GROUP, TERMS=INT32_TERMS,
+    constants = dict(D=D, G=nearest.group_bits(D, tile["BN"]), GROUP=nearest.GROUP, TERMS=nearest.INT32_TERMS,
                      **{name: tile[name] for name in ("BQ", "BN", "BK")})
-    return compile_for(nearest_two_kernel, capability, pointers, scalars, constants, tile["num_warps"],
-                       tile["num_stages"])
+    return compile_for(nearest.nearest_two_kernel, capability, pointers, scalars, constants,
+                       tile["num_warps"], tile["num_stages"])
 
 
 def compile_merge(capability, D):
@@ -123,9 +111,10 @@ def compile_merge(capability, D):
     pointers = dict(X="*i8", Y="*i8", SCORES=score, CODES="*i32",
                     DISTANCES="*i64", INDEX="*i64", VERDICT="*i8")
     scalars = dict.fromkeys(("Q", "N", "splits", "p2", "q2"), "i32")
-    W = tile["BN"] >> group_bits(D, tile["BN"])
-    constants = dict(D=D, W=W, BK=merge_pixels(W, tile["BK"]))
-    return compile_for(merge_kernel, capability, pointers, scalars, constants, num_warps=4, num_stages=3)
+    W = tile["BN"] >> nearest.group_bits(D, tile["BN"])
+    constants = dict(D=D, W=W, BK=nearest.merge_pixels(W, tile["BK"]))
+    return compile_for(nearest.merge_kernel, capability, pointers, scalars, constants,
+                       num_warps=4, num_stages=3)
 
 
 def compile_norm(capability, HW, C, element, back=False):
@@ -145,20 +134,20 @@ def compile_norm(capability, HW, C, element, back=False):
                        dict(SILU=True, **tile), warps, num_stages=3, multiples=multiples)
 
 
-def _shape(capability, D):
-    """The tile for images of D values, D padded to it, and the type of scores."""
-    tile = tiles(capability, D)
-    padded = triton.cdiv(D, tile["BK"]) * tile["BK"]
-    return tile, padded, "*i32" if padded <= MAX_INT32_PIXELS else "*i64"
-
-
-def _run(tool, *arguments):
-    return subprocess.run([str(TOOLS / tool), *arguments], capture_output=True, text=True, check=True).stdout
-
-
 def compile_resample(capability, element, up):
     """A Report on resample_triton's kernel for `element`: "fp32" or "bf16"."""
     pointers = dict(X=f"*{element}", Y=f"*{element}")
     scalars = dict(W="i32", C="i32", count="i32", factor="fp32")
     return compile_for(resample_kernel, capability, pointers, scalars, dict(UP=up, BLOCK=BLOCK),
                        num_warps=4, num_stages=3, multiples=("W", "C", "count"))
+
+
+def _shape(capability, D):
+    """The tile for images of D values, D padded to it, and the type of scores."""
+    tile = nearest.tiles(capability, D)
+    padded = triton.cdiv(D, tile["BK"]) * tile["BK"]
+    return tile, padded, "*i32" if padded <= nearest.MAX_INT32_PIXELS else "*i64"
+
+
+def _run(tool, *arguments):
+    return subprocess.run([str(TOOLS / tool), *arguments], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,46 @@
+"""Layers as torch has them: what the fast forms are tested against, and what serves under transforms.
+
+Their derivatives have derivatives; the fast forms' backward passes, which have none, are written by hand, and
+give way to `gradients` of these where one is differentiated again.
+"""
+import torch
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+
+def plain_norm(x, weight, bias, shift, mask, groups, eps, silu):
+    """Group norm of x [B, C, H, W] + shift [B, C], silu, and dropout's factors: a mask like x, or None."""
+    if shift is not None:
+        x = x + shift[:, :, None, None]
+    x = F.group_norm(x.contiguous(), groups, weight, bias, eps)  # its derivatives fail in other layouts
+    x = F.silu(x) if silu else x
+    return x if mask is None else x * mask
+
+
+def plain_resample(x, up, factor=1.0):
+    """x of twice the size, each pixel repeated, or of half, the mean of 2 x 2 pixels, times a factor."""
+    y = F.interpolate(x, scale_factor=2.0, mode="nearest") if up else F.avg_pool2d(x, 2)
+    return y if factor == 1 else y * factor
+
+
+def plain_attention(q, k, v):
+    """Softmax attention of q, k, v [B, 1, HW, C]; holds the HW x HW weights."""
+    return (q @ k.mT * q.shape[-1]**-0.5).softmax(-1) @ v
+
+
+def transformed():
+    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation is active; they need plain code."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def plain_backward(g):
+    """Whether a fast form's backward pass, with gradient g, is differentiated again or mapped over many g."""
+    return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(g)
+
+
+def gradients(plain, inputs, g):
+    """What it returns then: the gradients of the plain form, with regard to inputs that ask for them."""
+    again, wanted = torch.is_grad_enabled(), [x for x in inputs if x is not None and x.requires_grad]
+    with torch.enable_grad():
+        found = iter(torch.autograd.grad(plain(*inputs), wanted, g, create_graph=again))
+    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
