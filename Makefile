@@ -135,10 +135,13 @@ demo: | $(READY) ## the whole job in minutes on a CPU, offline: an EMM, its plot
 	print("Copies among the samples:", ", ".join("{:.0%} on {} digits".format(r, n) for n, r in sizes) + ".", \
 	found["statement"].partition(" (")[0] + ". The closed-form optimum copies {:.0%}.".format(optimum["ratio"]))'
 
-$(EXPERIMENTS): | $(READY)
-	$(PYTHON) -m paper.experiments --name $@ --scale $(SCALE) --runs $(RUNS) --out $(RESULTS) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--also="$$FLAGS") $(if $(PLAN),--dry-run)
+experiment = $(PYTHON) -m paper.experiments --name $(1) --scale $(SCALE) --runs $(RUNS) --out $(RESULTS) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(FLAGS),--also="$$FLAGS") $(if $(PLAN),--dry-run)
 
-paper: $(EXPERIMENTS) ## every experiment of the paper, or one by its name, such as `make width`; SCALE=cpu or paper, PLAN=1 prints what it costs
+$(EXPERIMENTS): | $(READY)
+	$(call experiment,$@)
+
+paper: | $(READY) ## every experiment of the paper, or one by its name, such as `make width`; SCALE=cpu, gpu or paper, PLAN=1 prints what it costs
+	$(call experiment,all)
 
 report: | $(READY) ## one page of all results of SCALE, and a figure of all: report.md
 	$(PYTHON) -m paper.report --scale $(SCALE) --results $(RESULTS) --out report.md
@@ -167,7 +170,7 @@ bench-gpu: | $(READY) ## is all right on this GPU, and how fast: at most 8 minut
 check-gpu: | $(READY) ## is all right on this GPU: at most 3 minutes
 	PYTHON=$(PYTHON) bash bench/gpu.sh checks
 
-kernel-report: | $(READY) ## what the Triton kernel compiles to for each GPU, and its roofline; needs no GPU
+kernel-report: | $(READY) ## what the Triton kernels compile to for each GPU, and its roofline; needs no GPU
 	$(PYTHON) bench/kernel_report.py
 
 clean: ## remove the demo and caches; runs, data and .venv stay

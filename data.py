@@ -9,7 +9,8 @@ import ctypes
 import hashlib
 import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ import run
 from images import place, read, there
 from run import option, processor, rank, read_json, size
 
-CPU_FLOPS = 40e9  # a second and core, assumed: 21 to 57 at widths 16 and 32 on a Zen 4 (docs/performance.md)
+CPU_FLOPS = 40e9  # a second and core, assumed: convolutions reach 57 to 90 (docs/performance.md)
 # FLOP/s as Denoiser.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)
 GPU_FLOPS = dict(fp32=35.2e12, tf32=186e12, bf16=381e12)
 DAY = 24 * 3600   # seconds
+MOST_TIMES = 10_000  # an image is shown, and parts of the data; more is a typing error
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -51,10 +53,15 @@ class Options(Subset):
     mix_share: float = option(0.5, "its share of each class, from 0 to 1")
     labels: str = option("none", "labels the model is given: none, true, random:C or unique")
     label_seed: int = option(0, "seed of random:C labels")
+    part: str = option("", "draw D from the i-th of k disjoint, balanced parts of the data: i/k, such as 1/2")
+    repeat: str = option("", "show a share of D, drawn by --subset-seed, K times as often as the rest: "
+                             "K:share, such as 10:0.1. An epoch stays |D| images")
 
     def __post_init__(self):
         super().__post_init__()
         label_count(self.labels, n=1, classes=1)
+        in_part(torch.zeros(0), self.part)
+        repetition(self.repeat)
         if not 0 <= self.label_seed < 2**32:
             raise ValueError(f"--label-seed {self.label_seed} is not in 0..2^32-1")
         if not 0 <= self.mix_share <= 1:
@@ -66,11 +73,15 @@ class Options(Subset):
 
 @dataclass(frozen=True)
 class Images:
-    """Images uint8 [N, C, H, W], their labels int64 [N], the number of labels, and a name for each image."""
+    """Images uint8 [N, C, H, W], their labels int64 [N], the number of labels, and a name for each image.
+
+    `shown` is an index of what one round of training shows: all images once, but for --repeat some K times.
+    """
     images: torch.Tensor
     labels: torch.Tensor
     label_dim: int
     names: list
+    shown: torch.Tensor | EllipsisType = ...
 
     def __len__(self):
         return len(self.images)
@@ -87,7 +98,8 @@ class Images:
     def fingerprint(self):
         """What a run directory records of its data: count, shape and SHA-256 of pixels and of labels."""
         return dict(count=len(self), shape=list(self.images.shape[1:]), sha256=sha256(self.images),
-                    label_dim=self.label_dim, labels_sha256=sha256(self.labels) if self.label_dim else None)
+                    label_dim=self.label_dim, labels_sha256=sha256(self.labels) if self.label_dim else None,
+                    **({} if self.shown is ... else dict(shown_sha256=sha256(self.shown))))
 
 
 def load(options):
@@ -113,15 +125,20 @@ def load(options):
     if options.classes > int(classes.max()) + 1:
         raise ValueError(f"--classes {options.classes}: {options.data} has {int(classes.max()) + 1}")
     count = options.classes or int(classes.max()) + 1
-    index = balanced_order(classes, options.subset_seed, origin, options.mix_share)
+    own = in_part(classes if origin is None else 2 * classes + origin, options.part)
+    index = own[balanced_order(classes[own], options.subset_seed, None if origin is None else origin[own],
+                               options.mix_share)]
     index = index[classes[index] < count]
+    kept = f" in {count} classes" if options.classes else ""
+    kept += f" in part {options.part}" if options.part else ""
+    if not len(index):
+        raise ValueError(f"{options.data} has no images{kept}; take more classes, or fewer parts")
     if options.labels == "true" and len(classes[index].unique()) < 2:
         raise ValueError(f"--labels true: {options.data} has no classes here, or one; "
                          "take --labels none, or give it classes, such as a folder for each")
     n = options.n or len(index)
     if n > len(index):
         mixed = f" with a share of {options.mix_share:g} of {options.mix}" if options.mix else ""
-        kept = f" in {count} classes" if options.classes else ""
         raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}{mixed}{kept}; "
                          "lower --n")
     index = index[:n]
@@ -135,7 +152,68 @@ def load(options):
         labels = torch.from_numpy(drawn)
     else:
         labels = classes
-    return Images(images, labels, label_dim, [names[i] for i in index.tolist()])
+    return Images(images, labels, label_dim, [names[i] for i in index.tolist()], shown(options, n))
+
+
+def in_part(groups, part):
+    """The images (int64 [M]) of the part i/k, given a number for the group of each: every k-th of a group.
+
+    "" takes all. Whatever the subset seed, parts are disjoint, and have as many of a group as can be.
+    """
+    i, slash, k = (part or "1/1").partition("/")
+    if not (i.isdecimal() and k.isdecimal() and 1 <= int(i) <= int(k) <= MOST_TIMES):
+        raise ValueError(f"--part {part!r} is not one of at most {MOST_TIMES:,} parts; "
+                         "write i/k, such as 1/2")
+    mine = torch.zeros(len(groups), dtype=torch.bool)
+    for group in groups.unique():
+        mine[(groups == group).nonzero()[int(i) - 1::int(k), 0]] = True
+    return mine.nonzero()[:, 0]
+
+
+def repetition(repeat):
+    """(K, share) of --repeat K:share; (1, 0.0) of "". Raises ValueError for anything else."""
+    times, _, share = (repeat or "1:0").partition(":")
+    try:
+        found = int(times), float(share)
+    except ValueError:
+        found = 0, 0.0
+    if repeat and not (2 <= found[0] <= MOST_TIMES and 0 < found[1] < 1):
+        raise ValueError(f"--repeat {repeat!r} is not a number from 2 to {MOST_TIMES:,} and a share strictly "
+                         "between 0 and 1; write K:share, such as 10:0.1")
+    return found
+
+
+def shown(options, n):
+    """`Images.shown` of a training set of n images: those that --repeat draws stand there K times."""
+    if not options.repeat:
+        return ...
+    times, share = repetition(options.repeat)
+    count = round(share * n)
+    if not 0 < count < n:
+        raise ValueError(f"--repeat {options.repeat} repeats {count} of {n} images; "
+                         "give a share that repeats some of them, and not all")
+    each = torch.ones(n, dtype=torch.int64)
+    each[torch.from_numpy(np.random.RandomState(options.subset_seed or 0).permutation(n)[:count])] = times
+    return torch.arange(n).repeat_interleave(each)
+
+
+def outside(options, D, count=0):
+    """`count` images (0: all) of the source, or of its part, outside the training set D, as `Images`.
+
+    They come in the order in which D would grow. With labels, only those whose label an image of D has.
+    Raises ValueError if there are fewer.
+    """
+    whole = load(replace(options, n=0, repeat=""))
+    index = torch.arange(len(D), len(whole))
+    if D.label_dim:
+        index = index[torch.isin(whole.labels[index], D.labels)]
+    if count > len(index):
+        alike = " whose label an image there has" if D.label_dim else ""
+        raise ValueError(f"{options.data} has {len(index)} images outside the training set{alike}, "
+                         f"and not the {count} asked for; take fewer, or lower --n")
+    index = index[:count or len(index)]
+    names = [whole.names[i] for i in index.tolist()]
+    return Images(whole.images[index], whole.labels[index], D.label_dim, names)
 
 
 def sha256(tensor):

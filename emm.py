@@ -150,6 +150,8 @@ class Probe:
         o, device = self.options, data.pick_device(self.options.device)
         about = checkpoint.read_metadata(snapshot)
         fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
+        if "validation_loss" in about:
+            fresh["validation_loss"] = about["validation_loss"]
         score = self.scores.setdefault(about["step"], fresh)
         labels = sample.weigh_labels(about["label_counts"], o.sample_labels)
         threshold = memorize.parse_threshold(o.threshold)
@@ -193,6 +195,10 @@ class Probe:
         interval = search.interval_of_best([(s["hits"], s["count"]) for s in scores],
                                            (1 - CONFIDENCE) / len(self.snapshot_steps))
         verdicts = [self.tested(s) for s in scores]
+        kept = ("step", "epoch", "hits", "count", "validation_loss")
+        trajectory = [{key: s[key] for key in kept if key in s} | dict(
+            ratio=share(s), interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores]
+        losses = {s["step"]: s["validation_loss"] for s in scores if "validation_loss" in s}
         log = [line for line in run.read_log(self.files.log) if "images" in line]
         if not log:
             raise ValueError(f"{self.files.log} has lost its lines; "
@@ -206,9 +212,8 @@ class Probe:
             images_trained=scores[-1]["step"] * self.options.batch,
             samples_drawn=sum(s["count"] for s in scores),
             training_seconds=log[-1]["seconds"], sampling_seconds=round(self.sampling_seconds, 3),
-            trajectory=[dict(step=s["step"], epoch=s["epoch"], hits=s["hits"], count=s["count"],
-                             ratio=share(s), interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE))
-                        for s in scores])
+            trajectory=trajectory, onset={f"{r:g}": search.onset(trajectory, r) for r in search.ONSETS},
+            least_validation_step=min(losses, key=losses.get, default=None))
 
     def tested(self, score):
         """The verdict of the sequential test alone, None while it is open.
@@ -304,13 +309,15 @@ def find(options):
 
 def ways(options, whole):
     """What search.py's functions need besides records. Raises ValueError for sizes that cannot be."""
-    n_max = min(options.n_max or len(whole), len(whole))
+    most = max(0, len(whole) - options.validate)  # those are outside every size
+    n_max = min(options.n_max or most, most)
     if options.n_min > n_max and not options.sizes:
         fewer = "lower it, or " if options.n_min > 2 else ""
         raise ValueError(f"--n-min {options.n_min} is more than the {n_max} images there are"
                          f"{' up to --n-max' if options.n_max == n_max else ''}; {fewer}take more images")
-    if any(not 2 <= n <= len(whole) for n in options.sizes):
-        raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {len(whole)} images of --data")
+    if any(not 2 <= n <= most for n in options.sizes):
+        raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {most} images of --data"
+                         f"{' that --validate leaves' * (options.validate > 0)}")
     return dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
                 multiple=search.balance(len(whole.labels.unique()), options.n_min))
 

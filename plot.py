@@ -25,7 +25,7 @@ MARKERS = "osD^vP"
 # What the published curves that resolution alone tells apart were made with. Options that are not here decide
 # which of many equal runs it is, or how it is measured
 BASE_RUN = dict(
-    data="cifar10", mix="", classes=0, labels="none",
+    data="cifar10", mix="", classes=0, labels="none", repeat="",
     arch="ddpmpp", precond="vp", width=128, blocks=2, channel_mult=[2, 2, 2],
     attn_resolutions=None, embedding=None, skip_connections=None, dropout=0.13,
     epochs=40000, steps=None, steps_min=0, warmup_epochs=200, warmup_steps=None,

@@ -98,18 +98,20 @@ def _show(value):
 
 
 def _convert(kind, none, word):
-    """A command line argument as a value of type `kind`: int, float, str, optional of these, or a tuple."""
+    """A command line argument as a value of type `kind`: int, float, str, int | str, a tuple, or optional."""
     if type(None) in typing.get_args(kind):
         if word.lower() == "none":
             return none
         kind = typing.get_args(kind)[0]
     try:
+        if kind == int | str:
+            return int(word) if word.isdecimal() else word
         if typing.get_origin(kind) is tuple:
             item = typing.get_args(kind)[0]
             return tuple(item(part) for part in word.split(",") if part)
         return kind(word)
     except (ValueError, OverflowError):
-        name = kind.__name__
+        name = getattr(kind, "__name__", "number")  # a union has none
         if typing.get_origin(kind) is tuple:
             name = f"comma-separated list of {item.__name__}"
         raise argparse.ArgumentTypeError(f"{word!r} is not a valid {name}") from None
@@ -346,6 +348,7 @@ class Directory:
         self.scores = self.path / "scores.json"      # of emm.py: memorized samples of each snapshot
         self.memorize = self.path / "memorize.json"  # of memorize.py: memorized ones of the last samples
         self.compare = self.path / "compare.json"    # of paper/compare.py: the model beside the optimum
+        self.agree = self.path / "agree.json"        # of paper/agree.py: the model beside another
         self.optimum = self.path / "optimum.npz"     # samples of its training set's closed-form optimum
 
     def snapshot(self, step):

@@ -185,15 +185,16 @@ def draw(D, seeds, label_weights=None):
 
 
 def generate(D, seeds, label_weights=None, label=None, steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
-             batch=256, device="cpu"):
+             at_once=256, device="cpu"):
     """Samples of D, one a seed: uint8 [N, C, H, W] and their labels int64 [N] (None if unconditional)."""
     denoise = in_chunks(D) if isinstance(D, unet.Denoiser) else D
     if torch.device(device).type == "cuda":  # as many as fill it; a network would pad fewer
-        batch = max(batch, chunk(D) if isinstance(D, unet.Denoiser) else D.rows)
+        wanted = chunk(D) if isinstance(D, unet.Denoiser) else getattr(D, "rows", at_once)
+        at_once = max(at_once, wanted)
     sigmas = noise_levels(max(sigma_min, D.sigma_min), min(sigma_max, D.sigma_max), steps, rho, device)
     images, labels = [], []
-    for i in tqdm(range(0, len(seeds), batch), desc="sample", unit="batch", disable=None):
-        latents, drawn = draw(D, seeds[i:i + batch], label_weights)
+    for i in tqdm(range(0, len(seeds), at_once), desc="sample", unit="chunk", disable=None):
+        latents, drawn = draw(D, seeds[i:i + at_once], label_weights)
         if label is not None:
             drawn = torch.full((len(latents),), label)
         x = heun(denoise, latents.to(device), sigmas, drawn.to(device) if drawn is not None else None)
@@ -219,8 +220,7 @@ def sample(options):
         _ = D.resolution  # an error unless images are square
         fingerprint = D.fingerprint()
         source = dict(optimum_of=fingerprint["sha256"])
-        if D.label_dim:
-            source["labels_sha256"] = fingerprint["labels_sha256"]
+        source |= {key: fingerprint[key] for key in ("labels_sha256", "shown_sha256") if fingerprint.get(key)}
         out = files.optimum
     else:
         if not model.is_file():
@@ -235,11 +235,12 @@ def sample(options):
                          "choose another")
     if not out.exists():
         if options.optimum:
-            counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
-            D = Optimum(D.images.to(device), D.labels.to(device) if counts else None)
+            images, labels = D.images[D.shown], D.labels[D.shown]
+            counts = torch.bincount(labels, minlength=D.label_dim).tolist() if D.label_dim else None
+            D = Optimum(images.to(device), labels.to(device) if counts else None)
         else:
             D, metadata = checkpoint.load_model(model, device)
-            if options.run != str(model) and (different := foreign(metadata, run.read_json(files.config))):
+            if Path(options.run).is_dir() and (different := foreign(metadata, run.read_json(files.config))):
                 raise ValueError(f"{model} is not of the run in {model.parent} ({different}); "
                                  "restore it, or train again")
             D.use(options.precision)

@@ -26,6 +26,7 @@ EXTREME = 0.995    # ratios beyond it tell no more
 BISECTIONS = 50    # halvings of [0, 1]: to the last bits of a float
 CHUNK = 64         # samples before the first look, at least; then half as many again before each
 CONFIDENCE = 0.95  # of the reported intervals
+ONSETS = 0.01, 0.1, 0.5, 0.9  # ratios of whose first time a search tells
 
 
 # ---- which size next
@@ -230,6 +231,41 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
                       f"{least:.0%} counts")
     return dict(emm=emm, interval=interval, bracket=[low, high], monotone=not up, rises=up,
                 statement=statement)
+
+
+def onset(trajectory, ratio):
+    """When the snapshots of a run, dicts with epoch, step, ratio and interval, first reach a ratio: a dict.
+
+    epoch, step  interpolated linearly in the logarithm of the epoch; 0 is no later than the first snapshot,
+                 None not by the last
+    interval     of the epoch, the same for the upper and for the lower ends of the snapshots' intervals. It
+                 covers the samples' noise, but not how the ratio ran between two snapshots
+    """
+    def first(values):
+        i = next((i for i, value in enumerate(values) if value >= ratio), None)
+        if not i:
+            return i
+        part = (ratio - values[i - 1]) / (values[i] - values[i - 1])
+        return epochs[i - 1] * (epochs[i] / epochs[i - 1]) ** part
+    epochs, last = [t["epoch"] for t in trajectory], trajectory[-1]
+    epoch = first([t["ratio"] for t in trajectory])
+    lows, highs = zip(*(t["interval"] for t in trajectory))
+    return dict(epoch=epoch, step=epoch and epoch * last["step"] / last["epoch"],
+                interval=[first(highs), first(lows)])
+
+
+def times_as_often(copies, images):
+    """How many times as often an image of one group is copied as one of another, and its interval: a dict.
+
+    `copies` and `images` are pairs of counts. Of all copies the first group has a binomial share: its Wilson
+    interval, as odds, over the odds of the images. None is infinite, or unknown where nothing is copied.
+    """
+    def times(share):
+        return share / (1 - share) * images[1] / images[0] if share < 1 else None
+    total = sum(copies)
+    ends = wilson(copies[0], total) if total else (0.0, 1.0)
+    return dict(copies=list(copies), images=list(images), times=times(copies[0] / total) if total else None,
+                interval=[times(end) for end in ends])
 
 
 def wilson(hits, count):

@@ -3,6 +3,7 @@
 All that happens in step k depends on (seed, k) alone, so that a run goes on anywhere.
 """
 import contextlib
+import copy
 import hashlib
 import sys
 from functools import lru_cache
@@ -59,13 +60,16 @@ def batch_index(n, batch, step, seed, reshuffle=False, device="cpu"):
 class Work:
     """The steps of a run, in place: `take(step)`. `part` images are in memory at once.
 
+    `shown` is an index of the images that are read round and round, as in `data.Images`.
+
     On a GPU the part is the largest that fits, found by the first step, unless --batch-device gives one;
     and from the third step on the work of a step is replayed as a CUDA graph.
     """
 
-    def __init__(self, options, net, ema, optimizer, images, labels):
+    def __init__(self, options, net, ema, optimizer, images, labels, shown=...):
         self.options, self.net, self.ema, self.optimizer = options, net, list(ema.values()), optimizer
         self.images, self.labels, self.parameters = images, labels, list(net.model.parameters())
+        self.shown = torch.arange(len(images))[shown].to(images.device)
         self.part = options.batch_device or options.batch
         self.may_shrink = not options.batch_device and parallel.size() == 1
         self.loss_of = parallel.wrap(net, images.device)  # None for one process
@@ -78,7 +82,8 @@ class Work:
         same; dropout, which is drawn in the forward pass, does not.
         """
         o, self.step = self.options, step
-        index = batch_index(len(self.images), o.batch, step, o.seed, o.reshuffle, self.images.device)
+        turn = batch_index(len(self.shown), o.batch, step, o.seed, o.reshuffle, self.images.device)
+        index = self.shown[turn]
         factor, beta = schedule(o, len(self.images), step)
         numbers = self.numbers(o.learning_rate * factor, 1 - beta)
         while True:
@@ -170,6 +175,25 @@ class Optimizer:
                  self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"],
                  amsgrad=False, beta1=o.momentum, beta2=o.beta2, eps=ADAM_EPS, weight_decay=o.weight_decay,
                  maximize=False, lr=learning_rate, fused=True)
+
+
+@torch.inference_mode()
+def validation_loss(options, net, ema, D, part):
+    """The mean denoising loss of the averaged weights on held-out images `D` (data.Images), without dropout.
+
+    Noise levels are drawn as in training, once an image, and by the seed alone: each snapshot gets the same.
+    `part` images are in memory at once.
+    """
+    device, twin = next(net.parameters()).device, copy.deepcopy(net).eval()
+    twin.model.load_state_dict({**net.model.state_dict(), **ema})
+    generator = torch.Generator().manual_seed(mix(options.seed, "validation"))
+    sigma = net.training_sigma(len(D), generator)
+    noise, total = torch.randn(D.images.shape, generator=generator), 0.0
+    for i in torch.arange(len(D)).split(part):
+        y = D.images[i].to(device).float() / 127.5 - 1                          # [B, C, H, W]
+        labels = D.labels[i].to(device) if D.label_dim else None
+        total += float(twin.loss(y, sigma[i].to(device), noise[i].to(device), labels).double().sum())
+    return total / len(D)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ import parallel
 import run
 import unet
 from run import option
-from steps import Optimizer, Work, mix
+from steps import Optimizer, Work, mix, validation_loss
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 MOST_STEPS = 10**12      # more is a typing error
@@ -77,9 +77,12 @@ class Options(data.Options):
     seed: int = option(0, "of initial weights, order of the data, noise and dropout")
     reshuffle: bool = option(False, "draw a new order of the data each epoch instead of one for all")
     # files
-    snapshots: int = option(16, "snapshots over the run, evenly spaced, the last at its end")
+    snapshots: int | str = option(
+        16, "snapshots over the run, evenly spaced, the last at its end; log:K spaces K logarithmically")
     snapshot_images: int = option(
         0, "a snapshot each time this many images were seen instead, and at the end; published: 2500000")
+    validate: int = option(
+        0, "at each snapshot, measure the loss on this many images of the data outside the training set")
     log_steps: int = option(100, "steps a line of log.jsonl", recorded=False)
     save_seconds: float = option(300, "write the resume state this often", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
@@ -96,14 +99,19 @@ class Options(data.Options):
             steps=1, steps_min=0, epochs=0, warmup_epochs=0, warmup_steps=0,
             batch=1, batch_device=0, learning_rate=0, weight_decay=0,
             ema_halflife=0, ema_rampup_epochs=0, ema_rampup_steps=0,
-            snapshots=1, snapshot_images=0, log_steps=1, save_seconds=0, seed=0, threads=0)
+            snapshot_images=0, validate=0, log_steps=1, save_seconds=0, seed=0, threads=0)
         for name, least in least_values.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be a finite number "
                                  f"of at least {least}")
-        if self.snapshots > MOST_SNAPSHOTS:
-            raise ValueError(f"--snapshots {self.snapshots}: at most {MOST_SNAPSHOTS:,}")
+        count = str(self.snapshots).removeprefix("log:")
+        if not (count.isdecimal() and 1 <= int(count) <= MOST_SNAPSHOTS):
+            raise ValueError(f"--snapshots {self.snapshots} is neither a number nor log:K, "
+                             f"from 1 to {MOST_SNAPSHOTS:,}")
+        if self.snapshot_images and isinstance(self.snapshots, str):
+            raise ValueError(f"--snapshots {self.snapshots} and --snapshot-images {self.snapshot_images} "
+                             "both say where snapshots lie; leave one of them out")
         for name in ("momentum", "beta2", "ema_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -134,6 +142,9 @@ def snapshot_steps(options, n):
                              f"{n} images; at most {MOST_SNAPSHOTS:,} are written, so give {enough} or more")
         before = {math.ceil(i * options.snapshot_images / options.batch) for i in range(1, count)}
         return sorted({*before, total})
+    if isinstance(options.snapshots, str):  # log:K
+        count = int(options.snapshots.removeprefix("log:"))
+        return sorted({round(total ** (i / count)) for i in range(1, count + 1)})
     return sorted({round(total * i / options.snapshots) for i in range(1, options.snapshots + 1)} - {0})
 
 
@@ -154,6 +165,7 @@ def training(options, alone=False):
     same call resumes later. `alone` reports duplicate training images; a search reports them itself, once.
     """
     D = data.load(options)
+    held_out = data.outside(options, D, options.validate) if options.validate else None
     files = run.Directory(options.out)
     device = data.pick_device(options.device, options.threads, options.deterministic)
     data.keep_memory()
@@ -178,10 +190,10 @@ def training(options, alone=False):
             if different:
                 raise ValueError(f"{files.model} is of another run ({different}); remove it to train again")
             return
-        yield from take_steps(options, D, net, files, about)
+        yield from take_steps(options, D, held_out, net, files, about)
 
 
-def take_steps(options, D, net, files, about):
+def take_steps(options, D, held_out, net, files, about):
     """Take the steps of `training` that are left, in the run directory `files` that rank 0 holds."""
     n, device, writes = len(D), next(net.parameters()).device, parallel.rank() == 0
     net.train()
@@ -190,10 +202,10 @@ def take_steps(options, D, net, files, about):
     optimizer = Optimizer(options, list(parameters.values()))
     step, seconds = checkpoint.load_state(files.state, net, ema, optimizer, about, run.defaults(Options))
     labels = D.labels.to(device) if D.label_dim else None
-    work = Work(options, net, ema, optimizer, D.images.to(device), labels)
+    work = Work(options, net, ema, optimizer, D.images.to(device), labels, D.shown)
     log = run.Log(files.log, step) if writes else None
     total, snapshots = total_steps(options, n), set(snapshot_steps(options, n))
-    counts = torch.bincount(D.labels, minlength=D.label_dim).tolist() if D.label_dim else None
+    counts = torch.bincount(D.labels[D.shown], minlength=D.label_dim).tolist() if D.label_dim else None
     flops = 3 * (total - step) * options.batch / parallel.size() * net.flops()  # forward, and twice that back
     data.announce(options.device, device, flops, options.precision, work.part)
     if device.type == "cuda":
@@ -215,16 +227,23 @@ def take_steps(options, D, net, files, about):
             check_finite(values, step, ema, options, log)
             loss, norm = values.mean(0).tolist()
             seconds += now - tick
+            validation = {}
+            if step in snapshots:
+                work.rest()
+                if held_out and writes:
+                    validation["validation_loss"] = validation_loss(options, net, ema, held_out, work.part)
             if writes:
                 log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
                           loss=loss, gradient_norm=norm,
                           images_per_second=round(len(values) * options.batch / (now - tick), 1),
-                          memory_mb=memory_mb(device), batch_device=work.part, seconds=round(seconds, 3))
+                          memory_mb=memory_mb(device), batch_device=work.part, seconds=round(seconds, 3),
+                          **validation)
             progress.update(step, loss)
             snapshot = files.model if step == total else files.snapshot(step)
             if writes and step in snapshots:
                 checkpoint.save_model(snapshot, net, {**net.model.state_dict(), **ema}, step=step,
-                                      epoch=step * options.batch / n, label_counts=counts, **about)
+                                      epoch=step * options.batch / n, label_counts=counts,
+                                      **validation, **about)
             if step < total and (stop or late or step in snapshots):
                 if writes:
                     checkpoint.save_state(files.state, net, ema, optimizer,
@@ -236,7 +255,6 @@ def take_steps(options, D, net, files, about):
             if step == total and writes:
                 files.state.unlink(missing_ok=True)
             if step in snapshots:
-                work.rest()
                 yield snapshot
             taken, tick = [], time.perf_counter()
     parallel.barrier()

@@ -25,11 +25,11 @@ RECIPE = dict(data="digits", channel_mult=(2, 2), blocks=1, batch=32, learning_r
 class Options:
     out: str = option("runs/bench-emm", "directory of the runs")
     widths: tuple[int, ...] = option((8, 12), "widths of the network")
-    seeds: tuple[int, ...] = option((0, 1, 2), "seeds of training set and training")
+    train_seeds: tuple[int, ...] = option((0, 1, 2), "seeds of training set and training")
     n_min: int = option(6, "smallest size")
     n_max: int = option(36, "largest size")
     tolerance: float = option(0.3, "of the bracket, and the steps of the grid")
-    samples: int = option(1000, "samples a snapshot: all of them for the grid, at most for the search")
+    sample_count: int = option(1000, "samples a snapshot: all of them for the grid, at most for the search")
 
 
 def bench(options):
@@ -37,13 +37,13 @@ def bench(options):
     rows = []
     print(f"sizes of the grid: {', '.join(map(str, grid))}", file=sys.stderr)
     for width in options.widths:
-        for seed in options.seeds:
+        for seed in options.train_seeds:
             for way, how in (("search", dict()), ("grid", dict(full=True, sizes=tuple(grid)))):
                 out = Path(options.out) / f"{way}-w{width}-s{seed}"
                 found = read_json(emm.find(emm.Options(
                     **RECIPE, width=width, seed=seed, subset_seed=seed, out=str(out),
                     n_min=options.n_min, n_max=options.n_max,
-                    tolerance=options.tolerance, samples=options.samples, **how)))
+                    tolerance=options.tolerance, sample_count=options.sample_count, **how)))
                 seconds = sum(p["training_seconds"] + p["sampling_seconds"] for p in found["probes"])
                 rows.append(dict(
                     way=way, width=width, seed=seed,

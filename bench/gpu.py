@@ -1,7 +1,7 @@
 """A section of bench/gpu.sh, which see: each result is a line of JSON as soon as it is there.
 
     python bench/gpu.py --section nearest --device cuda
-    python bench/gpu.py --table bench/results/gpu-nvidia-h200.json      the table of docs/gpu.md
+    python bench/gpu.py --table bench/results/gpu-nvidia-h100-80gb-hbm3.json      the table of docs/gpu.md
 
 A line says what it is (check, step, sample, nearest, optimum, search or failed), its name, and its numbers.
 """
@@ -29,6 +29,7 @@ from run import option
 
 SECTIONS = "checks", "nearest", "optimum", "training", "digits", "photographs", "record"
 TESTS = ["tests/test_gpu.py", "tests/test_nearest_triton.py", "tests/test_norm_triton.py",
+         "tests/test_resample_triton.py",
          "-k", "not machine_code and not interpreter"]
 SCORERS = "cdist", "int-mm", "ours", "prepared"  # of bench/nearest.py; the first is the published one
 REPEATS = 5

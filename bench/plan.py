@@ -26,10 +26,8 @@ from train import Options
 # FLOP/s, without sparsity, from the data sheets of the SXM models; fp32 is that of the CUDA cores
 PEAK = dict(H100=dict(fp32=67e12, tf32=494e12, bf16=989e12),
             A100=dict(fp32=19.5e12, tf32=156e12, bf16=312e12))
-# Shares of that peak, assumed. fp32 is bound by its convolutions. With tensor cores more of the time goes to
-# norms, silu, dropout and sums, which are bound by memory and get no faster: the faster the cores, the
-# smaller the share.
-UTILISATION = dict(fp32=0.6, tf32=0.3, bf16=0.2)
+# Shares of that peak, measured on an H100 at width 128, 32x32, batch 512 (docs/gpu.md), assumed elsewhere
+UTILISATION = dict(fp32=0.48, tf32=0.35, bf16=0.35)
 SAMPLES = 10_000      # a snapshot, as published
 
 FLOAT_BYTES = 4       # weights and activations are float32, with tf32 too; bf16 activations need less
@@ -111,7 +109,7 @@ def largest_batch_device(cost, batch, gigabytes):
 
 
 def hours(flops, gpu, precision):
-    """Expected hours of that many FLOPs on one GPU of `PEAK`: an assumption, not a measurement."""
+    """Expected hours of that many FLOPs on one GPU of `PEAK`."""
     return flops / (PEAK[gpu][precision] * UTILISATION[precision]) / 3600
 
 
@@ -137,7 +135,7 @@ def report(D, n, steps, batch, batch_device, snapshots, samples=SAMPLES):
         "Adam and average, and margins",
         *(f"          --batch-device in {gb} GB: {largest_batch_device(c, batch, gb) or 'none'}"
           for gb in CARDS),
-        "hours     training + sampling on one GPU at the assumed share of its peak",
+        "hours     training + sampling on one GPU at that share of its peak",
         "          " + "".join(f"{f'{kind} at {share:.0%}':>18}" for kind, share in UTILISATION.items())]
     for gpu in PEAK:
         cells = (" + ".join(in_words(flops, gpu, kind) for flops in (training, sampling))

@@ -29,8 +29,8 @@ class Options(data.Options):
     width: int = option(8, "width of the network")
     batch: int = option(64, "images a step")
     steps: int = option(2500, "steps a run")
-    samples: int = option(1000, "samples a run")
-    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "seeds, each with a run of either precision")
+    sample_count: int = option(1000, "samples a run")
+    train_seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "seeds, each with a run of either precision")
     precisions: tuple[str, ...] = option(
         ("fp32", "bf16"), "precisions; the others are compared with the first")
     device: str = option("cpu", "auto, cpu, cuda or cuda:N")
@@ -42,12 +42,12 @@ def bench(options):
     """Train, sample and score every run; returns the path of the result file."""
     o, ratios = options, {precision: [] for precision in options.precisions}
     name = f"{Path(o.data).stem.replace(':', '-')}-{o.resolution or 'native'}-w{o.width}-n{o.n}"
-    for seed in o.seeds:
+    for seed in o.train_seeds:
         for precision in o.precisions:
             found = read_json(emm.find(emm.Options(
                 **RECIPE, data=o.data, resolution=o.resolution, width=o.width, batch=o.batch, steps=o.steps,
-                ema_rampup_steps=o.steps, sizes=(o.n,), samples=o.samples, seed=seed, subset_seed=seed,
-                precision=precision, device=o.device, threads=o.threads,
+                ema_rampup_steps=o.steps, sizes=(o.n,), sample_count=o.sample_count, seed=seed,
+                subset_seed=seed, precision=precision, device=o.device, threads=o.threads,
                 out=str(Path(o.runs) / f"{name}-{precision}-s{seed}"))))
             ratios[precision].append(found["probes"][0]["ratio"])
     base, differences = o.precisions[0], {}

@@ -26,17 +26,17 @@ from statistics import geometric_mean, median
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import torch  # noqa: E402
+import torch
 
-import data  # noqa: E402
-import sample  # noqa: E402
-import steps  # noqa: E402
-import train  # noqa: E402
-import unet  # noqa: E402
-from bench import machine  # noqa: E402
-from run import option, provenance, stage  # noqa: E402
+import data
+import sample
+import steps
+import train
+import unet
+from bench import machine
+from run import option, provenance, stage
 
-# data ("" for the real images of --data), resolution, width, batch, blocks; the first on a GPU is a network of digits
+# data ("" for the real images of --data), resolution, width, batch, blocks; a GPU's first is of digits
 CASES = dict(cpu=[("digits", 8, width, 128, 2) for width in (8, 16, 32)]
              + [("", r, width, 64, 2) for r in (8, 16, 32) for width in (16, 32)],
              cuda=[("digits", 8, 8, 128, 1), ("", 32, 128, 512, 2), ("", 32, 256, 512, 2)])

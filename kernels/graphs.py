@@ -22,11 +22,12 @@ class Replayed:
         self.graph = self.held = self.result = None
 
     def __call__(self, function, *tensors):
-        self.calls += 1
-        if self.wanted and self.calls == WARM_UP + 1:
+        if self.wanted and self.calls == WARM_UP and self.graph is None:
             self.record(function, tensors)
         if self.graph is None:
-            return function(*tensors)
+            result = function(*tensors)
+            self.calls = min(self.calls + 1, WARM_UP)  # not of one that ran out of memory
+            return result
         for held, tensor in zip(self.held, tensors):
             held.copy_(tensor)
         self.graph.replay()
@@ -35,7 +36,6 @@ class Replayed:
     def forget(self):
         """Give back the memory that the graph holds; the next call records another."""
         self.graph = self.held = self.result = None
-        self.calls = min(self.calls, WARM_UP)
 
     def record(self, function, tensors):
         self.held = [tensor.clone() for tensor in tensors]

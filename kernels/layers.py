@@ -65,18 +65,20 @@ def runs_triton(device, right):
     return False
 
 
-def norm_is_right(device):
-    """Whether kernels/norm_triton.py agrees with `plain_norm` on a small x."""
+def forms_are_right(device):
+    """Whether the norm and the resampling of Triton agree with the plain ones on a small x."""
     from kernels.norm_triton import norm
+    from kernels.resample_triton import resample
     x, one = torch.arange(32.0, device=device).sin().view(1, 8, 2, 2), torch.ones(8, device=device)
     y = plain_norm(x, one, one, None, None, 2, 1e-6, silu=True)
-    return torch.allclose(norm(x, one, one, 2, 1e-6, silu=True), y, atol=1e-5)
+    return (torch.allclose(norm(x, one, one, 2, 1e-6, silu=True), y, atol=1e-5)
+            and all(torch.allclose(resample(x, up), plain_resample(x, up)) for up in (False, True)))
 
 
 @lru_cache(maxsize=None)
 def triton_forms(device):
     """The norm of kernels/norm_triton.py and resample of resample_triton.py, or None where none serves."""
-    if not runs_triton(device, norm_is_right):
+    if not runs_triton(device, forms_are_right):
         return None
     from kernels import norm_triton, resample_triton
     return norm_triton.norm, resample_triton.resample

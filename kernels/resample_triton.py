@@ -3,8 +3,8 @@
     repeat    y[2h + i, 2w + j] = factor x[h, w]                       nearest neighbour up
     average   y[h, w] = factor / 4 sum_ij x[2h + i, 2w + j]            mean of 2 x 2 down
 
-Each is the gradient of the other, times 4 or 1/4. It reads and writes every value once; torch's kernels take
-4 to 11 times as long (2.0 to 6.2 ms a step: DDPM++ of width 128, batch 512, an H100).
+Each is the gradient of the other, times 4 or 1/4. It reads and writes every value once; torch's four kernels
+took 12 ms of a step (DDPM++ of width 128, batch 512, an H100), where the memory takes 1.2 to 2.3.
 """
 import torch
 import triton

@@ -5,7 +5,8 @@
 The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over
 the training images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is
 E |D - D*|^2 / dim. Over images of the same source outside the training set it is the optimum that fails: what
-a model does better there, it generalizes.
+a model does better there, it generalizes. How well the loss of one noisy copy tells an image of the training
+set from one outside is an attack on membership: AUC, and the true positives at 1% of false ones.
 With labels, both are given the same: the drawn one of a sample, an image's own. Outside, images count whose
 label a training image has too.
 """
@@ -20,11 +21,13 @@ import data
 import memorize
 import run
 import sample
+import search
 import unet
 from kernels import Optimum, References
 from run import option
 
 BATCH = 256                       # images a pass
+MOST_FALSE = 0.01                 # share of images outside that an attack may call members
 QUANTILES = range(0, 101, 5)      # per cent, of the ratio of nearest distances
 SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, evenly in the logarithm
 
@@ -64,12 +67,10 @@ def compare(options):
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
-    files = run.Directory(folder)
-    model = files.model
-    if not model.is_file():
-        raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
-    out = Path(options.out) if options.out else files.compare
-    source = dict(weights_sha256=run.file_sha256(model), train_sha256=D.fingerprint()["sha256"])
+    trained, metadata = trained_model(folder, device)
+    out = Path(options.out) if options.out else run.Directory(folder).compare
+    source = dict(weights_sha256=run.file_sha256(run.Directory(folder).model),
+                  train_sha256=D.fingerprint()["sha256"])
     about = dict(options=run.recorded(options), source=source)
     sheets = []
     if options.pairs:
@@ -81,15 +82,9 @@ def compare(options):
                              "choose another --out, or remove it")
         if not sheets:
             return out
-    whole = data.load(dataclasses.replace(chosen, n=0))
-    outside, outside_labels = whole.images[len(D):], whole.labels[len(D):]
-    if D.label_dim:
-        known = torch.isin(outside_labels, D.labels)
-        outside, outside_labels = outside[known], outside_labels[known]
-    trained, metadata = checkpoint.load_model(model, device)
-    if different := sample.foreign(metadata, run.read_json(files.config)):
-        raise ValueError(f"{model} is not of the run in {folder} ({different}); restore it, or train again")
-    optimum = Optimum(D.images.to(device), D.labels.to(device) if D.label_dim else None)
+    outside = data.outside(chosen, D)
+    shown = data.Images(D.images[D.shown], D.labels[D.shown], D.label_dim, [])
+    optimum = Optimum(shown.images.to(device), shown.labels.to(device) if D.label_dim else None)
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
@@ -98,22 +93,61 @@ def compare(options):
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):
         samples, _ = sample.generate(denoisers[name], range(options.sample_count), weights, device=device)
-        summary, _, distances, index = memorize.score(samples.to(device), D.images, threshold, references)
+        scored = memorize.score(samples.to(device), D.images, threshold, references)
+        summary, copied, distances, index = scored
         result[name] |= summary | dict(distance_ratio_quantiles=quantiles(distances))
+        if chosen.repeat:
+            result[name]["repeated"] = of_repeated(D, index[copied, 0])
         if sheet:
             with run.publish(sheet) as temporary:
                 memorize.pair_sheet(samples, D.images, distances, index).save(temporary, format="PNG")
-    for where, images, labels in (("loss", D.images, D.labels), ("loss_outside", outside, outside_labels)):
-        if len(images):
-            labels = labels.to(device) if D.label_dim else None
-            loss, excess = losses(denoisers, images.to(device), options.draws, options.seed, labels)
-            for name in denoisers:
-                result[name][where] = loss[name]
-            if where == "loss":
-                result["trained"]["excess"] = excess
+    loss, apart = losses(denoisers, shown, options.draws, options.seed, device)
+    result["trained"]["excess"] = apart.mean(1).tolist()
+    if len(outside):
+        loss_outside, _ = losses(denoisers, outside, options.draws, options.seed, device)
+    for name in denoisers:
+        result[name]["loss"] = loss[name].mean(1).tolist()
+        if len(outside):
+            result[name]["loss_outside"] = loss_outside[name].mean(1).tolist()
+            result[name]["membership"] = [membership(*both) for both in zip(loss[name], loss_outside[name])]
     result |= dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside))
     run.write_json(out, result | about | run.provenance(device))
     return out
+
+
+def trained_model(folder, device="cpu"):
+    """The model of a finished run directory, and what its file records of itself.
+
+    Raises ValueError if the run is not finished, or its model of another run.
+    """
+    files = run.Directory(folder)
+    if not files.model.is_file():
+        raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
+    D, metadata = checkpoint.load_model(files.model, device)
+    if different := sample.foreign(metadata, run.read_json(files.config)):
+        raise ValueError(f"{files.model} is not of the run in {folder} ({different}); "
+                         "restore it, or train again")
+    return D, metadata
+
+
+def of_repeated(D, copied):
+    """`search.times_as_often` of images that --repeat repeats and the rest, given those copied, int64 [M]."""
+    repeated = torch.bincount(D.shown) > 1
+    hits = int(repeated[copied].sum())
+    return search.times_as_often((hits, len(copied) - hits), (int(repeated.sum()), int((~repeated).sum())))
+
+
+def membership(members, others, most=MOST_FALSE):
+    """How well low losses tell members from others, float64 [*] and [*], as a dict:
+
+    auc  the chance that a member's is the lower, where equal ones count half
+    tpr  the share of members under the threshold that at most a share `most` of others is under
+    """
+    sorted_others = others.sort().values
+    lower, no_higher = (torch.searchsorted(sorted_others, members, right=right) for right in (False, True))
+    threshold = sorted_others[int(most * len(others) + 1e-9)]  # 0.29 * 100 is 28.999...
+    return dict(auc=1 - float((lower + no_higher).double().mean()) / (2 * len(others)),
+                tpr=float((members < threshold).double().mean()))
 
 
 def quantiles(distances):
@@ -123,31 +157,29 @@ def quantiles(distances):
 
 
 @torch.inference_mode()
-def losses(denoisers, images, draws, seed=0, labels=None):
-    """Losses at `SIGMAS` of each of {name: denoiser} on images uint8 [N, C, H, W], and E |D - D*|^2 / dim.
+def losses(denoisers, D, draws, seed=0, device="cpu"):
+    """Losses at `SIGMAS` of two {name: denoiser} on images D (data.Images), and |one - other|^2 / dim.
 
-    All get the same noisy images: `draws` of them, each image as often, or evenly chosen ones where they are
-    more; and their labels, if `labels` int64 [N] are given.
+    float64 [levels, draws] each. Both get the same noisy images, each of D as often, or evenly chosen ones
+    where those are more than draws; and their labels, if D has any.
     """
     loss, apart = {name: [] for name in denoisers}, []
-    index = torch.arange(draws, device=images.device)
-    index = index % len(images) if draws >= len(images) else index * len(images) // draws
+    index = torch.arange(draws)
+    index = index % len(D) if draws >= len(D) else index * len(D) // draws
     for level, sigma in enumerate(SIGMAS):
         generator = torch.Generator().manual_seed(seed * len(SIGMAS) + level)
-        noise = torch.randn(draws, *images.shape[1:], generator=generator).to(images.device)
-        sums, difference = dict.fromkeys(denoisers, 0.0), 0.0
+        noise = torch.randn(draws, *D.images.shape[1:], generator=generator)
         for i, n in zip(index.split(BATCH), noise.split(BATCH)):
-            y = images[i].double() / 127.5 - 1                         # [B, C, H, W]
-            x = y + sigma * n
-            at = torch.tensor(sigma, dtype=torch.float64, device=x.device)
-            found = [D(x, at, labels[i] if labels is not None else None).double() for D in denoisers.values()]
-            for name, mean in zip(denoisers, found):
-                sums[name] += float((mean - y).square().sum())
-            difference += float((found[0] - found[1]).square().sum())
-        for name in denoisers:
-            loss[name].append(sums[name] / noise.numel())
-        apart.append(difference / noise.numel())
-    return loss, apart
+            y = D.images[i].to(device).double() / 127.5 - 1            # [B, C, H, W]
+            x = y + sigma * n.to(device)
+            at = torch.tensor(sigma, dtype=torch.float64, device=device)
+            labels = D.labels[i].to(device) if D.label_dim else None
+            one, other = (denoise(x, at, labels).double() for denoise in denoisers.values())
+            for name, mean in zip(denoisers, (one, other)):
+                loss[name].append((mean - y).square().flatten(1).mean(1).cpu())
+            apart.append((one - other).square().flatten(1).mean(1).cpu())
+    levels = (len(SIGMAS), draws)
+    return {name: torch.cat(loss[name]).reshape(levels) for name in loss}, torch.cat(apart).reshape(levels)
 
 
 def in_words(path):
@@ -156,6 +188,8 @@ def in_words(path):
     for name in ("closed form", "trained"):
         r = result[name]
         outside = f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""
+        if outside:
+            outside += f", AUC of membership {r['membership'][6]['auc']:.2f}"
         lines.append(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; "
                      f"loss at sigma {SIGMAS[6]:.2g}: {r['loss'][6]:.2g} on the training images{outside}")
     return "\n".join([*lines, f"wrote {path}"])

@@ -175,8 +175,8 @@ def dry_run(options, names):
             trained, flops = price(options, merged[out])
             total += flops
             print(f"{command(merged[out])}    # {trained:,} images, {flops:.2g} FLOP")
-    hours = (f", {plan.hours(total, 'H100', 'fp32'):,.1f} hours on an H100 in float32 "
-             f"at the assumed {plan.UTILISATION['fp32']:.0%} of its peak")
+    hours = (f", {plan.hours(total, 'H100', 'tf32'):,.1f} hours on an H100 in TF32 "
+             f"at {plan.UTILISATION['tf32']:.0%} of its peak")
     print(f"# {total:.3g} FLOP in all, where a search counts as the sizes that it measures if EMM is "
           f"{ASSUMED_EMM[options.scale]:,}{'' if options.scale == 'cpu' else hours}")
     return []

@@ -47,6 +47,21 @@ train    2 TRAIN --classes -1 | --classes -1
 train    2 TRAIN --subset-seed -1 | subset-seed -1
 train    2 TRAIN --subset-seed 5000000000 | 5000000000
 train    2 TRAIN --snapshots 0 | snapshots 0
+train    2 TRAIN --snapshots log:x | --snapshots log:x
+train    2 TRAIN --snapshots log:0 | --snapshots log:0
+train    2 TRAIN --snapshots -1 | --snapshots -1
+train    2 TRAIN --snapshots 10001 | --snapshots 10001
+train    2 TRAIN --snapshots log:2 --snapshot-images 5 | leave one of them out
+train    2 TRAIN --validate -1 | --validate -1
+train    1 TRAIN --validate 1790 | has 1789 images outside the training set
+train    1 TRAIN --validate 1 --labels unique | has 0 images outside the training set whose label
+train    2 TRAIN --part 3/2 | --part '3/2'
+train    2 TRAIN --part 1 | --part '1'
+train    1 TRAIN --part 400/400 | digits has no images in part 400/400
+train    2 TRAIN --repeat 1:0.1 | --repeat '1:0.1'
+train    2 TRAIN --repeat 10 | --repeat '10'
+train    2 TRAIN --repeat 10:nan | --repeat '10:nan'
+train    1 TRAIN --repeat 10:0.01 | repeats 0 of 8 images
 train    2 TRAIN --epochs -1 | epochs -1
 train    2 TRAIN --channel-mult 1,x | 1,x
 train    2 TRAIN --channel-mult | expected one argument

@@ -28,6 +28,12 @@ def options(trained, **given):
     return compare.Options(**dict(dict(run=str(trained), sample_count=70, draws=40, device="cpu"), **given))
 
 
+def mean_losses(denoisers, images, draws, seed=0):
+    loss, apart = compare.losses(denoisers, data.Images(images, None, 0, []), draws, seed)
+    assert all(found.shape == (len(compare.SIGMAS), draws) for found in (*loss.values(), apart))
+    return {name: each.mean(1).tolist() for name, each in loss.items()}, apart.mean(1).tolist()
+
+
 def test_against_the_optimum(trained, tmp_path):
     sheet = tmp_path / "pairs.png"
     path = compare.compare(options(trained, pairs=str(sheet)))
@@ -38,6 +44,9 @@ def test_against_the_optimum(trained, tmp_path):
     # the least loss there is, where it is the optimum of these images
     for other in (model["loss"], optimum["loss_outside"]):
         assert all(a < b for a, b in zip(optimum["loss"], other))
+    # the optimum tells its images from others while the noise is small
+    assert [m["auc"] for m in optimum["membership"]][:6] == [1] * 6
+    assert optimum["membership"][0]["tpr"] == 1 and 0.3 < model["membership"][0]["auc"] < 0.7
     assert model["excess"][0] == pytest.approx(model["loss"][0])
     quantiles = optimum["distance_ratio_quantiles"]
     assert max(quantiles) < 1 / 3 and len(quantiles) == len(result["quantiles"])
@@ -62,17 +71,43 @@ def test_losses_are_those_of_the_definition(trained):
     images = data.of_run(trained).images
     D = {"a": lambda x, sigma, _: optimum_reference(x.flatten(1), images.flatten(1), sigma).reshape(x.shape),
          "b": lambda x, sigma, labels: torch.zeros_like(x)}
-    loss, apart = compare.losses(D, images, 300, seed=1)
+    loss, apart = mean_losses(D, images, 300, seed=1)
     y = images[torch.arange(300) % 20].double() / 127.5 - 1
     assert loss["b"] == pytest.approx([float(y.square().mean())] * len(compare.SIGMAS))
-    ours, _ = compare.losses({"a": Optimum(images), "b": D["b"]}, images, 300, seed=1)
+    ours, _ = mean_losses({"a": Optimum(images), "b": D["b"]}, images, 300, seed=1)
     assert ours["a"] == pytest.approx(loss["a"], rel=SAME_LOSS, abs=1e-12)
-    fewer, _ = compare.losses(D, images, 5)
+    fewer, _ = mean_losses(D, images, 5)
     chosen = images[[0, 4, 8, 12, 16]].double() / 127.5 - 1
     assert fewer["b"][0] == pytest.approx(float(chosen.square().mean()))
     at = -1  # at the largest sigma the optimum is about the mean image
     assert loss["a"][at] == pytest.approx(float((y - y.mean(0)).square().mean()), rel=0.02) and apart[at] > 0
     assert np.diff(loss["a"]).min() > -1e-3 and loss["a"][0] < 1e-12
+
+
+def test_membership_is_that_of_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    # whole numbers, many of them equal
+    members, others = (torch.randint(low, 400, (n,), generator=generator).double()
+                       for low, n in ((0, 150), (40, 301)))
+    found = compare.membership(members, others)
+    pairs = [(float(a < b) + float(a == b) / 2) for a in members for b in others]
+    assert found["auc"] == pytest.approx(sum(pairs) / len(pairs))
+    rates = [(float((members < t).double().mean()), float((others < t).double().mean()))
+             for t in torch.arange(402)]
+    best = max(true for true, false in rates if false <= 0.01)
+    assert found["tpr"] == pytest.approx(best) and best > 0
+    few = compare.membership(torch.tensor([0.1, 0.9]), torch.tensor([0.5]))
+    assert few == dict(auc=0.5, tpr=0.5)  # one member of two is under all outside
+    assert compare.membership(torch.zeros(3), torch.zeros(5)) == dict(auc=0.5, tpr=0)
+
+
+def test_repeated_images_weigh_more(tmp_path):
+    """Of the optimum, whose samples are as often of an image as that is shown."""
+    train.train(train.Options(**TRAINING, repeat="20:0.2", out=str(tmp_path)))
+    path = compare.compare(options(tmp_path, sample_count=300))
+    found = run.read_json(path)["closed form"]["repeated"]
+    assert sum(found["copies"]) == 300 and found["images"] == [4, 16]
+    assert found["interval"][0] < 20 < found["interval"][1] and found["interval"][0] > 10
 
 
 @pytest.mark.parametrize("labels, outside", [("true", 1797 - 20), ("unique", 0)])
@@ -83,7 +118,7 @@ def test_given_labels(tmp_path, labels, outside):
     optimum, images = result["closed form"], data.of_run(tmp_path).images
     assert optimum["ratio"] == 1
     assert result["images_outside"] == outside and ("loss_outside" in optimum) == bool(outside)
-    without, _ = compare.losses(dict.fromkeys("ab", Optimum(images)), images, 40)
+    without, _ = mean_losses(dict.fromkeys("ab", Optimum(images)), images, 40)
     assert all(loss <= other + 1e-12 for loss, other in zip(optimum["loss"], without["a"]))
     assert optimum["loss"][-1] < 0.6 * without["a"][-1]  # 2 digits of a class, or 1, and not 20
     if labels == "unique":

@@ -163,6 +163,59 @@ def test_a_mixture_of_two_sources(noise, tmp_path):
             data.load(options(data="digits:0", **wrong))
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_parts_are_disjoint_balanced_and_nested(seed):
+    whole = data.load(options(labels="true"))
+    parts = [data.load(options(part=f"{i}/3", subset_seed=seed, labels="true")) for i in (1, 2, 3)]
+    assert sorted(name for part in parts for name in part.names) == sorted(whole.names)
+    counts = torch.stack([torch.bincount(part.labels) for part in parts])
+    assert (counts.amax(0) - counts.amin(0)).max() <= 1  # of each class
+    small = data.load(options(part="2/3", subset_seed=seed, n=100, labels="true"))
+    assert torch.bincount(small.labels).tolist() == [10] * 10 and small.names == parts[1].names[:100]
+    other = data.load(options(part="1/3", subset_seed=9))  # of another seed
+    assert not set(other.names) & set(parts[1].names)
+    assert data.load(options(part="1/1", subset_seed=seed, n=40)).names == data.load(
+        options(subset_seed=seed, n=40)).names
+
+
+def test_parts_of_a_mixture_have_its_share():
+    mixed = dict(data="digits:0", mix="digits:8", mix_share=0.5)
+    eights = set(read("digits:8")[2])
+    halves = [data.load(options(**mixed, part=f"{i}/2", n=80)).names for i in (1, 2)]
+    assert [sum(name in eights for name in names) for names in halves] == [40, 40]
+    assert not set(halves[0]) & set(halves[1])
+    with pytest.raises(ValueError, match="--n 300 is more than the .* in part 1/2"):
+        data.load(options(data="digits:0", part="1/2", n=300))
+
+
+def test_repeated_images():
+    D = data.load(options(n=30, repeat="5:0.2"))
+    times = torch.bincount(D.shown)
+    assert sorted(times.tolist()) == [1] * 24 + [5] * 6 and len(D) == 30
+    plain = data.load(options(n=30))
+    assert torch.equal(D.images, plain.images) and plain.images[plain.shown].shape == plain.images.shape
+    one, other = (data.load(options(n=30, repeat="5:0.2", subset_seed=seed)).shown for seed in (1, 2))
+    assert not torch.equal(one, other)
+    prints = [data.load(options(n=30, **more)).fingerprint() for more in
+              (dict(), dict(repeat="5:0.2"), dict(repeat="6:0.2"))]
+    assert len({json.dumps(p) for p in prints}) == 3 and "shown_sha256" not in prints[0]
+
+
+@pytest.mark.parametrize("more", [dict(), dict(part="1/2", subset_seed=1),
+                                  dict(labels="true", repeat="3:0.5")])
+def test_what_is_outside_a_training_set(more):
+    o = options(n=6, **more)
+    D = data.load(o)
+    larger = data.load(options(**more | dict(repeat="")))
+    kept = [name for name, label in zip(larger.names[6:], larger.labels[6:])
+            if "labels" not in more or label < 6]  # the first of six classes are in D
+    rest, few = data.outside(o, D), data.outside(o, D, 5)
+    assert rest.names == kept and few.names == kept[:5] and few.label_dim == D.label_dim
+    assert torch.equal(few.images, rest.images[:5]) and torch.equal(few.labels, rest.labels[:5])
+    with pytest.raises(ValueError, match=f"has {len(kept)} images outside .*not the 2000 asked for"):
+        data.outside(o, D, 2000)
+
+
 def test_device_auto_says_once_what_it_took(monkeypatch, capsys):
     monkeypatch.setattr(data, "_announced", [])
     cpu = torch.device("cpu")

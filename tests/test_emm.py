@@ -118,6 +118,20 @@ def test_full_trains_to_the_end_and_draws_all(tmp_path, ratios):
     assert [(t["step"], t["count"]) for t in probe["trajectory"]] == [(2, 150), (4, 150)]
 
 
+def test_when_a_size_memorizes_and_when_it_generalizes_best(tmp_path, ratios):
+    ratios |= {10: 0.8}
+    o = options(tmp_path / "emm", sizes=(10,), full=True, validate=20, snapshots="log:3", steps=8)
+    probe, = run.read_json(emm.find(o))["probes"]
+    assert [t["step"] for t in probe["trajectory"]] == [2, 4, 8]
+    assert probe["onset"].keys() == {"0.01", "0.1", "0.5", "0.9"}
+    first = probe["onset"]["0.5"]
+    assert first["epoch"] == 0 and first["interval"][0] == 0 and probe["onset"]["0.9"]["epoch"] is None
+    losses = {t["step"]: t["validation_loss"] for t in probe["trajectory"]}
+    assert losses[probe["least_validation_step"]] == min(losses.values())
+    with pytest.raises(ValueError, match="from 2 to the 1777 images of --data that --validate leaves"):
+        emm.find(options(tmp_path / "other", sizes=(1790,), validate=20))
+
+
 def test_not_monotone_is_reported(tmp_path, ratios):
     ratios |= {20: 0.1, 40: 0.1}
     result = run.read_json(emm.find(options(tmp_path / "emm", sizes=(10, 20, 30, 40))))

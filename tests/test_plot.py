@@ -44,7 +44,7 @@ def test_the_published_curve_goes_with_its_settings():
 def test_every_option_of_a_search_is_judged():
     # which of equal runs, or how it is measured
     free = {"n", "resolution", "mix_share", "subset_seed", "label_seed", "sample_labels", "batch_device",
-            "precision", "compile", "seed", "snapshots", "snapshot_images"}
+            "precision", "compile", "seed", "snapshots", "snapshot_images", "part", "validate"}
     there = run.recorded(emm.Options())
     assert there.keys() - free == plot.BASE_RUN.keys()
     # the defaults are the published procedure

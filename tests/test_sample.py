@@ -85,7 +85,7 @@ def test_a_sample_depends_on_its_seed_alone(arch):
     whole, labels = sample.generate(D, list(range(70)), counts, steps=4)
     for batch in (1, 3, 64):
         chosen = [69, 3, 12, 40]
-        images, drawn = sample.generate(D, chosen, counts, steps=4, batch=batch)
+        images, drawn = sample.generate(D, chosen, counts, steps=4, at_once=batch)
         assert torch.equal(images, whole[chosen]) and torch.equal(drawn, labels[chosen])
 
 

@@ -186,6 +186,49 @@ def test_a_tolerance_that_class_balance_forbids_is_said():
     assert said in found["statement"]
 
 
+def trajectory(*points):
+    """Snapshots (epoch, hits of 100), of 4 steps an epoch."""
+    return [dict(epoch=epoch, step=4 * epoch, ratio=hits / 100, interval=search.wilson(hits, 100))
+            for epoch, hits in points]
+
+
+def test_onset_is_interpolated_on_a_logarithmic_axis():
+    points = trajectory((10, 0), (100, 0), (1000, 40), (10_000, 80), (100_000, 30))
+    found = search.onset(points, 0.1)
+    assert found["epoch"] == pytest.approx(100 * 10 ** 0.25) and found["step"] == 4 * found["epoch"]
+    half = search.onset(points, 0.6)
+    assert half["epoch"] == pytest.approx(1000 * 10 ** 0.5)
+    # the upper ends are 49% and 87%, the lower ones 31% and 71%
+    (low, high), (highs, lows) = half["interval"], zip(*((p["interval"][1], p["interval"][0])
+                                                         for p in points[2:4]))
+    for end, (before, after) in ((low, highs), (high, lows)):
+        assert end == pytest.approx(1000 * 10 ** ((0.6 - before) / (after - before)))
+    assert low < half["epoch"] < high
+    # 0 of 100 is under 3.7% alone: 1% may have been passed before the first snapshot
+    assert search.onset(points, 0.01)["interval"][0] == 0 < search.onset(points, 0.01)["epoch"]
+    assert search.onset(points, 0.9) == dict(epoch=None, step=None, interval=[None, None])
+    assert search.onset(trajectory((10, 95)), 0.9) == dict(epoch=0, step=0, interval=[0, None])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=8), st.sampled_from(search.ONSETS))
+def test_onset_lies_in_its_interval(hits, ratio):
+    found = search.onset(trajectory(*((2**i, h) for i, h in enumerate(hits))), ratio)
+    low, epoch, high = (math.inf if end is None else end
+                        for end in (found["interval"][0], found["epoch"], found["interval"][1]))
+    assert low <= epoch <= high
+
+
+def test_how_many_times_as_often_an_image_is_copied():
+    found = search.times_as_often((60, 40), (10, 90))
+    assert found["times"] == pytest.approx((60 / 10) / (40 / 90))
+    low, high = search.wilson(60, 100)
+    assert found["interval"] == pytest.approx([9 * low / (1 - low), 9 * high / (1 - high)])
+    assert search.times_as_often((3, 0), (1, 1))["times"] is None
+    nothing = search.times_as_often((0, 0), (1, 1))
+    assert nothing["times"] is None and nothing["interval"] == [0, None]
+
+
 # ---- when samples are enough
 
 @settings(max_examples=100, deadline=None)

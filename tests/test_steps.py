@@ -70,7 +70,8 @@ def work(device="cpu", **given):
     net.to(device).use(o.precision)
     ema = {name: p.detach().clone() for name, p in net.model.named_parameters()}
     optimizer = steps.Optimizer(o, list(net.parameters()))
-    return Work(o, net, ema, optimizer, D.images.to(device), D.labels.to(device) if D.label_dim else None)
+    labels = D.labels.to(device) if D.label_dim else None
+    return Work(o, net, ema, optimizer, D.images.to(device), labels, D.shown)
 
 
 def one_step(given):
@@ -90,6 +91,20 @@ def test_gradient_accumulation_changes_nothing(precond, labels):
     assert torch.allclose(whole[0], parts[0])
     for name, g in whole[3].items():
         assert (g - parts[3][name]).abs().max() <= SAME_GRADIENT * max(g.abs().max(), 1), name
+
+
+def test_repeated_images_are_drawn_as_often_as_they_stand_there():
+    """A round shows each as often as it stands there, and counts as |D| images in the schedule."""
+    drawn = []
+    one = work(n=20, repeat="4:0.2", batch=16)
+    assert len(one.shown) == 16 + 4 * 4 == 32
+    one.replayed = lambda function, index, *numbers: drawn.append((index, *numbers))
+    for step in (0, 1):
+        one.take(step)
+    times = torch.bincount(torch.cat([index for index, *_ in drawn]))
+    assert sorted(times.tolist()) == [1] * 16 + [4] * 4
+    o = one.options
+    assert drawn[1][1] == o.learning_rate * steps.schedule(o, 20, 1)[0]
 
 
 def test_loss_is_summed_over_pixels_and_averaged_over_images():

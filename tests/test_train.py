@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import checkpoint
+import data
 import run
 import steps
 import train
@@ -20,6 +21,9 @@ from conftest import ROOT
 
 TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=12, warmup_steps=3,
             learning_rate=2e-3, snapshots=3, log_steps=5, device="cpu")
+
+
+SAME_LOSS = 1e-5  # relative: float32 sums in parts of another size
 
 
 def options(out, **given):
@@ -41,6 +45,10 @@ def test_steps_grow_with_the_data():
 def test_snapshots_lie_apart_in_steps_or_in_images():
     assert train.snapshot_steps(train.Options(steps=8, snapshots=4), 500) == [2, 4, 6, 8]
     assert train.snapshot_steps(train.Options(steps=2, snapshots=16), 500) == [1, 2]
+    assert train.snapshot_steps(train.Options(steps=10**4, snapshots="log:4"), 500) == [10, 100, 1000, 10**4]
+    assert train.snapshot_steps(train.Options(steps=4, snapshots="log:9"), 500) == [1, 2, 3, 4]
+    given = [run.parse(train.Options, ["--snapshots", word]).snapshots for word in ("log:4", "4")]
+    assert given == ["log:4", 4]
     published = train.Options(snapshot_images=2_500_000)
     counts = {n: len(train.snapshot_steps(published, n)) for n in (500, 1000, 5000)}
     assert counts == {500: 8, 1000: 16, 5000: 80}
@@ -76,6 +84,47 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
     weights = [checkpoint.load_model(path)[0].model.state_dict() for path in paths]
     assert all(torch.equal(x, y) for x, y in zip(weights[0].values(), weights[1].values()))
     assert not all(torch.equal(x, y) for x, y in zip(weights[0].values(), weights[2].values()))
+
+
+def test_validation_changes_no_weight_and_goes_on_where_it_stopped(tmp_path):
+    given = dict(dropout=0.13, labels="true", snapshots="log:3")  # after steps 2, 5 and 12
+    o = options(tmp_path / "run", validate=30, **given)
+    with contextlib.closing(train.training(o)) as snapshots:
+        next(snapshots)
+    model, plain = train.train(o), train.train(options(tmp_path / "plain", **given))
+    weights = [checkpoint.load_model(path)[0].model.state_dict() for path in (model, plain)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
+    log = run.read_log(tmp_path / "run" / "log.jsonl")
+    logged = {line["step"]: line.get("validation_loss") for line in log}
+    assert set(logged) == {2, 5, 10, 12} and logged[10] is None
+    for path in run.Directory(o.out).snapshots():
+        D, about = checkpoint.load_model(path)
+        assert about["validation_loss"] == logged[about["step"]]
+        # of its own weights, on the 30 images that follow the training set
+        held_out = data.load(data.Options(data="digits", n=50, labels="true"))
+        y = held_out.images[20:].float() / 127.5 - 1
+        generator = torch.Generator().manual_seed(steps.mix(0, "validation"))
+        sigma, noise = D.training_sigma(30, generator), torch.randn(y.shape, generator=generator)
+        loss = D.loss(y, sigma, noise, held_out.labels[20:]).mean()
+        assert float(loss) == pytest.approx(about["validation_loss"], rel=SAME_LOSS)
+    assert "validation_loss" not in checkpoint.read_metadata(plain)
+    with pytest.raises(ValueError, match="made with other options .validate: 30 there, 0 asked"):
+        train.train(options(tmp_path / "run", **given))
+
+
+def test_an_older_run_is_the_same_run(tmp_path):
+    """Its config.json and snapshots know none of the options that came later."""
+    model = train.train(options(tmp_path / "run"))
+    about, path = checkpoint.load_model(model)[1], tmp_path / "run" / "config.json"
+    config = run.read_json(path)
+    for options_there in (config["options"], about["options"]):
+        for name in ("part", "repeat", "validate"):
+            del options_there[name]
+    run.write_json(path, config)
+    weights = checkpoint.read(model)[0]
+    checkpoint.write(model, weights, {key: value for key, value in about.items() if key != "sha256"})
+    before = digest(model)
+    assert train.train(options(tmp_path / "run")) == model and digest(model) == before
 
 
 def test_interrupted_anywhere_and_gone_on_is_the_same_run(tmp_path, monkeypatch):

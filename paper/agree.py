@@ -1,0 +1,150 @@
+"""Set two trained models beside each other: do both draw what the distribution has, or each its own images?
+
+    python -m paper.agree --run runs/half1 --other runs/half2     runs/half1/agree.json and agree.png
+
+For runs of train.py on disjoint training sets, such as --part 1/2 and --part 2/2. Both models get the same
+seeds and the same noisy images. Those that replay differ as their training images do; those that have learnt
+the distribution draw nearly the same sample from a seed (Kadkhodaie et al., arXiv 2310.02557). So do models
+that are hardly trained, far from any image: only together with low losses does agreement tell anything.
+Samples differ by the root mean square of a pixel, of 0 to 255, denoisers by E |D_1 - D_2|^2 / dim, for pixels
+in [-1, 1].
+"""
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import data
+import memorize
+import plot
+import run
+import sample
+import search
+import unet
+from paper import compare
+from run import option
+
+
+@dataclass(frozen=True)
+class Options(compare.Options):
+    other: str = option("", "run directory of the second", recorded=False)
+    out: str = option("", "JSON to write, with a PNG beside it; agree.json in the run directory by default",
+                      recorded=False)
+    pairs: str = option("", "of compare.py", recorded=False, hidden=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.other:
+            raise ValueError("give --other, the directory of the second finished train.py")
+        if self.out and not self.out.endswith(".json"):
+            raise ValueError(f"--out {self.out} must end in .json")
+
+
+def agree(options):
+    """Compare the models of two runs; returns the path of the JSON. One that exists is kept.
+
+    Raises ValueError for runs that are not finished, or whose models cannot be given the same.
+    """
+    device = data.pick_device(options.device, options.threads)
+    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
+    folders = options.run, options.other
+    sets = [data.of_run(folder, options.data) for folder in folders]
+    chosen = [data.options_of_run(folder, options.data) for folder in folders]
+    if sets[0].images.shape[1:] != sets[1].images.shape[1:] or chosen[0].labels != chosen[1].labels \
+            or sets[0].label_dim != sets[1].label_dim or chosen[0].labels not in ("none", "true"):
+        raise ValueError(f"{folders[0]} and {folders[1]} differ in the shape of images or the meaning "
+                         "of labels; take runs alike in both, with --labels none or true")
+    (net, about_net), (other, _) = models = [compare.trained_model(folder, device) for folder in folders]
+    out = Path(options.out) if options.out else run.Directory(options.run).agree
+    source = {f"weights_sha256_of_{name}": run.file_sha256(run.Directory(folder).model)
+              for name, folder in zip(("first", "second"), folders)}
+    about = dict(options=run.recorded(options), source=source)
+    if out.is_file():
+        if different := run.differences(run.read_json(out), about, run.defaults(Options)):
+            raise ValueError(f"{out} holds another comparison ({different}); "
+                             "choose another --out, or remove it")
+        return out
+    weights = sample.weigh_labels(about_net["label_counts"])
+    data.announce(options.device, device, 2 * sample.EVALUATIONS * options.sample_count * net.flops(),
+                  options.precision)
+    samples, nearest, ratios = [], [], []
+    for D, (model, _) in zip(sets, models):
+        x, _ = sample.generate(model.use(options.precision), range(options.sample_count), weights,
+                               device=device)                         # [N, C, H, W]
+        summary, _, distances, _ = memorize.score(x.to(device), D.images.to(device),
+                                                  memorize.parse_threshold(options.threshold))
+        samples.append(x)
+        nearest.append(distances[:, 0])                               # [N], squared
+        ratios.append(summary["ratio"])
+    neither = data.outside(chosen[0], sets[0])
+    new = ~data.duplicates(torch.cat([sets[1].images, neither.images]))[len(sets[1]):]
+    neither = data.Images(neither.images[new], neither.labels[new], neither.label_dim, [])
+    result = dict(other=str(Path(options.other).resolve()), ratios=ratios,
+                  samples=of_samples(*samples, *nearest), sigmas=compare.SIGMAS, denoisers={})
+    for where, images in (("first", sets[0]), ("second", sets[1]), ("neither", neither)):
+        if len(images):  # of a training set that takes all of its part, nothing is left
+            loss, apart = compare.losses(dict(first=net, second=other), images, options.draws, options.seed,
+                                         device)
+            result["denoisers"][where] = dict(
+                images=len(images), apart=apart.mean(1).tolist(),
+                loss={name: each.mean(1).tolist() for name, each in loss.items()})
+    plot.save(figure(result), out.with_suffix(".png"))
+    run.write_json(out, result | about | run.provenance(device))
+    return out
+
+
+def of_samples(one, other, nearest, nearest_other):
+    """How samples uint8 [N, C, H, W] of two models agree, those of a seed at the same index, as a dict.
+
+    `nearest`, `nearest_other` [N] are squared distances to the nearest training image of the sample's own
+    model. A pair is closer if its squared distance is less than both.
+    """
+    a, b = one.flatten(1).double(), other.flatten(1).double()
+    same, mixed = ((a - x).square().sum(1) for x in (b, b.roll(1, 0)))  # of one seed, of two
+    closer = int(((same < nearest) & (same < nearest_other)).sum())
+    found = dict(count=len(a), closer=closer, share=closer / len(a), interval=search.wilson(closer, len(a)))
+    shares = torch.tensor(compare.QUANTILES, dtype=torch.float64) / 100
+    for name, squares in (("a_seed", same), ("two_seeds", mixed),
+                          ("training", torch.cat([nearest, nearest_other]).double())):
+        squares = squares / a.shape[1]
+        found[f"rms_{name}"] = float(squares.mean().sqrt())
+        found[f"quantiles_{name}"] = torch.quantile(squares.sqrt(), shares).tolist()
+    return found
+
+
+def figure(result):
+    """Left the distances of samples, right those of the denoisers at each noise level."""
+    drawn, (left, right) = plot.subplots(2, width=11)
+    names = dict(a_seed="the other's of that seed", two_seeds="the other's of another seed",
+                 training="its nearest training image")
+    for (name, label), colour in zip(names.items(), plot.COLOURS):
+        left.plot(result["samples"][f"quantiles_{name}"], list(compare.QUANTILES), color=colour, label=label)
+    left.set(xlabel="from a sample to ..., root mean square of a pixel of 0 to 255", xlim=0, ylim=(0, 100),
+             ylabel="% of the samples")
+    for (where, found), colour in zip(result["denoisers"].items(), plot.COLOURS):
+        right.loglog(result["sigmas"], found["apart"], color=colour, label=f"images of {where}: difference")
+        right.loglog(result["sigmas"], found["loss"]["first"], ":", color=colour, label="loss of the first")
+    right.set(xlabel=r"noise $\sigma$", ylabel="mean square of a pixel of -1 to 1")
+    left.legend(fontsize="x-small"), right.legend(fontsize="x-small")
+    return drawn
+
+
+def in_words(path):
+    """A comparison for people."""
+    result = run.read_json(path)
+    s, (low, high), (first, second) = result["samples"], result["samples"]["interval"], result["ratios"]
+    return "\n".join([
+        f"{s['closer']} of {s['count']} pairs of a seed are closer than their training images: "
+        f"{s['share']:.2%} (95% interval {low:.2%} to {high:.2%})",
+        f"root mean square of a pixel, of 0 to 255: {s['rms_a_seed']:.1f} between samples of a seed, "
+        f"{s['rms_two_seeds']:.1f} of two seeds, {s['rms_training']:.1f} to training images",
+        f"memorized: {first:.2%} and {second:.2%} of the samples", f"wrote {path}"])
+
+
+def main():
+    run.stage(agree, Options, __doc__, say=in_words)
+
+
+if __name__ == "__main__":
+    main()

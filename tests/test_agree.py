@@ -1,0 +1,73 @@
+"""Two trained models beside each other: numbers of small cases that are known, and of two runs on halves."""
+import pytest
+import torch
+from PIL import Image
+
+import data
+import run
+import train
+from paper import agree
+
+TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=1,
+                device="cpu")
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for i in (1, 2):
+        train.train(train.Options(**TRAINING, part=f"{i}/2", out=str(folder / str(i))))
+    return folder
+
+
+def options(folder, **given):
+    usual = dict(run=str(folder / "1"), other=str(folder / "2"), sample_count=70, draws=40, device="cpu")
+    return agree.Options(**usual | given)
+
+
+def test_two_runs_on_halves(halves, tmp_path):
+    path = agree.agree(options(halves))
+    result = run.read_json(path)
+    with Image.open(halves / "1" / "agree.png") as image:
+        assert image.width > 500
+    denoisers = result["denoisers"]
+    rest = len(data.load(data.Options(data="digits", part="1/2"))) - 20
+    assert {name: d["images"] for name, d in denoisers.items()} == dict(first=20, second=20, neither=rest)
+    for d in denoisers.values():  # two models that are nearly untrained, from the same initial weights
+        assert all(0 < a < b for a, b in zip(d["apart"], d["loss"]["first"]))
+    s = result["samples"]
+    assert s["rms_a_seed"] < s["rms_two_seeds"] and s["count"] == 70 and result["ratios"] == [0, 0]
+    before = path.read_bytes()
+    assert agree.agree(options(halves)) == path and path.read_bytes() == before
+    with pytest.raises(ValueError, match="another comparison .*draws"):
+        agree.agree(options(halves, draws=41))
+    o = options(halves, other=str(halves / "1"), out=str(tmp_path / "a.json"))
+    itself = run.read_json(agree.agree(o))
+    assert itself["samples"]["rms_a_seed"] == 0 and itself["samples"]["share"] == 1
+    assert not any(d["apart"] != [0] * 16 for d in itself["denoisers"].values())
+
+
+def test_samples_of_known_distances():
+    one = torch.tensor([[0, 0], [10, 0], [0, 0]], dtype=torch.uint8).reshape(3, 1, 1, 2)
+    other = torch.tensor([[3, 4], [10, 0], [0, 8]], dtype=torch.uint8).reshape(3, 1, 1, 2)
+    found = agree.of_samples(one, other, torch.tensor([26, 1, 65]), torch.tensor([26, 0, 64]))
+    # squared distances 25, 0, 64; the second pair equals a training image, the third is as far as one
+    assert found["closer"] == 1 and found["share"] == 1 / 3
+    assert found["rms_a_seed"] == pytest.approx(((25 + 0 + 64) / 6) ** 0.5)
+    # the other's [0, 8], [3, 4], [10, 0]
+    assert found["rms_two_seeds"] == pytest.approx((64 + (49 + 16) + 100) ** 0.5 / 6 ** 0.5)
+    assert found["rms_training"] == pytest.approx((182 / 12) ** 0.5)
+    assert found["quantiles_a_seed"][0] == 0 and found["quantiles_a_seed"][-1] == pytest.approx(32 ** 0.5)
+
+
+def test_what_cannot_be_compared(halves, tmp_path):
+    for given, words in ((dict(other=""), "give --other"), (dict(run=""), "give --run"),
+                         (dict(out="a.txt"), "must end in .json")):
+        with pytest.raises(ValueError, match=words):
+            options(halves, **given)
+    for name, given in dict(a=dict(labels="true"), b=dict(resolution=4, channel_mult=(1,))).items():
+        train.train(train.Options(**TRAINING | given, out=str(tmp_path / name)))
+        with pytest.raises(ValueError, match="take runs alike in both"):
+            agree.agree(options(halves, other=str(tmp_path / name)))
+    with pytest.raises(ValueError, match="not a run directory"):
+        agree.agree(options(halves, other=str(tmp_path)))
