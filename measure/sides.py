@@ -81,12 +81,11 @@ def training_images(options):
 
 def outside(D, of):
     """The images of its source that a training set D leaves out, whose `data.Options` are `of`."""
-    whole = data.load(replace(of, n=0, labels="none"))  # in an order of which D is the beginning
-    if len(whole) == len(D):
+    rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0))  # whatever their labels
+    if not len(rest):
         raise ValueError(f"--held-out rest: {of.data} has no images but the {len(D)} of the training set; "
                          "name a source of others")
-    images = whole.images[len(D):]
-    return Side(images, images, whole.names[len(D):])
+    return Side(rest.images, rest.images, rest.names)
 
 
 def of_vectors(path, side, distance):
