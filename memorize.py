@@ -6,25 +6,32 @@
 A sample x is memorized if its L2 distance to the nearest training image is under 1/3 of that to the
 second nearest (paper, section 2). Distances and verdicts are exact, in whole numbers. SAMPLES and TRAIN
 are sources of images as for train.py --data, or run directories (their samples; their training set).
+
+    python memorize.py --samples runs/n1000 --train runs/n1000 --held-out rest --curve curve.png --quality
+    python memorize.py --sample-features a.npz --train-features b.npz --distance cosine
+
+What the other numbers answer, and how they mislead: docs/measure.md.
 """
 import csv
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import torch
-from PIL import Image, ImageDraw, ImageFont
-
 import data
 import parallel
+import plot
 import run
 import search
-from images import picture, read
-from kernels import memorized
+from kernels.nearest import is_memorized
+from measure import curve, neighbours as nearest, quality, which, words
+from measure.curve import distance_ratio
+from measure.sheets import copied_sheet, pair_sheet
+from measure.sides import is_run, sides
 from run import option
 
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
-CELL = 96                 # pixels a side of an image on the pair sheet
+NAMED = 20                # held-out images that are training images, by name at most
+MORE = ("csv", "pairs", "curve", "which", "held_out", "held_out_features", "quality", "spurious")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,23 @@ class Options(data.Subset):
     threshold: str = option("1/3", "memorized below this ratio of nearest distances, "
                                    "a fraction p/q in (0, 1)")
     distinct: bool = option(False, "drop exact duplicates from the training images first")
+    neighbours: int = option(0, "compare the nearest distance with the mean of this many nearest (50: "
+                                "Carlini et al.); 0 takes the second nearest")
+    mirror: bool = option(False, "also compare with mirrored training images")
+    sample_features: str = option("", "npz of vectors [N, D] to measure in place of the samples' pixels",
+                                  recorded=False)
+    train_features: str = option("", "npz of the training images' vectors", recorded=False)
+    held_out_features: str = option("", "npz of held-out images' vectors", recorded=False)
+    distance: str = option("l2", "between vectors: l2 or cosine (one minus the similarity)", ("l2", "cosine"))
+    held_out: str = option("", "also score images that were not trained on, the control: a source, or rest "
+                               "for those of --train's source that it leaves out", recorded=False)
+    quality: bool = option(False, "also precision, recall, density, coverage and Frechet distance",
+                           recorded=False)
+    spurious: bool = option(False, "also count samples that repeat other samples, and no training image",
+                            recorded=False)
+    curve: str = option("", "also the shares under every threshold, drawn here as PNG", recorded=False)
+    which: str = option("", "also who is copied, with the most and the never copied images drawn here as PNG",
+                        recorded=False)
     out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default",
                       recorded=False)
     csv: str = option("", "also write every sample with its two nearest training images here", recorded=False)
@@ -49,15 +73,32 @@ class Options(data.Subset):
 
     def __post_init__(self):
         super().__post_init__()
+        vectors = bool(self.sample_features)
+        if vectors != bool(self.train_features):
+            raise ValueError("--sample-features and --train-features are compared with each other; give both")
         for name in ("samples", "train"):
-            if not getattr(self, name):
+            if not getattr(self, name) and not vectors:
                 raise ValueError(f"--{name} is needed: "
                                  "an image folder, a zip, an npz file or a run directory")
         parse_threshold(self.threshold)
-        if Path(self.pairs).suffix.lower() not in ("", ".png"):
-            raise ValueError(f"--pairs {self.pairs} is drawn as PNG; let it end in .png")
+        for name in ("pairs", "curve", "which"):
+            if Path(value := getattr(self, name)).suffix.lower() not in ("", ".png"):
+                raise ValueError(f"--{name} {value} is drawn as PNG; let it end in .png")
         if self.pair_rows < 1:
             raise ValueError(f"--pair-rows {self.pair_rows}: at least 1")
+        if self.neighbours < 0 or self.neighbours == 1:
+            raise ValueError(f"--neighbours {self.neighbours}: give 2 or more, such as 50, or 0 for the "
+                             "second nearest")
+        for wrong, remedy in (
+                (self.mirror, "--mirror is for images; give the vectors of mirrored ones too"),
+                (self.held_out, "--held-out names images; give their vectors, --held-out-features"),
+                ((self.pairs or self.which) and not (self.samples and self.train),
+                 "--pairs and --which draw images; give these too, in the vectors' order")):
+            if wrong and vectors:
+                raise ValueError(f"of vectors, {remedy}")
+        if not vectors and (self.held_out_features or self.distance != "l2"):
+            raise ValueError("--held-out-features and --distance are for vectors; give --sample-features and "
+                             "--train-features")
 
 
 def parse_threshold(text):
@@ -72,30 +113,41 @@ def parse_threshold(text):
     return ratio.numerator, ratio.denominator
 
 
-def score(samples, train, threshold=(1, 3), references=None):
-    """Compare samples with training images, both uint8 [*, C, H, W] on one device.
+def measured(x, train, threshold=(1, 3), neighbours=0, **how):
+    """Verdicts bool [Q], squared distances [Q, K] and indices [Q, K] of x, on the CPU.
+
+    x [Q, ...] and train [N, ...] are on one device, uint8 or floats; K is `neighbours`, or 2 without. Under
+    torchrun every process measures its share, and has all. `how` is as for `nearest.compared`.
+    """
+    count, part = len(x), x[parallel.share(len(x))]
+    squares, index = nearest.compared(part, train, neighbours or 2, **how)
+    verdict = (nearest.near_the_mean if neighbours else is_memorized)(squares, threshold)
+    return [parallel.gather(result, count).cpu() for result in (verdict, squares, index)]
+
+
+def score(samples, train, threshold=(1, 3), references=None, **how):
+    """Compare samples with training images, both uint8 [*, C, H, W], or vectors, on one device.
 
     `references` are the training images prepared, which may then lie elsewhere themselves.
-    Returns a summary for JSON, and verdicts bool [Q], distances int64 [Q, 2] and indices int64 [Q, 2].
+    Returns a summary for JSON, and what `measured` does, to which `how` goes.
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).
     """
     with parallel.group(samples.device):
-        part = memorized(samples[parallel.share(len(samples))], references or train, threshold)
-        verdict, distances, index = (parallel.gather(a, len(samples)).cpu() for a in part)
+        verdict, squares, index = measured(samples, references or train, threshold, **how)
     hits, count = int(verdict.sum()), len(samples)
     low, high = search.wilson(hits, count)
-    mean = distances.double().sqrt().mean(0).tolist()
+    mean = squares[:, :2].double().sqrt().mean(0).tolist()
     summary = dict(
         samples=count, training_images=len(train),
         memorized=hits, ratio=hits / count, interval_95=[low, high],
         threshold=f"{threshold[0]}/{threshold[1]}",
         copied_training_images=len(index[verdict, 0].unique()),
-        pixel_exact_copies=int((distances[:, 0] == 0).sum()),
-        copies_of_duplicates=int((distances[:, 1] == 0).sum()),
+        pixel_exact_copies=int((squares[:, 0] == 0).sum()),
+        copies_of_duplicates=int((squares[:, 1] == 0).sum()),
         mean_distance=mean[0], mean_second_distance=mean[1],
         duplicate_training_images=int(data.duplicates(train.cpu()).sum()))
-    return summary, verdict, distances, index
+    return summary, verdict, squares, index
 
 
 def memorize(options):
@@ -104,74 +156,83 @@ def memorize(options):
     Raises ValueError for images that cannot be read or compared, or if `out` holds another result.
     """
     device = data.pick_device(options.device, options.threads)
-    train, train_names = training_images(options)
-    folder = Path(options.samples) if run.Directory(options.samples).config.is_file() else None
-    samples, _, sample_names = read(samples_of_run(folder) if folder else options.samples, options.resolution)
-    if options.distinct:
-        keep = ~data.duplicates(train)
-        train, train_names = train[keep], [name for name, kept in zip(train_names, keep.tolist()) if kept]
+    samples, train, held_out, classes = sides(options)
     about = dict(options=run.recorded(options),
-                 source=dict(samples_sha256=data.sha256(samples), train_sha256=data.sha256(train)))
-    out = Path(options.out) if options.out else run.Directory(folder).memorize if folder else None
+                 source=dict(samples_sha256=data.sha256(samples.values),
+                             train_sha256=data.sha256(train.values)))
+    there, out = {}, Path(options.out) if options.out else None
+    if not out and is_run(options.samples):
+        out = run.Directory(options.samples).memorize
     if out and out.is_file():
         there = run.read_json(out)
         different = run.differences(there, about, run.defaults(Options))
         if different:
             raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
-        if not options.csv and not options.pairs:
+        if not any(getattr(options, name) for name in MORE):
             return there
     data.announce(options.device, device)
-    threshold = parse_threshold(options.threshold)
-    summary, verdict, distances, index = score(samples.to(device), train.to(device), threshold)
+    x, y, h = (side and side.values.to(device) for side in (samples, train, held_out))
+    how = dict(mirror=options.mirror, cosine=options.distance == "cosine")
+    kind = dict(how, threshold=parse_threshold(options.threshold), neighbours=options.neighbours)
+    with parallel.group(device):
+        summary, *found = score(x, y, **kind)
+        held = h is not None and measured(h, y, **kind)
     if parallel.rank():
         return summary
-    result = summary | about | run.provenance(device)
+    if options.sample_features:
+        summary["vector_length"] = x.shape[1]
+    more = beside(options, x, y, h, found, held, classes, how)
+    if held:
+        copied = (held[1][:, 0] == 0).nonzero()[:NAMED, 0].tolist()
+        more["held_out"] |= dict(sha256=data.sha256(held_out.values),
+                                 names_in_training=[held_out.names[i] for i in copied])
+    result = there | summary | more | about | run.provenance(device)
     if out:
         run.write_json(out, result)
-    if options.csv:
-        write_csv(options.csv, distances, index, verdict, sample_names, train_names)
-    if options.pairs:
-        with run.publish(options.pairs) as temporary:
-            pair_sheet(samples, train, distances, index, options.pair_rows).save(temporary, format="PNG")
+    draw(options, result, samples, train, *found)
     return result
 
 
-def samples_of_run(folder):
-    """The samples file of a run directory; if several are there, the largest of its last weights.
+def beside(options, x, y, h, found, held, classes, how):
+    """What the options ask for beyond the ratio, a dict for JSON; h and held are those of held-out images.
 
-    Its name is samples.npz, samples-STEP.npz (of a snapshot) or samples-FIRST-LAST.npz (of seeds, as the
-    Makefile names it). Raises ValueError if there is none, or if other weights than those beside it made it.
+    x, y and h are samples, training and held-out images (None without); found and held what `measured` says.
     """
-    def of(file):
-        """The step of the snapshot that a samples file is of; "~", which sorts last, for the last weights."""
-        words = file.stem.split("-")
-        return words[1] if len(words) == 2 else "~"
-
-    found = max(folder.glob("samples*.npz"), key=lambda file: (of(file), file.stat().st_size), default=None)
-    if not found:
-        raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
-    files = run.Directory(folder)
-    model = files.model if of(found) == "~" else files.snapshot(int(of(found)))
-    made_of = run.about(found).get("source", {}).get("weights_sha256")
-    if made_of and model.is_file() and run.file_sha256(model) != made_of:
-        raise ValueError(f"{found} was not drawn from {model}; remove it and sample again")
-    return str(found)
-
-
-def training_images(options):
-    """The training images uint8 [N, C, H, W] and their names, of a run or of (a subset of) a source."""
-    subset = {name: getattr(options, name) for name in ("n", "classes", "resolution", "subset_seed")}
-    if run.Directory(options.train).config.is_file():
-        if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
-            raise ValueError(f"--train {options.train} is a run directory, "
-                             "which has its own n, classes, resolution and subset-seed; leave them out")
-        D = data.of_run(options.train, options.data)
-    else:
-        D = data.load(data.Options(data=options.train, **subset))
-    return D.images, D.names
+    k, (verdict, squares, index), more = options.neighbours, found, {}
+    if held:
+        more["held_out"] = curve.control(verdict, squares, *held[:2], curve.cells(y, x, h), k)
+    if options.curve:
+        more["curve"] = curve.curve(*(curve.distance_ratio(f[1], k) for f in (found, held) if f))
+    if options.quality:
+        more["quality"] = quality.quality(x, y, h)
+    if options.which:
+        more["which"] = which.which(verdict, index, y, classes)
+    if options.spurious:
+        spurious = nearest.near_other_samples(x, squares, verdict, parse_threshold(options.threshold), **how)
+        hits = int(spurious.sum())
+        more["spurious"] = dict(samples=hits, ratio=hits / len(x),
+                                interval_95=list(search.wilson(hits, len(x))))
+    return more
 
 
-def write_csv(path, distances, index, verdict, sample_names, train_names):
+def draw(options, result, samples, train, verdict, squares, index):
+    """Write the table and the pictures that the options name."""
+    if options.csv:
+        write_csv(options.csv, verdict, squares, index, samples.names, train.names, options.neighbours)
+    if options.curve:
+        plot.draw_curve(result, options.curve)
+    sheets = {}
+    if options.pairs:
+        sheets[options.pairs] = pair_sheet(samples.images, train.images, squares, index, options.pair_rows,
+                                           options.neighbours)
+    if options.which:
+        sheets[options.which] = copied_sheet(train.images, which.copies(verdict, index, len(train)))
+    for path, sheet in sheets.items():
+        with run.publish(path) as temporary:
+            sheet.save(temporary, format="PNG")
+
+
+def write_csv(path, verdict, distances, index, sample_names, train_names, neighbours=0):
     """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255), both images.
 
     In UTF-8; bytes of a name that are not UTF-8 are written as \\udc and their hexadecimal digits.
@@ -181,58 +242,34 @@ def write_csv(path, distances, index, verdict, sample_names, train_names):
         table = csv.writer(file)
         table.writerow(["sample", "memorized", "ratio",
                         "distance", "second_distance", "nearest", "second_nearest"])
+        ratios = distance_ratio(distances, neighbours).tolist()
         for i, name in enumerate(sample_names):
-            d, (a, b) = distances[i].double().sqrt().tolist(), index[i].tolist()
-            table.writerow([name, int(verdict[i]), f"{d[0] / d[1]:.6f}" if d[1] else "",
+            d, (a, b, *_) = distances[i].double().sqrt().tolist(), index[i].tolist()
+            table.writerow([name, int(verdict[i]), f"{ratios[i]:.6f}" if d[-1] else "",
                             f"{d[0]:.4f}", f"{d[1]:.4f}", train_names[a], train_names[b]])
-
-
-def distance_ratio(distances):
-    """Nearest by second nearest distance, float64 [N], of their squares int64 [N, 2]; 1 where both are 0."""
-    d = distances.double().sqrt()
-    return torch.where(d[:, 1] > 0, d[:, 0] / d[:, 1], 1.0)
-
-
-def pair_sheet(samples, train, distances, index, rows=8):
-    """The most (left) and the least (right) memorized samples: sample, nearest, second nearest, ratio."""
-    d, ratio = distances.double().sqrt(), distance_ratio(distances)
-    order = ratio.argsort(stable=True).tolist()
-    rows = min(rows, len(order))
-    panels = (("most memorized", order[:rows]), ("least memorized", order[::-1][:rows]))
-    pad, head, text = 8, 44, 88
-    width = 3 * (CELL + pad) + text
-    sheet = Image.new("RGB", (2 * width + 3 * pad, head + rows * (CELL + pad) + pad), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for panel, (title, chosen) in enumerate(panels):
-        left = pad + panel * (width + pad)
-        pen.text((left, 4), title, fill="black", font=font)
-        for column, word in enumerate(("sample", "nearest", "second", "ratio")):
-            pen.text((left + column * (CELL + pad), 24), word, fill="black", font=font)
-        for row, i in enumerate(chosen):
-            top = head + row * (CELL + pad)
-            for column, image in enumerate((samples[i], train[index[i, 0]], train[index[i, 1]])):
-                cell = picture(image.numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
-                sheet.paste(cell, (left + column * (CELL + pad), top))
-            lines = [f"{ratio[i]:.3f}" if d[i, 1] > 0 else "0 / 0", f"d1 {d[i, 0]:.1f}", f"d2 {d[i, 1]:.1f}"]
-            pen.multiline_text((left + 3 * (CELL + pad), top + CELL // 4), "\n".join(lines),
-                               fill="black", font=font)
-    return sheet
 
 
 def report(result):
     """The summary in words, for people."""
+    given, vectors = result.get("options", {}), "vector_length" in result
+    k, distance = given.get("neighbours", 0), given.get("distance", "l2").replace("l2", "L2")
     low, high = result["interval_95"]
     lines = [f"{result['memorized']} of {result['samples']} samples memorized: {result['ratio']:.2%} "
-             f"(95% interval {low:.2%} to {high:.2%}), ratio of distances under {result['threshold']}",
+             f"(95% interval {low:.2%} to {high:.2%}), ratio of distances under {result['threshold']}"
+             + f" of the mean of the {k} nearest" * bool(k),
              f"{result['copied_training_images']} of {result['training_images']} training images copied "
-             f"at least once; {result['pixel_exact_copies']} samples equal a training image in every pixel",
-             f"mean L2 distance to the nearest {result['mean_distance']:.1f}, to the second nearest "
+             f"at least once; {result['pixel_exact_copies']} samples equal a training image in every "
+             f"{'value' if vectors else 'pixel'}",
+             f"mean {distance} distance to the nearest {result['mean_distance']:.1f}, to the second nearest "
              f"{result['mean_second_distance']:.1f} (pixel values 0 to 255)"]
+    if vectors:
+        lines[2] = (f"mean {distance} distance to the nearest {result['mean_distance']:.4g}, to the second "
+                    f"nearest {result['mean_second_distance']:.4g} (vectors of {result['vector_length']})")
     if result["duplicate_training_images"]:
         lines.append(f"{result['duplicate_training_images']} training images repeat an earlier one: "
                      f"copies of those ({result['copies_of_duplicates']} to the pixel) "
                      "cannot count as memorized; --distinct drops the repeats")
-    return "\n".join(lines)
+    return "\n".join(lines + words.beside(result))
 
 
 def main():

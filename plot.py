@@ -4,10 +4,12 @@
     python plot.py --emm w128/emm.json,w256/emm.json --out width.png
                                                                several searches; and width-trajectory.png
     python plot.py --experiment paper/results/cpu/width.json   paper/results/cpu/width.png
+    python plot.py --quality a.json,b.json --out quality.png   of memorize.py --quality, quality against ratio
 
 Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as
 they were above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
 """
+import contextlib
 import csv
 import os
 from dataclasses import dataclass
@@ -38,12 +40,15 @@ VERDICTS = dict(agrees="#009e73", disagrees="#d55e00")  # colours of titles
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
     experiment: str = option("", "or a result file of paper.experiments")
-    out: str = option("", "PNG to write; emm.png beside the first file, or the experiment's name, by default")
+    quality: tuple[str, ...] = option((), "or results of memorize.py --quality, such as of each snapshot")
+    out: str = option("", "PNG to write; emm.png or quality.png beside the first file, or the experiment's "
+                          "name, by default")
     published: bool = option(False, "draw the published base run even if the settings are others")
 
     def __post_init__(self):
-        if bool(self.emm) == bool(self.experiment):
-            raise ValueError("give either --emm RESULT/emm.json or --experiment RESULT.json to draw")
+        if bool(self.emm) + bool(self.experiment) + bool(self.quality) != 1:
+            raise ValueError("give either --emm RESULT/emm.json, --experiment RESULT.json or --quality "
+                             "MEMORIZE.json,... to draw")
         if self.out and not self.out.endswith(".png"):
             raise ValueError(f"--out {self.out} must end in .png")
 
@@ -84,15 +89,22 @@ def read(paths):
 
 def plot(options):
     """Draw the searches that the options name; returns the path of the PNG of ratio against |D|."""
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's would not even import here
-    import matplotlib  # a second to import: only where it is used
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # and not this machine's matplotlibrc, which may ask for LaTeX
+    with plain_matplotlib():
         return draw(options)
 
 
+@contextlib.contextmanager
+def plain_matplotlib():
+    """Within, matplotlib as it comes, and not as this machine's matplotlibrc, which may ask for LaTeX."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's would not even import here
+    import matplotlib  # a second to import: only where it is used
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
 def draw(options):
-    """`plot`, with matplotlib as it comes."""
+    """`plot`, within `plain_matplotlib`."""
     if options.experiment:
         out = Path(options.out) if options.out else Path(options.experiment).with_suffix(".png")
         result = run.read_json(options.experiment)
@@ -104,6 +116,10 @@ def draw(options):
         if "denoising" in result["points"][0]:
             save(denoising(result), out.with_stem(f"{out.stem}-loss"))
         return out
+    if options.quality:
+        out = Path(options.out) if options.out else Path(options.quality[0]).with_name("quality.png")
+        save(tradeoff([run.read_json(path) for path in options.quality], options.quality), out)
+        return out
     results = read(options.emm)
     names = [describe(result, results) for result in results]
     out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
@@ -111,6 +127,59 @@ def draw(options):
     name = f"{out.stem}-trajectory.png" if options.out else "trajectory.png"
     save(trajectories(results, names), out.with_name(name))
     return out
+
+
+def draw_curve(result, path):
+    """Draw the shares under every threshold, of a result of memorize.py --curve, as a PNG at `path`."""
+    with plain_matplotlib():
+        save(shares(result), path)
+
+
+def shares(result):
+    """The distribution of the ratio of samples and of held-out images, with DKW bands."""
+    found, (figure, axes) = result["curve"], subplots()
+    for name, colour, line in (("samples", COLOURS[1], "-"), ("held_out", COLOURS[0], "--")):
+        if name in found:
+            x, y, half = found["thresholds"], found[name], found[f"{name}_band"]
+            axes.plot(x, y, line, color=colour, label=name.replace("_", "-"))
+            axes.fill_between(x, [max(0, v - half) for v in y], [min(1, v + half) for v in y],
+                              color=colour, alpha=0.2, linewidth=0)
+    p, q = map(int, result["threshold"].split("/"))
+    axes.axvline(p / q, color="black", linewidth=1, linestyle=":", label=result["threshold"])
+    k = result["options"]["neighbours"]
+    other = f"mean of the {k} nearest" if k else "second nearest"
+    axes.set(xlabel=f"threshold of nearest distance / {other}",
+             ylabel="share below", xlim=(0, 1), ylim=(-0.03, 1.03))
+    axes.legend(fontsize="small")
+    return figure
+
+
+def tradeoff(results, names):
+    """Quality against memorization: shares and the Frechet distance, joined in the order given.
+
+    If all have held-out images, quality is against these, and memorization the share of the samples under the
+    threshold that these put at 1% of false positives: 1/3 is too strict to tell early snapshots apart.
+    """
+    if lacking := [name for name, result in zip(names, results) if "quality" not in result]:
+        raise ValueError(f"{lacking[0]} has no quality; score its samples with memorize.py --quality")
+    controlled = all("held_out" in r["quality"] for r in results)
+    against = "held_out" if controlled else "training"
+    found = [r["quality"][against] for r in results]
+    ratios = [r["held_out"]["samples_under_threshold"] if controlled else r["ratio"] for r in results]
+    rate = f" at {results[0]['held_out']['rate']:.0%} of false positives" if controlled else ""
+    figure, (left, right) = subplots(2, 11)
+    for name, colour, marker in zip(("precision", "recall", "coverage"), COLOURS, MARKERS):
+        y = [q[name] for q in found]
+        ends = [q[f"{name}_interval_95"] for q in found]
+        error = [[max(0, v - e[0]) for v, e in zip(y, ends)], [max(0, e[1] - v) for v, e in zip(y, ends)]]
+        left.errorbar(ratios, y, error, color=colour, marker=marker, capsize=2, linewidth=1, label=name)
+    right.plot(ratios, [q["frechet"] for q in found], color=COLOURS[3], marker="o", linewidth=1)
+    left.set(ylabel=f"share, against {against.replace('_', '-')} images", ylim=(-0.03, 1.03))
+    right.set(ylabel="Frechet distance", ylim=(0, None))
+    for axes in (left, right):
+        axes.set(xlabel=f"memorization ratio{rate}")
+    left.legend(fontsize="small")
+    return figure
 
 
 def subplots(columns=1, width=6.6):

@@ -113,6 +113,15 @@ memorize 2 --samples digits --train digits --threshold -1/3 | threshold
 memorize 2 --samples digits --train digits --threshold nan | threshold
 memorize 2 --samples digits --train digits --threshold 1e-9 | threshold
 memorize 2 --samples digits | --train
+memorize 2 --samples digits --train digits --neighbours 1 | --neighbours 1
+memorize 2 --samples digits --train digits --distance cosine | --sample-features
+memorize 2 --samples digits --train digits --curve x.pdf | x.pdf
+memorize 2 --sample-features FILES/other.npz | both
+memorize 1 --samples digits --train digits --neighbours 5000 --device cpu | 5000 nearest of 1797
+memorize 1 --samples digits --train digits --held-out rest --device cpu | the 1797 of the training set
+memorize 1 --samples digits --train digits --n 9 --held-out FILES/colour32 --device cpu | [3, 32, 32]
+memorize 1 --samples digits --train digits --n 4 --quality --device cpu | more than 5
+memorize 1 --sample-features FILES/other.npz --train-features FILES/other.npz --device cpu | float64 [3]
 memorize 1 --samples digits --train digits --n 1 --device cpu | second nearest
 emm      2 TRAIN --eps 0 | eps
 emm      2 TRAIN --alpha 2 | alpha

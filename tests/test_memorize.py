@@ -19,6 +19,7 @@ import sample
 import search
 from conftest import ROOT
 from images import read
+from measure import sides
 
 
 def options(samples, train, **given):
@@ -158,9 +159,9 @@ def test_run_directories(tmp_path):
 def test_the_largest_samples_of_the_last_weights_are_taken(tmp_path):
     for name, size in (("samples-00000010.npz", 9), ("samples-0-4.npz", 5), ("samples-0-11.npz", 12)):
         np.savez(tmp_path / name, arr_0=np.zeros((size, 8, 8, 1), np.uint8), about="{}")
-        assert memorize.samples_of_run(tmp_path) == str(tmp_path / name)  # each before those that were there
+        assert sides.samples_of_run(tmp_path) == str(tmp_path / name)  # each before those that were there
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros((7, 8, 8, 1), np.uint8), about="{}")
-    assert memorize.samples_of_run(tmp_path) == str(tmp_path / "samples-0-11.npz")
+    assert sides.samples_of_run(tmp_path) == str(tmp_path / "samples-0-11.npz")
 
 
 def test_the_result_comes_first_and_the_table_in_utf8_whatever_the_names(tmp_path, write_images, noise):
@@ -189,7 +190,89 @@ def test_outputs_that_are_no_regular_files(tmp_path, write_images, noise):
     assert not os.path.isfile(os.devnull) and not os.path.isfile(tmp_path / "pipe")
 
 
+OLD_FIELDS = [
+    "samples", "training_images", "memorized", "ratio", "interval_95", "threshold", "copied_training_images",
+    "pixel_exact_copies", "copies_of_duplicates", "mean_distance", "mean_second_distance",
+    "duplicate_training_images", "options", "source", "commit", "versions", "host", "machine", "processor",
+    "device"]
+
+
+def test_more_fields_for_who_asks_alone(tmp_path, write_images, noise):
+    samples, train = two_folders(tmp_path, write_images, noise)
+    held_out = noise(50, 8, 8, 3, seed=5)
+    held_out[7] = noise(30, 8, 8, 3)[11]
+    held_out = str(write_images(tmp_path / "held-out", held_out))
+    out = str(tmp_path / "X.json")
+    first = memorize.memorize(options(samples, train, out=out))
+    assert list(first) == OLD_FIELDS and len(memorize.report(first).splitlines()) == 3
+    more = memorize.memorize(options(
+        samples, train, out=out, held_out=held_out, quality=True, spurious=True,
+        curve=str(tmp_path / "curve.png"), which=str(tmp_path / "which.png")))
+    assert {name: more[name] for name in OLD_FIELDS} == first
+    assert set(more) == {*OLD_FIELDS, "held_out", "curve", "quality", "which", "spurious"}
+    assert more["curve"]["samples"][40] == 0.6 and more["curve"]["held_out"][40] == 0.02
+    assert more["held_out"]["names_in_training"] == ["0007.png"]
+    words = memorize.report(more)
+    for line in ("control: 1 of 50 held-out images would count as memorized, 2.00% (0.35% to 10.50%)",
+                 "1 held-out images equal a training image, and count among the false positives: 0007.png;",
+                 "5 training images copied, one of them 2 times", "0 samples spurious", "\nZ_U -",
+                 "C_T: no cell holds enough samples", "held-out against training images: precision"):
+        assert line in words
+    for name in ("curve", "which"):
+        assert len(Image.open(tmp_path / f"{name}.png").convert("RGB").getcolors(10**6)) > 50
+    assert memorize.memorize(options(samples, train, out=out)) == json.loads(json.dumps(more))  # it all stays
+    with pytest.raises(ValueError, match="mirror: False there, True asked"):
+        memorize.memorize(options(samples, train, out=out, mirror=True))
+
+
+def test_carlinis_ratio_and_mirrored_images(tmp_path, write_images, noise):
+    samples, train = two_folders(tmp_path, write_images, noise)
+    found = memorize.memorize(options(samples, train, neighbours=20, threshold="1/2",
+                                      csv=str(tmp_path / "a.csv")))
+    assert found["memorized"] == 6 and "under 1/2 of the mean of the 20 nearest" in memorize.report(found)
+    x, y = (read(str(f))[0].flatten(1).double() for f in (samples, train))
+    d = torch.cdist(x, y).topk(20, largest=False).values
+    with open(tmp_path / "a.csv") as file:
+        ratios = [float(row["ratio"]) for row in csv.DictReader(file)]
+    assert ratios == pytest.approx((d[:, 0] / d.mean(1)).tolist(), abs=1e-6)
+    flipped = read(str(samples))[0].flip(-1).permute(0, 2, 3, 1).numpy()
+    flipped = write_images(tmp_path / "flipped", flipped)
+    assert memorize.memorize(options(flipped, train))["memorized"] == 0
+    assert memorize.memorize(options(flipped, train, mirror=True))["memorized"] == 6
+    with pytest.raises(ValueError, match="31 nearest of 30 images; give more images, or a smaller K"):
+        memorize.memorize(options(samples, train, neighbours=31))
+
+
+def test_vectors_get_the_same_verdicts(tmp_path, write_images, noise):
+    samples, train = two_folders(tmp_path, write_images, noise)
+    files = dict(sample_features=str(tmp_path / "a.npz"), train_features=str(tmp_path / "b.npz"))
+    for path, folder in zip(files.values(), (samples, train)):
+        np.savez(path, features=read(str(folder))[0].flatten(1).numpy().astype(np.float32))
+    pixels = memorize.memorize(options(samples, train))
+    found = memorize.memorize(options("", "", **files))
+    for name in ("memorized", "copied_training_images", "pixel_exact_copies", "mean_distance"):
+        assert found[name] == pytest.approx(pixels[name])
+    assert "vectors of 192" in memorize.report(found) and "in every value" in memorize.report(found)
+    cosine = memorize.memorize(options(samples, train, **files, distance="cosine",
+                                       pairs=str(tmp_path / "p.png"),
+                                       held_out_features=files["train_features"]))
+    assert cosine["memorized"] == 6 and cosine["held_out"]["training_copies"] == 30
+    assert "mean cosine distance to the nearest" in memorize.report(cosine)
+    assert Image.open(tmp_path / "p.png").mode == "RGB"
+
+
+VECTORS = dict(sample_features="a.npz", train_features="b.npz")
+
+
 @pytest.mark.parametrize("given, words", [
+    (dict(neighbours=1), "--neighbours 1: give 2 or more"), (dict(neighbours=-5), "--neighbours -5"),
+    (dict(curve="x.pdf"), "--curve x.pdf is drawn as PNG"), (dict(which="x.jpg"), "--which x.jpg"),
+    (dict(sample_features="x"), "give both"), (dict(train_features="x"), "give both"),
+    (dict(held_out_features="x"), "give --sample-features"),
+    (dict(distance="cosine"), "give --sample-features"),
+    (VECTORS | dict(mirror=True), "--mirror is for images"),
+    (VECTORS | dict(held_out="rest"), "give their vectors, --held-out-features"),
+    (VECTORS | dict(samples="", which="x.png"), "--pairs and --which draw images; give these too"),
     (dict(samples=""), "--samples is needed"), (dict(pairs="x.jpg"), "--pairs x.jpg is drawn as PNG"),
     (dict(train=""), "--train is needed"), (dict(threshold="4/3"), "4/3"),
     (dict(pair_rows=0), "pair-rows")])

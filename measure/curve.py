@@ -1,0 +1,122 @@
+"""The ratio of nearest distances, whole: its distribution, held-out images as a control, two-sample tests.
+
+A held-out image cannot be a copy, but for near-duplicates in the data: the share of them under a threshold is
+the threshold's false positive rate.
+"""
+import math
+import warnings
+
+import numpy as np
+import torch
+from scipy import stats
+
+from search import CONFIDENCE, wilson
+
+RATE = 0.01       # of false positives, at which the threshold is given
+STEPS = 120       # of the thresholds from 0 to 1: 1/2, 1/3, 1/4 and 1/5 are among them
+CELLS = 10        # of k-means, for C_T
+LEAST = 20        # samples that a cell of C_T must hold: from about there U is near normal
+FIT = 10_000      # training images that k-means is fitted to
+
+
+def distance_ratio(squares, neighbours=0):
+    """Nearest by second nearest distance, float64 [N], of their squares [N, K]; 1 where both are 0.
+
+    With `neighbours`, nearest distance by the mean of all K.
+    """
+    d = squares.double().sqrt()
+    other = d.mean(1) if neighbours else d[:, 1]
+    return torch.where(other > 0, d[:, 0] / other, 1.0)
+
+
+def shares_below(values, thresholds):
+    """The share of values strictly below each threshold: lists of floats."""
+    ordered = np.sort(np.asarray(values))
+    return (np.searchsorted(ordered, np.asarray(thresholds), side="left") / len(ordered)).tolist()
+
+
+def band(count, confidence=CONFIDENCE):
+    """Half the height of the DKW band: the true distribution lies within it everywhere at once.
+
+    P(sup |F_n - F| > e) <= 2 exp(-2 n e^2), for every F (Dvoretzky, Kiefer and Wolfowitz 1956; Massart 1990).
+    """
+    return math.sqrt(math.log(2 / (1 - confidence)) / (2 * count))
+
+
+def curve(samples, held_out=None):
+    """The shares of ratios below every threshold i / STEPS, for JSON, and half the heights of the bands."""
+    thresholds = [i / STEPS for i in range(STEPS + 1)]
+    found = dict(thresholds=thresholds)
+    for name, ratios in (("samples", samples), ("held_out", held_out)):
+        if ratios is not None:
+            found |= {name: shares_below(ratios, thresholds), f"{name}_band": band(len(ratios))}
+    return found
+
+
+def threshold_at(rate, ratios):
+    """(threshold, [low, high]): the largest under which at most `rate` of the ratios lie, and its interval.
+
+    The interval is of order statistics: it holds the quantile of the distribution that the ratios are from
+    with probability 95% at least, whatever that is. An end that so few ratios do not show is 0 or 1.
+    """
+    n, ordered = len(ratios), np.sort(np.asarray(ratios))
+    # the quantile lies between the l-th and the u-th smallest if between l and u - 1 ratios lie below it
+    low, high = (int(stats.binom.ppf(p, n, rate)) for p in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    interval = [float(ordered[low - 1]) if low else 0.0, float(ordered[high]) if high < n else 1.0]
+    return float(ordered[min(n - 1, math.floor(rate * n + 1e-9))]), interval
+
+
+def z_u(samples, held_out):
+    """Z-scored Mann-Whitney U of the samples' distances against those of held-out images, 0 if all are equal.
+
+    U counts pairs in which the sample is further from the training images, ties half. Far below 0: samples
+    are nearer to the training images than new images are, copies. Far above: further, underfitting (Meehan,
+    Chaudhuri and Dasgupta, 2004.05675). The variance is that under ties.
+    """
+    m, n = len(samples), len(held_out)
+    ranks = stats.rankdata(np.concatenate([samples, held_out]))
+    u = ranks[:m].sum() - m * (m + 1) / 2
+    ties = np.unique(ranks, return_counts=True)[1].astype(float)
+    variance = m * n / 12 * (m + n + 1 - (ties**3 - ties).sum() / ((m + n) * (m + n - 1)))
+    return float((u - m * n / 2) / math.sqrt(variance)) if variance > 0 else 0.0
+
+
+def c_t(sample_distances, sample_cells, held_out_distances, held_out_cells):
+    """(C_T, cells used): Z_U of each cell, weighted by held-out images; (None, 0) if no cell has enough.
+
+    Cells int [N] cut the space in pieces; distances are to the nearest of all training images. Those with
+    fewer than LEAST samples or no held-out image say nothing (Meehan et al., C_T with tau LEAST / M).
+    """
+    scores, weights = [], []
+    for c in np.unique(sample_cells):
+        a, b = sample_distances[sample_cells == c], held_out_distances[held_out_cells == c]
+        if len(a) >= LEAST and len(b):
+            scores.append(z_u(a, b)), weights.append(len(b))
+    return (float(np.average(scores, weights=weights)), len(scores)) if scores else (None, 0)
+
+
+def cells(train, *others, seed=0):
+    """Cells of k-means on the training images, for each of `others`: int arrays [N]."""
+    from sklearn.cluster import MiniBatchKMeans  # takes a second
+    y = train[:FIT].flatten(1).cpu().numpy().astype(np.float32)
+    with warnings.catch_warnings(action="ignore"):  # of fewer distinct images than cells
+        means = MiniBatchKMeans(min(CELLS, len(y)), random_state=seed, n_init=1).fit(y)
+    return [means.predict(x.flatten(1).cpu().numpy().astype(np.float32)) for x in others]
+
+
+def control(verdict, squares, held_verdict, held_squares, cells_of, neighbours=0):
+    """What held-out images say of the samples, for JSON; squares [N, K] and [M, K] of nearest distances.
+
+    `cells_of` are the cells int [N] and [M] of both.
+    """
+    ratios, held_ratios = (distance_ratio(s, neighbours).tolist() for s in (squares, held_squares))
+    d, held_d = (s[:, 0].double().sqrt().numpy() for s in (squares, held_squares))
+    hits, count = int(held_verdict.sum()), len(held_squares)
+    threshold, interval = threshold_at(RATE, held_ratios)
+    under = sum(r < threshold for r in ratios)
+    found = dict(images=count, memorized=hits, ratio=hits / count, interval_95=list(wilson(hits, count)),
+                 training_copies=int((held_squares[:, 0] == 0).sum()), rate=RATE, threshold=threshold,
+                 threshold_interval_95=interval, samples_under_threshold=under / len(ratios),
+                 samples_interval_95=list(wilson(under, len(ratios))), z_u=z_u(d, held_d))
+    found["c_t"], found["c_t_cells"] = c_t(d, cells_of[0], held_d, cells_of[1])
+    return found

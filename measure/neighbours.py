@@ -1,0 +1,149 @@
+"""The K nearest of vectors or images, exactly; the nearest with mirrored ones; Carlini's verdict.
+
+Images are uint8 [N, ...], and their squared distances whole numbers, int64. Vectors are floats [N, D], and
+their squared distances are sums of squared differences in float64. Of equally near ones the lower index comes
+first.
+"""
+from decimal import Decimal, localcontext
+
+import numpy as np
+import torch
+
+from kernels import References, memorized
+from kernels.nearest import is_memorized
+from kernels.nearest_cpu import centred, float64_products, int8_products_are_exact, squared_norms
+
+BLOCK = 2**24             # distances at once: 64 MB of float32
+PAIRS = 2**22             # values of the pairs that are measured again at once: 32 MB of float64
+UNIT = 2.0**-24           # the unit roundoff of float32
+MAX_INT32_PIXELS = 2**31 // 255**2
+SMALLEST = 2.0**-126      # a float32 result below it may become 0
+# Float64 errs by 2^-53 in a square root and in each of K sums: far below this, for K up to thousands
+UNDECIDED = 1e-11
+DIGITS = 60               # sums of roots that agree to so many are called equal
+
+
+def nearest(x, y, k):
+    """Squared distances [Q, k], ascending, and indices int64 [Q, k] of the k nearest y of each x.
+
+    x [Q, ...] and y [N, ...] are both uint8 or both floats, on one device. What `approximate` puts above the
+    k-th smallest by more than twice its error is further; the rest is measured again. Raises ValueError if
+    N < k.
+    """
+    if len(y) < k:
+        raise ValueError(f"{k} nearest of {len(y)} images; give more images, or a smaller K")
+    x, y = x.flatten(1), y.flatten(1)
+    distances, error, _ = approximate(x, y)
+    found = [], []
+    for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(y))):
+        d = distances(rows)
+        kth = d.kthvalue(k, dim=1).values if d.is_cuda else torch.from_numpy(
+            np.partition(d.numpy(), k - 1, axis=1)[:, k - 1])
+        row, index = (d <= (kth + 2 * error[rows])[:, None]).nonzero(as_tuple=True)
+        square = squares_of_pairs(x, y, rows[row], index).cpu().numpy()
+        row, index = row.cpu().numpy(), index.cpu().numpy()
+        order = np.lexsort((index, square, row))
+        first = np.searchsorted(row, np.arange(len(rows)))  # rows are in order, each with k or more
+        chosen = order[first[:, None] + np.arange(k)]
+        found[0].append(torch.from_numpy(square[chosen])), found[1].append(torch.from_numpy(index[chosen]))
+    return tuple(torch.cat(part).to(x.device) for part in found)
+
+
+def approximate(x, y):
+    """(distances, error, unit) of x [Q, D] and y [N, D], both uint8 or both floats.
+
+    distances(rows) [rows, N] is |x - y|^2 / unit within error [Q]. Of small uint8 images on a CPU it is
+    exact, int32, and the error 0. In float32, with |x| and |y| the norms about the mean of y, R the largest
+    |y|, u the unit roundoff and g = D / (1 - D u), |x|^2 + |y|^2 - 2 x.y errs by less than
+    u (2 (g + 8) |x| R + 4 |x|^2 + 4 R^2): by the roundings of x, y and their norms, g of the product in any
+    order of its sum (Higham 2002, section 3.1), two of the sums, and one of a limit that it is compared with.
+    Products must be float32 and not TF32, as data.set_up sees to.
+    """
+    D = x.shape[1]
+    if x.dtype == torch.uint8 and x.device.type == "cpu" and D <= MAX_INT32_PIXELS:
+        x, y = centred(x), centred(y)
+        product = torch._int_mm if int8_products_are_exact(D) else float64_products
+        a, b = squared_norms(x), squared_norms(y)
+        exact = torch.zeros(len(x), dtype=torch.int32)
+        return lambda rows: torch.sub(b + a[rows, None], product(x[rows], y.T), alpha=2), exact, 1
+    x, y = x.double(), y.double()
+    mean = y.mean(0)
+    x, y = x - mean, y - mean
+    scale = max(float(z.abs().max()) for z in (x, y) if len(z)) or 1.0  # so that no square overflows
+    x, y = x / scale, y / scale
+    a, b = x.square().sum(1), y.square().sum(1)
+    size, R = a.sqrt(), float(b.max().sqrt())
+    error = (UNIT * (2 * (D / (1 - D * UNIT) + 8) * size * R + 4 * a + 4 * R * R)
+             + 8 * D * SMALLEST + D * UNIT**2 * (size + R) ** 2)  # of what float32 flushes; of float64 itself
+    x, y, a, b = x.float(), y.float(), a.float(), b.float()
+    return (lambda rows: torch.addmm(b, x[rows], y.T, alpha=-2).add_(a[rows, None]),
+            error.float() * (1 + 4 * UNIT), scale**2)
+
+
+def squares_of_pairs(x, y, row, column):
+    """|x - y|^2 of pairs: int64 of uint8, float64 of floats."""
+    parts = []
+    for i, j in zip(row.split(max(1, PAIRS // x.shape[1])), column.split(max(1, PAIRS // x.shape[1]))):
+        parts.append((x[i].double() - y[j].double()).square_().sum(1))
+    squares = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=x.device)
+    return squares.to(torch.int64) if x.dtype == torch.uint8 else squares
+
+
+def compared(x, y, k=2, mirror=False, cosine=False):
+    """`nearest` for k of 2 or more. `mirror` counts the nearer of each y and its mirror image.
+
+    x is uint8 [Q, ...] or floats [Q, D]; y may be `References` where k is 2. `cosine` takes vectors of length
+    one, and gives the squares of 1 - x.y, which is |x - y|^2 / 2: close ones lose no digits.
+    """
+    def search(queries):
+        if isinstance(y, References) or k == 2 and x.dtype == torch.uint8:
+            return memorized(queries, y)[1:]
+        return nearest(queries, y, k)
+    if not mirror:
+        squares, index = search(x)
+        return (squares / 2) ** 2 if cosine else squares, index
+    # |x - mirrored y| = |mirrored x - y|. An image among the k nearest is among them in the search in which
+    # it is nearer: all before it there are before it in both
+    found = [torch.cat(parts, 1).cpu().numpy() for parts in zip(search(x), search(x.flip(-1)))]
+    squares, index = _by(found, found[0], found[1])
+    again = np.zeros(index.shape, bool)
+    again[:, 1:] = index[:, 1:] == index[:, :-1]
+    squares, index = _by((squares, index), index, squares, again)
+    return tuple(torch.from_numpy(part[:, :k].copy()).to(x.device) for part in (squares, index))
+
+
+def near_other_samples(x, squares, verdict, threshold=(1, 3), **how):
+    """bool [Q]: samples not memorized, but another sample is nearer than p/q of the nearest training image.
+
+    "Spurious" of Pham et al. (2505.21777), by the ratio that decides what is memorized: replayed, and no
+    image of the training set. The more samples, the more are found. squares [Q, K] are those to training
+    images, on the CPU as verdict [Q], and `how` is as for `compared`.
+    """
+    other = compared(x, x, **how)[0][:, 1].cpu()  # the first is the sample itself, or its equal, at 0 as well
+    return ~verdict & is_memorized(torch.stack([other, squares[:, 0]], 1), threshold)
+
+
+def _by(arrays, *keys):
+    """Arrays [Q, K] with each row in the order of keys, the last one first."""
+    order = np.lexsort(keys, axis=1)
+    return [np.take_along_axis(array, order, 1) for array in arrays]
+
+
+def near_the_mean(squares, threshold):
+    """bool [Q]: whether the nearest is under p/q of the mean distance to the K nearest, of squares [Q, K].
+
+    Carlini et al. (2301.13188) for CIFAR-10, with K = 50 and p/q = 1/2. Of whole numbers, what float64 cannot
+    decide is decided to DIGITS digits.
+    """
+    p, q = threshold
+    d = squares.double().sqrt()
+    left, right = q * d.shape[1] * d[:, 0], p * d.sum(1)
+    verdict = left < right
+    if not squares.is_floating_point():
+        close = ((left - right).abs() <= UNDECIDED * right).nonzero()[:, 0].tolist()
+        with localcontext(prec=DIGITS + 10):
+            for i in close:
+                roots = [Decimal(s).sqrt() for s in squares[i].tolist()]
+                gap = p * sum(roots) - q * len(roots) * roots[0]
+                verdict[i] = gap > Decimal(10)**-(DIGITS - 20)
+    return verdict

@@ -1,0 +1,160 @@
+"""What memorize.py compares: images of sources and run directories, or any extractor's vectors (npz)."""
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import run
+from images import read
+from run import ZIP_ERRORS, bounded
+
+MAX_BYTES = 2**34      # of a file's vectors: 16 GiB
+MAX_VALUES = 2**20     # of a vector
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is compared, uint8 images [N, C, H, W] or vectors [N, D]; its images (None without), and names."""
+    values: torch.Tensor
+    images: torch.Tensor | None
+    names: list
+
+    def __len__(self):
+        return len(self.values)
+
+
+def sides(options):
+    """Samples, training images and held-out images (None without) as `Side`s, true classes int64 [N] or None.
+
+    `options` are memorize.py's; `distinct` drops duplicates here. Raises ValueError for what cannot be read
+    or compared.
+    """
+    samples, train, held_out, classes = None, None, None, None
+    if options.train:
+        D, of = training_images(options)
+        train = Side(D.images, D.images, D.names)
+        if options.which:
+            classes = data.load(replace(of, labels="none")).labels
+    if options.samples:
+        place = options.samples
+        place = samples_of_run(Path(place)) if is_run(place) else place
+        samples = of_source(place, options.resolution)
+    if options.held_out:
+        rest = options.held_out == "rest"
+        held_out = outside(D, of) if rest else of_source(options.held_out, of.resolution)
+    if options.sample_features:
+        samples = of_vectors(options.sample_features, samples, options.distance)
+        train = of_vectors(options.train_features, train, options.distance)
+        if options.held_out_features:
+            held_out = of_vectors(options.held_out_features, None, options.distance)
+        for side in filter(None, (samples, held_out)):
+            if side.values.shape[1] != train.values.shape[1]:
+                raise ValueError(f"{side.names[0]} and the like have {side.values.shape[1]} values, training "
+                                 f"vectors {train.values.shape[1]}; take both from one extractor")
+    if options.distinct:
+        keep = ~data.duplicates(train.values)
+        train = Side(train.values[keep], None if train.images is None else train.images[keep],
+                     [name for name, kept in zip(train.names, keep.tolist()) if kept])
+        classes = classes if classes is None else classes[keep]
+    return samples, train, held_out, classes
+
+
+def of_source(source, resolution):
+    images, _, names = read(source, resolution)
+    return Side(images, images, names)
+
+
+def training_images(options):
+    """The training set of a run or of (a subset of) a source, and the `data.Options` that it is of."""
+    subset = {name: getattr(options, name) for name in ("n", "classes", "resolution", "subset_seed")}
+    if run.Directory(options.train).config.is_file():
+        if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
+            raise ValueError(f"--train {options.train} is a run directory, "
+                             "which has its own n, classes, resolution and subset-seed; leave them out")
+        return data.of_run(options.train, options.data), data.options_of_run(options.train, options.data)
+    of = data.Options(data=options.train, **subset)
+    return data.load(of), of
+
+
+def outside(D, of):
+    """The images of its source that a training set D leaves out, whose `data.Options` are `of`."""
+    rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0))  # whatever their labels
+    if not len(rest):
+        raise ValueError(f"--held-out rest: {of.data} has no images but the {len(D)} of the training set; "
+                         "name a source of others")
+    return Side(rest.images, rest.images, rest.names)
+
+
+def of_vectors(path, side, distance):
+    """The vectors in `path` as a `Side`, whose images are those of `side`, if that is given."""
+    values = vectors(path, distance)
+    if side is None:
+        return Side(values, None, [f"{Path(path).name}/{i:05d}" for i in range(len(values))])
+    if len(values) != len(side):
+        raise ValueError(f"{path} has {len(values)} vectors for {len(side)} images; give one for each image, "
+                         "in their order")
+    return Side(values, side.images, side.names)
+
+
+def is_run(place):
+    return bool(place) and run.Directory(place).config.is_file()
+
+
+def samples_of_run(folder):
+    """The samples file of a run directory; if several are there, the largest of its last weights.
+
+    Its name is samples.npz, samples-STEP.npz (of a snapshot) or samples-FIRST-LAST.npz (of seeds, as the
+    Makefile names it). Raises ValueError if there is none, or if other weights than those beside it made it.
+    """
+    def of(file):
+        """The step of the snapshot that a samples file is of; "~", which sorts last, for the last weights."""
+        words = file.stem.split("-")
+        return words[1] if len(words) == 2 else "~"
+
+    found = max(folder.glob("samples*.npz"), key=lambda file: (of(file), file.stat().st_size), default=None)
+    if not found:
+        raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
+    files = run.Directory(folder)
+    model = files.model if of(found) == "~" else files.snapshot(int(of(found)))
+    made_of = run.about(found).get("source", {}).get("weights_sha256")
+    if made_of and model.is_file() and run.file_sha256(model) != made_of:
+        raise ValueError(f"{found} was not drawn from {model}; remove it and sample again")
+    return str(found)
+
+
+def vectors(path, distance="l2"):
+    """Vectors float32 or float64 [N, D] of an npz file: its array `features`, or arr_0, or the only one.
+
+    With distance "cosine" they are scaled to length one, in float64. Raises ValueError, naming the file, for
+    what are no finite vectors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            known = [name for name in ("features.npy", "arr_0.npy") if name in names] or names
+            if len(known) > 1 and known == names or not known:
+                raise ValueError(f"arrays: {', '.join(names) or 'none'}; call one features")
+            bounded(archive, known[0], MAX_BYTES)
+            with archive.open(known[0]) as file:
+                x = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, *ZIP_ERRORS) as error:
+        raise ValueError(f"{path} is not a readable npz file of features ({error})") from None
+    if x.dtype.kind != "f" or x.ndim != 2 or not len(x) or not 1 <= x.shape[1] <= MAX_VALUES:
+        raise ValueError(f"{path}: features are {x.dtype} {list(x.shape)}; save floats [N, D], a vector an "
+                         "image, such as x.reshape(len(x), -1).astype(np.float32)")
+    wrong = np.flatnonzero(~np.isfinite(x).all(1))
+    if len(wrong):
+        raise ValueError(f"{path}: {len(wrong)} vectors are not finite, the first of them number {wrong[0]}; "
+                         "extract these again, or drop them")
+    x = torch.from_numpy(x.astype(np.float64 if distance == "cosine" or x.itemsize > 4 else np.float32))
+    if distance == "cosine":
+        zero = (x.abs().amax(1) == 0).nonzero()[:, 0].tolist()
+        if zero:
+            raise ValueError(f"{path}: vector {zero[0]} is zero and has no direction; drop it, or take "
+                             "--distance l2")
+        x = x / x.abs().amax(1, keepdim=True)  # so that no square overflows
+        x = x / x.norm(dim=1, keepdim=True)
+    return x

@@ -1,0 +1,27 @@
+import numpy as np
+import torch
+
+from measure import sheets
+
+
+def test_the_most_and_the_never_copied():
+    train = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 1, 4, 4) * 5 + 20
+    copies = torch.zeros(40, dtype=torch.int64)
+    copies[[7, 30, 9]] = torch.tensor([2, 5, 2])
+    sheet = np.asarray(sheets.copied_sheet(train, copies, rows=1))[..., 0]
+    middle = sheets.PAD + (sheets.CELL + sheets.PAD) * np.arange(12) + 48
+    row = [24 + 48 + panel * (24 + sheets.CELL + sheets.PAD + 16) for panel in range(2)]
+    most, never = sheet[row[0], middle], sheet[row[1], middle]
+    assert ((most[:3] - 20) // 5).tolist() == [30, 7, 9] and set(most[3:].tolist()) == {255}
+    assert ((never - 20) // 5).tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13]
+
+
+def test_pairs_by_carlinis_ratio():
+    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 4, 4) * 50
+    squares = torch.tensor([[16, 25, 10_000], [9, 10, 11]])  # 4/5 and 3/3.2; by the mean 4/36 and 3/3.2
+    index = torch.tensor([[0, 1, 2], [3, 2, 1]])
+    sheet = sheets.pair_sheet(images[:2], images, squares, index, rows=1, neighbours=3)
+    assert sheet.getpixel((sheets.PAD + sheets.CELL // 2, 44 + sheets.CELL // 2)) == (0, 0, 0)  # the first
+    squares[0, 1] = 17  # 4/4.12, no longer the smaller one by the second nearest
+    sheet = sheets.pair_sheet(images[:2], images, squares[:, :2], index, rows=1)
+    assert sheet.getpixel((sheets.PAD + sheets.CELL // 2, 44 + sheets.CELL // 2)) == (50, 50, 50)
