@@ -159,7 +159,7 @@ class Probe:
         while (verdict := self.verdict(score)) is None:
             start = time.perf_counter()
             D = D or checkpoint.load_model(snapshot, device)[0].use(o.precision)
-            more = o.sample_count if o.full else search.chunk(score["count"], sample.chunk(D))
+            more = o.sample_count if o.full else search.next_samples(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.sample_count))
             x, _ = sample.generate(D, seeds, labels, device=device)
             score["hits"] += int(memorized(x.to(device), references, threshold)[0].sum())
@@ -173,7 +173,7 @@ class Probe:
                                         "the same command goes on from there")
         if D:
             self.show(score, verdict)
-        best = max(self.scores.values(), key=share)["file"]
+        best = max(self.scores.values(), key=ratio_of)["file"]
         scored = {s["file"] for s in self.scores.values()}
         for path in self.files.snapshots()[:-1]:
             if path.name in scored - {best}:
@@ -182,7 +182,7 @@ class Probe:
 
     def show(self, score, verdict):
         low, high = search.interval(score["hits"], score["count"], 1 - CONFIDENCE)
-        print(f"{self.n:7d} {score['epoch']:9.0f} {share(score):8.2%} {low:7.2%}-{high:7.2%} "
+        print(f"{self.n:7d} {score['epoch']:9.0f} {ratio_of(score):8.2%} {low:7.2%}-{high:7.2%} "
               f"{score['count']:8d}  {'above' if verdict else 'below'}", flush=True)
 
     def record(self):
@@ -191,13 +191,14 @@ class Probe:
         if above is None:
             return None
         scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
-        best = max(scores, key=share)
+        best = max(scores, key=ratio_of)
         interval = search.interval_of_best([(s["hits"], s["count"]) for s in scores],
                                            (1 - CONFIDENCE) / len(self.snapshot_steps))
         verdicts = [self.tested(s) for s in scores]
         kept = ("step", "epoch", "hits", "count", "validation_loss")
         trajectory = [{key: s[key] for key in kept if key in s} | dict(
-            ratio=share(s), interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE)) for s in scores]
+            ratio=ratio_of(s), interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE))
+            for s in scores]
         losses = {s["step"]: s["validation_loss"] for s in scores if "validation_loss" in s}
         log = [line for line in run.read_log(self.files.log) if "images" in line]
         if not log:
@@ -205,10 +206,10 @@ class Probe:
                              f"remove {self.files.path} to measure |D| = {self.n} again")
         return dict(
             n=self.n, started=self.started, above=above, whole=self.whole(),
-            ratio=share(best), interval=interval,
+            ratio=ratio_of(best), interval=interval,
             decided=any(verdicts) if above else all(verdict is False for verdict in verdicts),
             best=dict(step=best["step"], epoch=best["epoch"], snapshot=best["file"]),
-            last_ratio=share(scores[-1]),
+            last_ratio=ratio_of(scores[-1]),
             images_trained=scores[-1]["step"] * self.options.batch,
             samples_drawn=sum(s["count"] for s in scores),
             training_seconds=log[-1]["seconds"], sampling_seconds=round(self.sampling_seconds, 3),
@@ -225,7 +226,7 @@ class Probe:
         return search.verdict(score["hits"], score["count"], 1 - o.eps, alpha_above, o.alpha)
 
 
-def share(score):
+def ratio_of(score):
     return score["hits"] / score["count"] if score["count"] else 0.0
 
 

@@ -1,9 +1,8 @@
-"""Draw results: of emm.py, the ratio of memorization against |D| and against epochs; of experiments, points.
+"""Draw results: of emm.py, the ratio of memorization against |D| and against epochs; of memorize.py, quality.
 
     python plot.py --emm runs/emm/emm.json                     runs/emm/emm.png and trajectory.png
     python plot.py --emm w128/emm.json,w256/emm.json --out width.png
                                                                several searches; and width-trajectory.png
-    python plot.py --experiment paper/results/cpu/width.json   paper/results/cpu/width.png
     python plot.py --quality a.json,b.json --out quality.png   of memorize.py --quality, quality against ratio
 
 Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as
@@ -33,22 +32,18 @@ BASE_RUN = dict(
     weight_decay=0.0, ema_halflife=500_000 / 512, ema_rampup_epochs=200, ema_rampup_steps=None, ema_rate=None,
     reshuffle=False, threshold="1/3")
 RESOLUTIONS = (32, 16, 8)
-VERDICTS = dict(agrees="#009e73", disagrees="#d55e00")  # colours of titles
 
 
 @dataclass(frozen=True)
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
-    experiment: str = option("", "or a result file of paper.experiments")
     quality: tuple[str, ...] = option((), "or results of memorize.py --quality, such as of each snapshot")
-    out: str = option("", "PNG to write; emm.png or quality.png beside the first file, or the experiment's "
-                          "name, by default")
+    out: str = option("", "PNG to write; emm.png or quality.png beside the first file by default")
     published: bool = option(False, "draw the published base run even if the settings are others")
 
     def __post_init__(self):
-        if bool(self.emm) + bool(self.experiment) + bool(self.quality) != 1:
-            raise ValueError("give either --emm RESULT/emm.json, --experiment RESULT.json or --quality "
-                             "MEMORIZE.json,... to draw")
+        if bool(self.emm) == bool(self.quality):
+            raise ValueError("give either --emm RESULT/emm.json or --quality MEMORIZE.json to draw")
         if self.out and not self.out.endswith(".png"):
             raise ValueError(f"--out {self.out} must end in .png")
 
@@ -105,17 +100,6 @@ def plain_matplotlib():
 
 def draw(options):
     """`plot`, within `plain_matplotlib`."""
-    if options.experiment:
-        out = Path(options.out) if options.out else Path(options.experiment).with_suffix(".png")
-        result = run.read_json(options.experiment)
-        if "measure" not in result or "points" not in result:
-            raise ValueError(f"{options.experiment} is not a result file of paper.experiments")
-        save(points(result), out)
-        if result["name"] == "size":
-            save(epochs(result), out.with_stem(f"{out.stem}-epochs"))
-        if "denoising" in result["points"][0]:
-            save(denoising(result), out.with_stem(f"{out.stem}-loss"))
-        return out
     if options.quality:
         out = Path(options.out) if options.out else Path(options.quality[0]).with_name("quality.png")
         save(tradeoff([run.read_json(path) for path in options.quality], options.quality), out)
@@ -224,136 +208,6 @@ def ratios(results, names, published=False):
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_formatter("")
     axes.legend(fontsize="small")
-    return figure
-
-
-def points(result):
-    """An experiment's points and intervals over seeds, a line for each series; published ones in grey."""
-    figure, axes = subplots()
-    draw_points(axes, result)
-    axes.set(xlabel=result["x"], ylabel="EMM" if result["measure"] == "emm" else "memorization ratio",
-             title=f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, "
-                   "95% intervals)")
-    axes.title.set_fontsize("medium")
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize="small")
-    return figure
-
-
-def grid(results, verdicts, path, columns=4):
-    """Write a PNG of many experiments, small, with the verdict on each in its title."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams["font.size"] = 7
-        rows = -(-len(results) // columns)
-        figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
-        every = figure.subplots(rows, columns, squeeze=False).flat
-        for result, verdict, axes in zip(results, verdicts, every):
-            draw_points(axes, result, small=True)
-            axes.set_xlabel(result["x"])
-            axes.set_title(f"{result['name']}: {verdict}",
-                           color=VERDICTS.get(verdict.partition(",")[0], "black"))
-        for axes in list(every):
-            axes.remove()
-        save(figure, path)
-
-
-def draw_points(axes, result, small=False):
-    """The points of an experiment on axes of matplotlib, without titles."""
-    from matplotlib import ticker
-    found = result["points"]
-    places = list(dict.fromkeys(str(p["x"]) for p in found))
-    numbers = [p["x"] for p in found]
-    numeric = all(isinstance(x, (int, float)) and x > 0 for x in numbers)
-
-    def place(x):
-        return float(x) if numeric else places.index(str(x))
-
-    def ordered(line):  # values of an option, and not names
-        return all(str(p["x"]).replace(".", "", 1).replace("e-", "", 1).isdigit() for p in line)
-    for i, series in enumerate(dict.fromkeys(p["series"] for p in found)):
-        line = [p for p in found if p["series"] == series]
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        for p in line:  # every seed, small
-            values = [float("nan") if v is None else v for v in p["values"]]
-            axes.plot([place(p["x"])] * len(values), values,
-                      linestyle="none", marker=".", markersize=4, color=colour, alpha=0.6)
-        for p in line:
-            for value, (low, high) in zip(p["values"], p.get("brackets", ())):
-                if value is None:
-                    named = "outside the range searched" in axes.get_legend_handles_labels()[1]
-                    axes.plot(place(p["x"]), low or high, linestyle="none", color=colour,
-                              marker="v" if low is None else "^", markerfacecolor="white",
-                              label=None if named else "outside the range searched")
-        line = [p for p in line if p["mean"] is not None]
-        floor, ceiling = (0, 1) if result["measure"] == "ratio" else (0, float("inf"))
-        # not below 0, which rounding may give where all values are equal
-        error = [[max(0, p["mean"] - max(floor, p["interval"][0])) for p in line],
-                 [max(0, min(ceiling, p["interval"][1]) - p["mean"]) for p in line]]
-        axes.errorbar([place(p["x"]) for p in line], [p["mean"] for p in line], error, capsize=3,
-                      label=series or "measured", marker=marker, color=colour,
-                      linestyle=("-", "--", ":", "-.")[i % 4] if ordered(line) else "none")
-    for i, series in enumerate(dict.fromkeys(p["series"] for p in result["published"])):
-        line = [p for p in result["published"] if p["series"] == series and (numeric or p["x"] in places)]
-        axes.plot([place(p["x"]) for p in line], [p["value"] for p in line],
-                  marker=MARKERS[i % len(MARKERS)], color="0.6", linestyle="--" if ordered(line) else "none",
-                  label=f"published, digitised: {series}".rstrip(": "))
-    if numeric and max(numbers) >= 8 * min(numbers):
-        axes.set_xscale("log")
-    if numeric:
-        axes.set_xticks(sorted(set(numbers)))
-        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
-    else:
-        axes.set_xticks(range(len(places)), places, rotation=30 if len(places) > (3 if small else 8) else 0)
-    axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
-    if small and len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize="xx-small")
-
-
-def epochs(result):
-    """The ratio of every snapshot against epochs, for each |D|: a line of means over seeds, dots of seeds."""
-    figure, axes = subplots()
-    for i, p in enumerate(result["points"]):
-        look = dict(marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)])
-        snapshots = list(zip(*p["trajectories"]))  # [snapshots, seeds]
-        means = [sum(t["ratio"] for t in s) / len(s) for s in snapshots]
-        axes.plot([s[0]["epoch"] for s in snapshots], means,
-                  label=f"|D| = {p['n']:,}", linestyle=("-", "--", ":", "-.")[i % 4], **look)
-        for s in snapshots:
-            axes.plot([t["epoch"] for t in s], [t["ratio"] for t in s],
-                      linestyle="none", markersize=3, alpha=0.5, **look)
-    axes.set(xlabel="epochs", ylabel="memorization ratio of the snapshot", ylim=(-0.03, 1.03), xscale="log",
-             title=f"against epochs ({result['scale']} scale, mean of {len(result['seeds'])} seeds)")
-    axes.title.set_fontsize("medium")
-    axes.legend(fontsize="small")
-    return figure
-
-
-def denoising(result):
-    """Loss against sigma, and the samples' ratios of distances: of the optimum and of the trained model."""
-    figure, (left, right) = subplots(2, 11)
-    for p, colour, marker in zip(result["points"], COLOURS, MARKERS):
-        for key, where, line in (("loss", "training images", "-"), ("loss_outside", "images outside", "--")):
-            for i, d in enumerate(d for d in p["denoising"] if key in d):
-                left.plot(result["sigmas"], d[key], line,
-                          color=colour, marker=marker, markersize=4, linewidth=1,
-                          markerfacecolor=colour if line == "-" else "white",
-                          label=f"{p['x']}, {where}" if i == 0 else None)
-        for i, d in enumerate(p["denoising"]):
-            right.plot(d["distance_ratio_quantiles"], [q / 100 for q in result["quantiles"]],
-                       color=colour, marker=marker, markersize=4, linewidth=1,
-                       label=p["x"] if i == 0 else None)
-    # a loss of exactly zero, of the optimum at little noise, has no place on a logarithmic axis
-    left.set(xscale="log", yscale="log", ylim=(1e-7, None),
-             xlabel="noise level sigma", ylabel="denoising loss a pixel")
-    right.axvline(1 / 3, color="black", linewidth=1, linestyle=":", label="1/3")
-    right.set(xlabel="nearest distance / second nearest", ylabel="share of the samples below",
-              ylim=(-0.03, 1.03))
-    for axes in (left, right):
-        axes.legend(fontsize="small")
     return figure
 
 

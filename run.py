@@ -521,7 +521,7 @@ def interrupted():
 
 def main():
     if len(sys.argv) != 3 or sys.argv[1] != "show":
-        print("run.py: say: python run.py show FILE", file=sys.stderr)
+        print("run.py: usage: python run.py show FILE", file=sys.stderr)
         sys.exit(USAGE)
     try:
         values = about(sys.argv[2])

@@ -24,7 +24,7 @@ PATIENCE = 6       # sizes about a bracket after which it is halved: that many l
 ABOVE_SHARE = 0.6  # of its training that a size above 1 - eps takes until it is decided, to estimate costs
 EXTREME = 0.995    # ratios beyond it tell no more
 BISECTIONS = 50    # halvings of [0, 1]: to the last bits of a float
-CHUNK = 64         # samples before the first look, at least; then half as many again before each
+FIRST_LOOK = 64         # samples before the first look, at least; then half as many again before each
 CONFIDENCE = 0.95  # of the reported intervals
 ONSETS = 0.01, 0.1, 0.5, 0.9  # ratios of whose first time a search tells
 
@@ -324,7 +324,7 @@ def verdict(hits, count, target, alpha_above=0.01, alpha_below=0.01):
     return None
 
 
-def chunk(count, size=CHUNK):
+def next_samples(count, size=FIRST_LOOK):
     """How many samples to draw after the first `count`, before the next look: a multiple of `size`."""
     return max(size, count // 2 // size * size)
 

@@ -39,14 +39,14 @@ def schedule(options, n, step):
     return progress(options.warmup_epochs, options.warmup_steps), beta
 
 
-def mix(*parts):
+def seed_of(*parts):
     """A seed of 32 bits (all that torch's CPU generator takes) from numbers and words, well spread."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest(), "big")
 
 
 @lru_cache(maxsize=64)
 def _order(n, seed, epoch, device):
-    return torch.from_numpy(np.random.RandomState(mix(seed, "order", epoch)).permutation(n)).to(device)
+    return torch.from_numpy(np.random.RandomState(seed_of(seed, "order", epoch)).permutation(n)).to(device)
 
 
 def batch_index(n, batch, step, seed, reshuffle=False, device="cpu"):
@@ -87,7 +87,7 @@ class Work:
         factor, beta = schedule(o, len(self.images), step)
         numbers = self.numbers(o.learning_rate * factor, 1 - beta)
         while True:
-            torch.manual_seed(mix(o.seed, step))
+            torch.manual_seed(seed_of(o.seed, step))
             try:
                 return self.replayed(self.run, index, *numbers)
             except RuntimeError as error:
@@ -98,7 +98,7 @@ class Work:
             self.shrink()  # here, where nothing holds the memory of what failed
 
     def numbers(self, *numbers):
-        """As the work takes them: a graph would hold numbers fast, and so a GPU gets tensors."""
+        """As the work takes them: on a GPU tensors, for a graph would replay the numbers of its recording."""
         device = self.images.device
         return [torch.full((), x, device=device) for x in numbers] if device.type == "cuda" else numbers
 
@@ -132,7 +132,7 @@ class Work:
         sigma = self.net.training_sigma(len(y), device=y.device)
         noise = torch.randn_like(y)
         if parallel.size() > 1:
-            torch.manual_seed(mix(self.options.seed, self.step, parallel.rank()))  # of dropout
+            torch.manual_seed(seed_of(self.options.seed, self.step, parallel.rank()))  # of dropout
         total = torch.zeros((), device=y.device)
         self.net.zero_grad(set_to_none=True)
         mine = parallel.share(len(y))
@@ -186,7 +186,7 @@ def validation_loss(options, net, ema, D, part):
     """
     device, twin = next(net.parameters()).device, copy.deepcopy(net).eval()
     twin.model.load_state_dict({**net.model.state_dict(), **ema})
-    generator = torch.Generator().manual_seed(mix(options.seed, "validation"))
+    generator = torch.Generator().manual_seed(seed_of(options.seed, "validation"))
     sigma = net.training_sigma(len(D), generator)
     noise, total = torch.randn(D.images.shape, generator=generator), 0.0
     for i in torch.arange(len(D)).split(part):

@@ -27,7 +27,7 @@ import parallel
 import run
 import unet
 from run import option
-from steps import Optimizer, Work, mix, validation_loss
+from steps import Optimizer, Work, seed_of, validation_loss
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 MOST_STEPS = 10**12      # more is a typing error
@@ -170,7 +170,7 @@ def training(options, alone=False):
     device = data.pick_device(options.device, options.threads, options.deterministic)
     data.keep_memory()
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
-    net = unet.build(options, D, torch.Generator().manual_seed(mix(options.seed, "weights")))
+    net = unet.build(options, D, torch.Generator().manual_seed(seed_of(options.seed, "weights")))
     net.to(device).use(options.precision)
     if alone:
         data.say_duplicates(D)

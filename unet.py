@@ -27,7 +27,7 @@ EMBEDDINGS = ("positional", "fourier")
 PRECISIONS = ("fp32", "tf32", "bf16")
 PRECISION_CHOICES = ("auto", *PRECISIONS)  # of --precision: see `precision_on`
 
-# Typing errors end here, before they take all of the memory
+# Larger values are typos, and are refused before they exhaust the memory
 MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 100, 2**24
 MAX_PARAMETERS = 2**31
 

@@ -1,4 +1,4 @@
-"""A section of bench/gpu.sh, which see: each result is a line of JSON as soon as it is there.
+"""A section of bench/gpu.sh: each result is a line of JSON as soon as it is there.
 
     python bench/gpu.py --section nearest --device cuda
     python bench/gpu.py --table bench/results/gpu-nvidia-h100-80gb-hbm3.json      the table of docs/gpu.md

@@ -66,7 +66,7 @@ def measure(ratio, n, generator, early):
         p = ratio(n) * (1 - np.exp(-4 * s / SNAPSHOTS)) / (1 - np.exp(-4))
         hits, count, verdict = 0, 0, None
         while count < SAMPLES and verdict is None:
-            more = min(search.chunk(count) if early else SAMPLES, SAMPLES - count)
+            more = min(search.next_samples(count) if early else SAMPLES, SAMPLES - count)
             hits, count = hits + generator.binomial(more, p), count + more
             verdict = search.verdict(hits, count, 1 - EPS, ALPHA / SNAPSHOTS, ALPHA) if early else None
         drawn += count

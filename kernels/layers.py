@@ -219,7 +219,7 @@ def scaled_sum(conv, h, x, skip, scale):
             return torch.add(conv.convolve(h, scale * conv.bias, scale), x, alpha=scale)
         return conv.convolve(h, None, scale) + skip.convolve(x, scale * (conv.bias + skip.bias), scale)
     h, x = conv(h), x if skip is None else skip(x)
-    # in place where no gradient and no transform needs what was there
+    # in place, but for transforms, which need what was there
     return (h + x) * scale if transformed() else h.add_(x).mul_(scale)
 
 

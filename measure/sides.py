@@ -75,6 +75,9 @@ def training_images(options):
             raise ValueError(f"--train {options.train} is a run directory, "
                              "which has its own n, classes, resolution and subset-seed; leave them out")
         return data.of_run(options.train, options.data), data.options_of_run(options.train, options.data)
+    if options.data:
+        raise ValueError(f"--data {options.data} says where the data of a run directory lie now, and "
+                         f"--train {options.train} is none; leave it out")
     of = data.Options(data=options.train, **subset)
     return data.load(of), of
 

@@ -26,7 +26,7 @@ import train
 import unet
 from bench import plan
 from images import shape_of, there
-from paper import compare
+from paper import compare, figures
 from paper.protocol import BASE, EXPERIMENTS, RANGE, SCALES, SEEDS
 from run import option
 
@@ -219,7 +219,7 @@ def one(options, name):
         measure="ratio" if results[0]["n"] else "emm", seeds=options.seeds,
         published=published(name) if options.scale == "paper" else [],
         options=run.recorded(options), **run.provenance(), **shared, points=results))
-    plot.plot(plot.Options(experiment=str(path)))
+    figures.draw(figures.Options(experiment=str(path)))
     return path
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import emm
-import plot
 import run
+from paper import figures as drawn
 from paper.protocol import ALL, EXPERIMENTS, FIRST, LAST, SCALES
 from run import option
 
@@ -82,7 +82,7 @@ def figures(folder, name):
     """The pictures of an experiment: NAME.png, then NAME-*.png. Raises ValueError without the first."""
     if not (folder / f"{name}.png").exists():
         raise ValueError(f"{folder / name}.png is missing; "
-                         f"draw it with: python plot.py --experiment {folder / name}.json")
+                         f"draw it with: python -m paper.figures --experiment {folder / name}.json")
     others = [other for other in EXPERIMENTS if other.startswith(f"{name}-")]
     return [folder / f"{name}.png"] + [
         path for path in sorted(folder.glob(f"{name}-*.png"))
@@ -238,7 +238,7 @@ def report(options):
     """Write the report that the options describe; returns its path."""
     results, said = read(options), notes(Path(options.results) / options.scale)
     text = "\n".join(markdown(options, results, said))
-    plot.grid(results, [in_short(result) for result in results], Path(options.out).with_suffix(".png"))
+    drawn.grid(results, [in_short(result) for result in results], Path(options.out).with_suffix(".png"))
     with run.publish(options.out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return options.out
