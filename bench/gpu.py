@@ -60,7 +60,7 @@ class Options:
 
 def checks(o, kind):
     """The tests that need a GPU, side by side."""
-    command = [sys.executable, "-m", "pytest", "-v", "-n", "4" if kind == "cuda" else "2",
+    command = [sys.executable, "-m", "pytest", "-v", "-n", "6" if kind == "cuda" else "2",
                "-p", "no:cacheprovider", *TESTS]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
