@@ -197,16 +197,19 @@ def shown(options, n):
     return torch.arange(n).repeat_interleave(each)
 
 
-def outside(options, D, count=0):
+def outside(options, D, count=0, copies=False):
     """`count` images (0: all) of the source, or of its part, outside the training set D, as `Images`.
 
     They come in the order in which D would grow. With labels, only those whose label an image of D has.
+    Those that equal an image of D to the pixel are left out, unless `copies`.
     Raises ValueError if there are fewer.
     """
     whole = load(replace(options, n=0, repeat=""))
     index = torch.arange(len(D), len(whole))
     if D.label_dim:
         index = index[torch.isin(whole.labels[index], D.labels)]
+    if not copies:
+        index = index[~duplicates(torch.cat([D.images, whole.images[index]]))[len(D):]]
     if count > len(index):
         alike = " whose label an image there has" if D.label_dim else ""
         raise ValueError(f"{options.data} has {len(index)} images outside the training set{alike}, "

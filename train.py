@@ -106,9 +106,12 @@ class Options(data.Options):
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be a finite number "
                                  f"of at least {least}")
         count = str(self.snapshots).removeprefix("log:")
-        if not (count.isdecimal() and 1 <= int(count) <= MOST_SNAPSHOTS):
+        if not (count != self.snapshots and count.isdecimal() and 1 <= int(count) <= MOST_SNAPSHOTS):
             raise ValueError(f"--snapshots {self.snapshots} is neither a number nor log:K, "
                              f"from 1 to {MOST_SNAPSHOTS:,}")
+        if self.validate and self.labels == "unique":
+            raise ValueError(f"--validate {self.validate} takes images whose label the training set has, and "
+                             "with --labels unique there are none; leave one of them out")
         if self.snapshot_images and isinstance(self.snapshots, str):
             raise ValueError(f"--snapshots {self.snapshots} and --snapshot-images {self.snapshot_images} "
                              "both say where snapshots lie; leave one of them out")

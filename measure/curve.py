@@ -82,7 +82,9 @@ def z_u(samples, held_out):
 
 
 def c_t(sample_distances, sample_cells, held_out_distances, held_out_cells):
-    """(C_T, cells used): Z_U of each cell, weighted by held-out images; (None, 0) if no cell has enough.
+    """(C_T, cells used, its standard deviation by chance); (None, 0, None) if no cell has enough.
+
+    C_T is the mean of Z_U over cells, weighted by held-out images: of C equal cells it varies by 1 / sqrt(C).
 
     Cells int [N] cut the space in pieces; distances are to the nearest of all training images. Those with
     fewer than LEAST samples or no held-out image say nothing (Meehan et al., C_T with tau LEAST / M).
@@ -92,7 +94,10 @@ def c_t(sample_distances, sample_cells, held_out_distances, held_out_cells):
         a, b = sample_distances[sample_cells == c], held_out_distances[held_out_cells == c]
         if len(a) >= LEAST and len(b):
             scores.append(z_u(a, b)), weights.append(len(b))
-    return (float(np.average(scores, weights=weights)), len(scores)) if scores else (None, 0)
+    if not scores:
+        return None, 0, None
+    deviation = float(np.linalg.norm(weights) / np.sum(weights))
+    return float(np.average(scores, weights=weights)), len(scores), deviation
 
 
 def cells(train, *others, seed=0):
@@ -118,5 +123,5 @@ def control(verdict, squares, held_verdict, held_squares, cells_of, neighbours=0
                  training_copies=int((held_squares[:, 0] == 0).sum()), rate=RATE, threshold=threshold,
                  threshold_interval_95=interval, samples_under_threshold=under / len(ratios),
                  samples_interval_95=list(wilson(under, len(ratios))), z_u=z_u(d, held_d))
-    found["c_t"], found["c_t_cells"] = c_t(d, cells_of[0], held_d, cells_of[1])
+    found["c_t"], found["c_t_cells"], found["c_t_deviation"] = c_t(d, cells_of[0], held_d, cells_of[1])
     return found

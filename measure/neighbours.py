@@ -28,8 +28,11 @@ def nearest(x, y, k):
 
     x [Q, ...] and y [N, ...] are both uint8 or both floats, on one device. What `approximate` puts above the
     k-th smallest by more than twice its error is further; the rest is measured again. Raises ValueError if
-    N < k.
+    N < k, or if shapes differ.
     """
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"images of shape {list(x.shape[1:])} cannot be compared with images of shape "
+                         f"{list(y.shape[1:])}; resize or convert one of them")
     if len(y) < k:
         raise ValueError(f"{k} nearest of {len(y)} images; give more images, or a smaller K")
     x, y = x.flatten(1), y.flatten(1)
@@ -76,7 +79,8 @@ def approximate(x, y):
     error = (UNIT * (2 * (D / (1 - D * UNIT) + 8) * size * R + 4 * a + 4 * R * R)
              + 8 * D * SMALLEST + D * UNIT**2 * (size + R) ** 2)  # of what float32 flushes; of float64 itself
     x, y, a, b = x.float(), y.float(), a.float(), b.float()
-    return (lambda rows: torch.addmm(b, x[rows], y.T, alpha=-2).add_(a[rows, None]),
+    # the product first: addmm would add up its terms beside b, and lose the small ones
+    return (lambda rows: (x[rows] @ y.T).mul_(-2).add_(b).add_(a[rows, None]),
             error.float() * (1 + 4 * UNIT), scale**2)
 
 

@@ -39,7 +39,7 @@ def prdc(real, fake, k=NEAREST, real_radii=None, fake_radii=None):
     recalled, covered = [], []
     x, y = real.flatten(1), fake.flatten(1)
     distances, error, unit = approximate(x, y)
-    r_unit, s_unit = r / unit, s / unit
+    r_unit, s_unit = r.double() / unit, s.double() / unit  # float32 would round squares above 2^24
     for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(y))):
         d = distances(rows)
         inside, near = d < r_unit[rows, None], d < s_unit

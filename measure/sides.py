@@ -84,10 +84,11 @@ def training_images(options):
 
 def outside(D, of):
     """The images of its source that a training set D leaves out, whose `data.Options` are `of`."""
-    rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0))  # whatever their labels
+    # whatever their labels, and copies too, which are counted
+    rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0), copies=True)
     if not len(rest):
-        raise ValueError(f"--held-out rest: {of.data} has no images but the {len(D)} of the training set; "
-                         "name a source of others")
+        raise ValueError(f"--held-out rest: the part and classes of {of.data} that were trained on have no "
+                         f"images but the {len(D)} of the training set; name a source of others")
     return Side(rest.images, rest.images, rest.names)
 
 

@@ -1,6 +1,6 @@
 """What the numbers of measure/ say, in words: lines for people, out of the fields of memorize.json."""
 
-SAID = 3.0   # |Z| from which something is said: by chance one test in 370 has it
+SAID = 3.0   # deviations from which something is said: by chance one test in 370 has it
 
 
 def beside(result):
@@ -21,14 +21,15 @@ def of_control(found):
              f"at {found['rate']:.0%} of false positives the threshold is {found['threshold']:.3f} "
              f"({low:.3f} to {high:.3f}), and the share of the samples under it "
              f"{percent(found, 'samples_under_threshold', 'samples_interval_95')}"]
-    for name, z in (("Z_U", found["z_u"]), ("C_T", found["c_t"])):
-        if z is None:
+    for name, value, deviation in (("Z_U", found["z_u"], 1.0), ("C_T", found["c_t"], found["c_t_deviation"])):
+        if value is None:
             lines.append(f"{name}: no cell holds enough samples")
             continue
+        z = value / deviation
         how = ("nearer to the training images than held-out images are: copying" if z < -SAID else
                "further from the training images than held-out images are: underfitting" if z > SAID else
                "as far from the training images as held-out images are, within chance")
-        lines.append(f"{name} {z:+.1f}: samples are {how}")
+        lines.append(f"{name} {value:+.1f}: samples are {how}")
     if found["training_copies"]:
         names = found["names_in_training"]
         more = ", ..." if len(names) < found["training_copies"] else ""

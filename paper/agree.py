@@ -78,7 +78,7 @@ def agree(options):
         nearest.append(distances[:, 0])                               # [N], squared
         ratios.append(summary["ratio"])
     neither = data.outside(chosen[0], sets[0])
-    new = ~data.duplicates(torch.cat([sets[1].images, neither.images]))[len(sets[1]):]
+    new = ~data.duplicates(torch.cat([sets[1].images, neither.images]))[len(sets[1]):]  # nor of the second
     neither = data.Images(neither.images[new], neither.labels[new], neither.label_dim, [])
     result = dict(other=str(Path(options.other).resolve()), ratios=ratios,
                   samples=of_samples(*samples, *nearest), sigmas=compare.SIGMAS, denoisers={})

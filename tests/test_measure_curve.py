@@ -72,9 +72,19 @@ def test_c_t_weighs_cells_by_held_out_images():
     cells_a, cells_b = np.repeat([0, 1], 50), np.repeat([0, 1, 2], 30)
     cells_a[95:] = 3  # too few to count, as is cell 2, which has no samples
     z = [curve.z_u(a[cells_a == c], b[cells_b == c]) for c in (0, 1)]
-    assert curve.c_t(a, cells_a, b, cells_b) == (pytest.approx((30 * z[0] + 30 * z[1]) / 60), 2)
+    assert curve.c_t(a, cells_a, b, cells_b) == (
+        pytest.approx((30 * z[0] + 30 * z[1]) / 60), 2, pytest.approx(math.sqrt(0.5)))
     assert z[0] < -5 and abs(z[1]) < 3
-    assert curve.c_t(a[:9], cells_a[:9], b, cells_b) == (None, 0)
+    assert curve.c_t(a[:9], cells_a[:9], b, cells_b) == (None, 0, None)
+
+
+def test_c_t_varies_by_chance_as_said():
+    random, seen = np.random.RandomState(0), []
+    for _ in range(200):
+        a, b = random.normal(size=600), random.normal(size=600)
+        found, _, deviation = curve.c_t(a, random.randint(0, 9, 600), b, random.randint(0, 9, 600))
+        seen.append(found / deviation)
+    assert abs(np.mean(seen)) < 0.25 and 0.85 < np.std(seen) < 1.15
 
 
 def of(squares):
@@ -92,7 +102,8 @@ def test_control_tells_copies_from_new_images():
         cells = curve.cells(train, x, held_out)
         found[name] = curve.control(*of(squares[name]), *of(squares["held_out"]), cells)
     assert found["copies"]["z_u"] < -20 and found["copies"]["c_t"] < -8
-    assert abs(found["new"]["z_u"]) < 4 and abs(found["new"]["c_t"]) < 4  # other writers
+    new = found["new"]
+    assert abs(new["z_u"]) < 4 and abs(new["c_t"]) < 6 * new["c_t_deviation"]  # other writers
     assert found["copies"]["samples_under_threshold"] == 1 > 0.05 > found["new"]["samples_under_threshold"]
     assert found["new"]["ratio"] == 0 and found["new"]["interval_95"] == list(wilson(0, 700))
     assert found["new"]["images"] == 700 and found["new"]["training_copies"] == 0
@@ -103,4 +114,5 @@ def test_real_photographs_in_halves(cifar10k):
     train, held_out, new = images[:2000], images[2000:3000], images[3000:4000]
     a, b = (neighbours.compared(x, train)[0] for x in (new, held_out))
     found = curve.control(*of(a), *of(b), curve.cells(train, new, held_out))
-    assert found["memorized"] == 0 and abs(found["z_u"]) < 3 and abs(found["c_t"]) < 3
+    assert found["memorized"] == 0 and abs(found["z_u"]) < 3
+    assert abs(found["c_t"]) < 3 * found["c_t_deviation"]

@@ -63,6 +63,18 @@ def test_the_error_bound_holds():
         assert bool((off <= error).all()) and float(error.max()) < 1e-3 * float(exact.max())
 
 
+def test_queries_near_the_mean_keep_their_small_products():
+    """Of vectors around which the others lie in opposite pairs, the terms of x.y are far below |y|^2."""
+    D, eps, f = 20_000, 8e-7, 0.5
+    v = torch.full((D,), 0.9, dtype=torch.float64)
+    w = v * (1 - 2 * (torch.arange(D) % 2)) * (1 - f * eps)
+    y, x = torch.stack([v, -v, w, -w] * 16), (eps * v).repeat(4, 1)
+    distances, error, unit = neighbours.approximate(x, y)
+    true = (x[:, None] - y).square().sum(2) / unit
+    assert bool(((distances(torch.arange(4)).double() - true).abs().amax(1) <= error).all())
+    assert neighbours.nearest(x, y, 1)[1].flatten().tolist() == [0] * 4
+
+
 def test_mirrored_images_count_once(noise):
     y, x = torch.from_numpy(noise(30, 3, 8, 8)), torch.from_numpy(noise(12, 3, 8, 8, seed=1))
     x[0], x[1] = y[4].flip(-1), y[5]

@@ -39,6 +39,20 @@ def test_prdc_as_written_out(noise, k, floats):
         assert low < found[name] < high
 
 
+def test_whole_numbers_that_float32_rounds():
+    """A fake one unit inside the ball about a real image, of squares above 2^24."""
+    real = torch.zeros(2, 3, 12, 12, dtype=torch.uint8)
+    real[1].flatten()[:400], real[1].flatten()[400] = 255, 3          # |real 0 - real 1|^2 = 26,010,009
+    fake = real[1].clone()
+    fake.flatten()[400], fake.flatten()[401], fake.flatten()[402] = 2, 2, 0
+    fake = torch.stack([fake, torch.full_like(fake, 128)])            # 26,010,008 from real 0
+    assert quality.radii(real, 1).tolist() == [26_010_009] * 2
+    found = quality.prdc(real[:1].repeat(2, 1, 1, 1), fake, 1, torch.tensor([26_010_009] * 2),
+                         quality.radii(fake, 1))
+    assert int((fake[0].double() - real[0].double()).square().sum()) == 26_010_008
+    assert found["coverage"] == 1
+
+
 def test_expected_density_and_coverage_of_one_distribution():
     """Naeem et al. 2020: density 1, coverage 1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k))."""
     random, N, M, k = np.random.RandomState(0), 500, 400, 5

@@ -23,7 +23,7 @@ def test_the_rest_of_a_source_and_true_classes():
     assert torch.equal(train.values, D.images) and torch.equal(classes, D.labels) and len(held_out) == 1697
     everything = {*train.names, *held_out.names}
     assert len(everything) == 1797 and not {*train.names} & {*held_out.names}
-    with pytest.raises(ValueError, match="has no images but the 1797 of the training set; name a source"):
+    with pytest.raises(ValueError, match="have no images but the 1797 of the training set; name a source"):
         sides.sides(options(held_out="rest"))
 
 
