@@ -149,7 +149,7 @@ EXPERIMENTS = {
         # the base run's curve is known up to 5,000 images; the figure of all sizes is of EDM's settings
         paper=sizes(500, 1000, 2000, 5000, series="base run")
         + sizes(500, 1000, 2000, 5000, 10_000, 20_000, 50_000, series="EDM, 4 blocks", given=EDM),
-        cpu=sizes(10, 20, 40, 80, series="base run"),
+        cpu=sizes(10, 20, 40, 80, 160, series="base run"),
         gpu=sizes(100, 200, 500, 1000, 2000, 5000, series="base run"),
         published={("base run", None): ("labels", "unconditional")}),
     "epochs": Experiment(
