@@ -54,7 +54,7 @@ train    2 TRAIN --snapshots 10001 | --snapshots 10001
 train    2 TRAIN --snapshots log:2 --snapshot-images 5 | leave one of them out
 train    2 TRAIN --validate -1 | --validate -1
 train    1 TRAIN --validate 1790 | has 1789 images outside the training set
-train    1 TRAIN --validate 1 --labels unique | has 0 images outside the training set whose label
+train    2 TRAIN --validate 1 --labels unique | leave one of them out
 train    2 TRAIN --part 3/2 | --part '3/2'
 train    2 TRAIN --part 1 | --part '1'
 train    1 TRAIN --part 400/400 | digits has no images in part 400/400
@@ -142,10 +142,10 @@ compare  2 --sample-count 3 | --run
 compare  1 --run FILES | not a run directory
 report   2 --out x.txt | .md
 report   1 --results FILES --out OUT.md | has no results
-plot     1 --experiment FILES/empty.json | not a result file
+plot     2 --emm a.json --quality b.json | give either
 experiments 2 --seeds 0,x | 0,x
-experiments 2 --words=--full | --full
-experiments 2 --words=--widht | --widht
+experiments 2 --also=--full | --full
+experiments 2 --also=--widht | --widht
 experiments 2 --name breadth | breadth
 """
 
