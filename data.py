@@ -164,6 +164,8 @@ def in_part(groups, part):
     if not (i.isdecimal() and k.isdecimal() and 1 <= int(i) <= int(k) <= MOST_TIMES):
         raise ValueError(f"--part {part!r} is not one of at most {MOST_TIMES:,} parts; "
                          "write i/k, such as 1/2")
+    if k == "1":
+        return torch.arange(len(groups))
     mine = torch.zeros(len(groups), dtype=torch.bool)
     for group in groups.unique():
         mine[(groups == group).nonzero()[int(i) - 1::int(k), 0]] = True

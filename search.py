@@ -26,6 +26,7 @@ EXTREME = 0.995    # ratios beyond it tell no more
 BISECTIONS = 50    # halvings of [0, 1]: to the last bits of a float
 FIRST_LOOK = 64         # samples before the first look, at least; then half as many again before each
 CONFIDENCE = 0.95  # of the reported intervals
+NORMAL = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # half of one, in standard deviations
 ONSETS = 0.01, 0.1, 0.5, 0.9  # ratios of whose first time a search tells
 
 

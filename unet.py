@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from kernels import layers
 
 ARCHITECTURES = dict(
-    ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1)),
-    ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1)))
+    ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1), embedding="positional"),
+    ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1), embedding="fourier"))
 PRECONDITIONINGS = ("vp", "ve", "edm")
 EMBEDDINGS = ("positional", "fourier")
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -267,7 +267,7 @@ class Denoiser(nn.Module):
                  channel_mult=(2, 2, 2), attn_resolutions=None, embedding=None, skip_connections=None,
                  dropout=0.13, generator=None):
         super().__init__()
-        embedding = embedding or ("fourier" if arch == "ncsnpp" else "positional")
+        embedding = embedding or ARCHITECTURES.get(arch, {}).get("embedding")
         attn_resolutions = [img_resolution // 2] if attn_resolutions is None else list(attn_resolutions)
         skips = (blocks + 1) * len(channel_mult)
         skip_connections = [1] * skips if skip_connections is None else [int(s) for s in skip_connections]

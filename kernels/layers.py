@@ -16,7 +16,9 @@ The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch
 other devices each function is the plain one of kernels/plain.py, and so is the gradient of a gradient.
 """
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -75,17 +77,23 @@ def forms_are_right(device):
             and all(torch.allclose(resample(x, up), plain_resample(x, up)) for up in (False, True)))
 
 
+class Forms(NamedTuple):
+    """What Triton computes instead of torch: of kernels/norm_triton.py and resample_triton.py."""
+    norm: Callable
+    resample: Callable
+
+
 @lru_cache(maxsize=None)
 def triton_forms(device):
-    """The norm of kernels/norm_triton.py and resample of resample_triton.py, or None where none serves."""
+    """The `Forms` of a GPU on this device, or None where they do not serve."""
     if not runs_triton(device, forms_are_right):
         return None
     from kernels import norm_triton, resample_triton
-    return norm_triton.norm, resample_triton.resample
+    return Forms(norm_triton.norm, resample_triton.resample)
 
 
 def fused(x):
-    """The same for x, None under a transform: whether x is for the GPU's forms."""
+    """The GPU's `Forms` if x is for them, else None."""
     return triton_forms(x.device) if x.dtype in (torch.float32, torch.bfloat16) and not plain_only() else None
 
 
@@ -136,7 +144,7 @@ def taps(H, W, k):
 def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     """Group norm of x [B, C, H, W] + shift [B, C], then silu, then dropout."""
     if forms := fused(x):
-        return forms[0](x, weight, bias, groups, eps, shift, silu, dropout)
+        return forms.norm(x, weight, bias, groups, eps, shift, silu, dropout)
     B, C, H, W = x.shape
     mask = None
     if dropout and x.device.type == "cpu" and not plain_only():
@@ -208,7 +216,7 @@ class GroupNorm(torch.autograd.Function):
 def resample(x, up):
     """x [B, C, H, W] of twice the size, each pixel repeated, or of half, the mean of 2 x 2 pixels."""
     if forms := fused(x):
-        return forms[1](x, up)
+        return forms.resample(x, up)
     return plain_resample(x, up)
 
 

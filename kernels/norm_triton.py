@@ -54,7 +54,7 @@ def _group(s, K: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _place(C, P: tl.constexpr, K: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr):
+def _place(C, K: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr):
     """Of this program: its image, its channels [K], and which of them there are."""
     blocks = tl.cdiv(C, SIZE * GROUPS)
     k = tl.arange(0, K)
@@ -112,7 +112,7 @@ def forward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, Y, HW, C, B, shift
     MEAN, SCALE float32 [B, groups]. A value whose 16 bits are below `dropped` is 0; `factor` makes up for it.
     """
     DROPOUT: tl.constexpr = SEED is not None
-    image, channel, there = _place(C, P, K, SIZE, GROUPS)
+    image, channel, there = _place(C, K, SIZE, GROUPS)
     X += image.to(tl.int64) * HW * C
     Y += image.to(tl.int64) * HW * C
     pixel = tl.arange(0, P)
@@ -168,7 +168,7 @@ def backward_kernel(X, SHIFT, WEIGHT, BIAS, SEED, MEAN, SCALE, G, DX, SUMS, HW, 
                     P: tl.constexpr, WHOLE: tl.constexpr, DRAWN: tl.constexpr):
     """G, DX [B, HW, C], gradients of Y and X; SUMS float32 [3, B, C], of weight, bias and shift, by image."""
     DROPOUT: tl.constexpr = SEED is not None
-    image, channel, there = _place(C, P, K, SIZE, GROUPS)
+    image, channel, there = _place(C, K, SIZE, GROUPS)
     X += image.to(tl.int64) * HW * C
     G += image.to(tl.int64) * HW * C
     DX += image.to(tl.int64) * HW * C

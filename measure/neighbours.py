@@ -60,7 +60,7 @@ def approximate(x, y):
     |y|, u the unit roundoff and g = D / (1 - D u), |x|^2 + |y|^2 - 2 x.y errs by less than
     u (2 (g + 8) |x| R + 4 |x|^2 + 4 R^2): by the roundings of x, y and their norms, g of the product in any
     order of its sum (Higham 2002, section 3.1), two of the sums, and one of a limit that it is compared with.
-    Products must be float32 and not TF32, as data.set_up sees to.
+    Products must be float32 and not TF32, as torch's are unless a Denoiser was told to `use` that.
     """
     D = x.shape[1]
     if x.dtype == torch.uint8 and x.device.type == "cpu" and D <= MAX_INT32_PIXELS:

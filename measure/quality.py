@@ -9,11 +9,10 @@ import math
 import torch
 
 from measure.neighbours import BLOCK, approximate, nearest, squares_of_pairs
-from search import wilson
+from search import NORMAL, wilson
 
 NEAREST = 5        # k, as Naeem et al. take
 MOST = 10_000      # of each kind that are compared, the first
-NORMAL = 1.959964  # standard deviations of a 95% interval
 
 
 def radii(x, k=NEAREST):

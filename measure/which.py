@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from measure.neighbours import nearest
-from search import CONFIDENCE
+from search import NORMAL
 
 NEIGHBOURS = 10   # whose mean distance tells how dense the training set is about an image
 
@@ -32,7 +32,7 @@ def rank_correlation(a, b):
     rho = float(stats.spearmanr(a.numpy(), b.numpy()).statistic)
     if abs(rho) >= 1 - 1e-12:
         return rho, [rho, rho]
-    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((1 + rho**2 / 2) / (len(a) - 3))
+    half = NORMAL * math.sqrt((1 + rho**2 / 2) / (len(a) - 3))
     return rho, [math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)]
 
 
@@ -73,7 +73,7 @@ def which(verdict, index, train, classes):
                   samples=torch.bincount(index[:, 0], minlength=len(train)))
     hits, touched = int(verdict.sum()), int((counts["copies"] > 0).sum())
     mean, deviation = drawn(hits, len(train))
-    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * deviation
+    half = NORMAL * deviation
     found = dict(copied=touched, never=len(train) - touched, most_copies=int(counts["copies"].max()),
                  copied_if_uniform=mean,
                  copied_if_uniform_95=[max(0.0, mean - half), min(len(train), mean + half)])

@@ -30,6 +30,7 @@ BATCH = 256                       # images a pass
 MOST_FALSE = 0.01                 # share of images outside that an attack may call members
 QUANTILES = range(0, 101, 5)      # per cent, of the ratio of nearest distances
 SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, evenly in the logarithm
+SAID = 6                          # the level of those that is put in words
 
 
 @dataclass(frozen=True)
@@ -187,11 +188,12 @@ def in_words(path):
     result, lines = run.read_json(path), []
     for name in ("closed form", "trained"):
         r = result[name]
-        outside = f", {r['loss_outside'][6]:.2g} outside" if "loss_outside" in r else ""
+        outside = f", {r['loss_outside'][SAID]:.2g} outside" if "loss_outside" in r else ""
         if outside:
-            outside += f", AUC of membership {r['membership'][6]['auc']:.2f}"
+            outside += f", AUC of membership {r['membership'][SAID]['auc']:.2f}"
         lines.append(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; "
-                     f"loss at sigma {SIGMAS[6]:.2g}: {r['loss'][6]:.2g} on the training images{outside}")
+                     f"loss at sigma {SIGMAS[SAID]:.2g}: {r['loss'][SAID]:.2g} on the training images"
+                     f"{outside}")
     return "\n".join([*lines, f"wrote {path}"])
 
 

@@ -88,10 +88,9 @@ def commands(options, name):
 def native(o):
     """The same options without what they have anyway, so that experiments share runs."""
     _, _, side, classes = source_shape(dataclasses.replace(o, resolution=0, classes=0))
-    embedding = "fourier" if o.arch == "ncsnpp" else "positional"  # of an unet.Denoiser that is given none
     return dataclasses.replace(
         o, resolution=0 if o.resolution == side else o.resolution, classes=o.classes % classes,
-        embedding=None if o.embedding == embedding else o.embedding)
+        embedding=None if o.embedding == unet.ARCHITECTURES[o.arch]["embedding"] else o.embedding)
 
 
 def directory(o, base):

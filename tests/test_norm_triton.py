@@ -138,7 +138,7 @@ def test_second_derivatives():
 def test_a_network_of_these_norms(monkeypatch):
     """A U-Net beside the same one of plain norms: values, every gradient, and dropout by torch's seed."""
     found, x = [], draw(2, 3, 8, 8)
-    for forms in ((norm, resample), None):
+    for forms in (layers.Forms(norm, resample), None):
         monkeypatch.setattr(layers, "triton_forms", lambda device, forms=forms: forms)
         D = unet.Denoiser("ddpmpp", "edm", 8, 3, width=16, blocks=1, channel_mult=(1, 2), dropout=0.0,
                           generator=torch.Generator().manual_seed(0)).to(DEVICE).use("fp32")
@@ -149,7 +149,7 @@ def test_a_network_of_these_norms(monkeypatch):
         y.square().sum().backward()
         found.append([y.detach(), *(p.grad for p in D.parameters())])
     assert all(float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(*found))
-    monkeypatch.setattr(layers, "triton_forms", lambda device: (norm, resample))
+    monkeypatch.setattr(layers, "triton_forms", lambda device: layers.Forms(norm, resample))
     for block in D.modules():
         if isinstance(block, unet.Block):
             block.dropout = 0.5

@@ -429,7 +429,7 @@ def norm_of_a_gpu(x, weight, bias, groups, eps, shift=None, silu=False, dropout=
 def test_forms_of_a_gpu_agree_with_the_published_networks(path, monkeypatch):
     config, a, D, labels = golden(path)
     gradients = []
-    for forms in (None, (norm_of_a_gpu, plain_resample)):
+    for forms in (None, layers.Forms(norm_of_a_gpu, plain_resample)):
         monkeypatch.setattr(layers, "triton_forms", lambda device, forms=forms: forms)
         D.zero_grad()
         denoised = D(a["x"], a["sigma"], labels)
