@@ -159,6 +159,13 @@ EXPERIMENTS = {
         paper=over("epochs", 10_000, 20_000, 40_000, n=2000),
         cpu=over("epochs", 3000, 6000, n=40),
         gpu=over("epochs", 1000, 2000, 4000, n=1000)),
+    "epochs-emm": Experiment(
+        "budget of training", "epochs",
+        "EMM rises with the epochs; the paper stops at 40,000.",
+        [Claim("the longest training has a larger EMM than the shortest", ("", LAST), ("", FIRST))],
+        paper=over("epochs", 10_000, 20_000, 40_000),
+        cpu=over("epochs", 3000, 6000, 12_000),
+        gpu=over("epochs", 1000, 2000, 4000)),
     "resolution": Experiment(
         "resolution, the same images resized", "pixels a side",
         "EMM falls as resolution grows: about 7,600 images of 8x8, 4,500 of 16x16 and 1,060 of 32x32, "
