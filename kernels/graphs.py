@@ -9,9 +9,9 @@ WARM_UP = 2  # calls launched one by one: they compile kernels, choose algorithm
 class Replayed:
     """Call one function, of tensors of the same shapes each time: replayed(function, *tensors).
 
-    From the third call on it is replayed as a CUDA graph. A function that is `pure`, which changes nothing, is
-    called for nothing first, and every answer is the graph's: in float32 cuDNN may choose other kernels for a
-    graph (measured at width 256), which round otherwise.
+    From the third call on it is replayed as a CUDA graph. A `pure` function, which changes nothing, is called
+    for nothing first, and every answer is the graph's: in float32 cuDNN may choose other kernels for a graph
+    (measured at width 256), which round otherwise.
 
     Random numbers are the same: torch's default generator, seeded before a call as ever, is read at each
     replay. The function may not wait for the device.
