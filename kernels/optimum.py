@@ -5,28 +5,31 @@ w = softmax(-|x - y_i|^2 / (2 sigma^2)): it can only replay its training images.
 over the images of that label.
 
 The weights amplify rounding by 1 / sigma^2: float32 distances, the published way, are wrong by up to 8e-3
-on near-duplicates at sigma = 0.002. All that is returned is float64 here. On a CPU with VNNI, int8 products
-find the few images that carry weight at low noise, so that not all need to be multiplied.
+on near-duplicates at sigma = 0.002. The plain form here is float64. On a CPU with VNNI int8 products, which
+are exact, find the few images that carry weight for it, or where those are many, stand in for it altogether.
 """
 import math
 
 import torch
 
-from kernels.nearest import MAX_INT8_PIXELS
 from kernels.nearest_cpu import centred, int8_products_are_exact
 
 # By device: queries and images of a block, at most, and bytes beyond the images. On a CPU the products of a
 # block share a cache. On an H200, 256 queries and 50,000 images took 4.1 ms with these, 9.0 with a CPU's.
 BLOCKS = dict(cpu=(256, 2048, 2**28), cuda=(1024, 8192, 2**32))
-DROPPED_WEIGHT = 1e-8  # of all images left out of a mean together
-FEW = 8                # images that may carry weight: float64 takes them, and not all images
-LARGEST = 0x7F7F       # number in two base-256 digits of -128 to 127
+DROPPED_WEIGHT = 1e-8             # of all images left out of a mean together
+FEW = 8                           # images that may carry weight: float64 takes them, and not all images
+MAX_TERMS = 2**31 // 128**2 - 1   # products of int8 values whose sum an int32 holds
+LARGEST = {2: 0x7F7E, 3: 0x7F7F7E, 4: 0x7F7F7F7E}  # number in so many digits of -128 to 127, one to spare
+# Standard deviations of an output's error, at most, from rounding x and the weights: 1e-5 is 4.4 of both
+# together, for the worst of images, posteriors that are half all-white and half all-black. See `base256`.
+X_ERROR, WEIGHT_ERROR = 2e-6, 1e-6
 
 
 class Optimum:
     """D*(x; sigma, labels) of images uint8 [N, C, H, W] and labels int64 [N], called like `unet.Denoiser`.
 
-    Within 1e-7 of `optimum_reference`. `block_bytes` bounds the memory beyond the images, a second copy of
+    Within 1e-5 of `optimum_reference`. `block_bytes` bounds the memory beyond the images, a second copy of
     them on a CPU, and x and the result themselves.
     """
     sigma_min, sigma_max = 0.0, math.inf
@@ -38,7 +41,7 @@ class Optimum:
         N, D = self.images.shape
         rows, columns, most = BLOCKS[images.device.type]
         half = (block_bytes or most) // 2
-        # bytes of a row: scores, products, weights; x and its digits. Of an image: float64, int8
+        # bytes of a row: logits, weights, their digits; x, its digits, products. Of an image: float64, int8
         self.rows = max(1, min(rows, half // (24 * N + 64 * D)))
         self.columns = max(1, min(columns, half // (20 * D)))
         # 127.5 |y|^2 / 2 up to a constant, where y in [-1, 1] is (pixel - 127.5) / 127.5
@@ -46,8 +49,11 @@ class Optimum:
         for block, norms in zip(self.images.split(self.columns), self.half_norms.split(self.columns)):
             pixel = block.to(torch.float64)
             norms.copy_(pixel.mul_(pixel - 255).sum(1).div_(255))
-        self.int8 = images.device.type == "cpu" and D <= MAX_INT8_PIXELS and int8_products_are_exact(D)
-        self.y = centred(self.images) if self.int8 else None  # pixels - 128
+        self.int8 = images.device.type == "cpu" and D <= MAX_TERMS and int8_products_are_exact(D)
+        if self.int8:
+            self.y = centred(self.images)  # pixels - 128
+            generator = torch.Generator().manual_seed(0)
+            self.dither = torch.rand(max(N, D), dtype=torch.float64, generator=generator)
 
     @torch.no_grad()
     def __call__(self, x, sigma, labels=None):
@@ -79,33 +85,21 @@ class Optimum:
 
         kept bool [b, N] names the images that carry weight; None means all.
         """
-        if not self.int8 or not x.isfinite().all():
+        largest = x.abs().amax(1, keepdim=True).clamp_min(1)
+        if not self.int8 or not largest.isfinite().all():
             return self._float64_mean(x, sigma, kept)
-        found = self._candidates(x, sigma, kept)
-        few, mean = found.sum(1) <= FEW, torch.empty_like(x)
-        for rows, of in ((few, found), (~few, kept)):
-            if rows.any():
-                mean[rows] = self._float64_mean(x[rows], sigma[rows], None if of is None else of[rows])
+        # An error of x moves D* by Cov(y | x) / sigma^2 times it, and no row of Cov is longer than sqrt(D).
+        finest = largest / sigma**2 * (x.shape[1]**0.5 / 2 / X_ERROR)
+        needed = torch.where(finest <= LARGEST[3], 3, torch.where(finest <= LARGEST[4], 4, 2))[:, 0]
+        mean = torch.empty_like(x)
+        for digits in needed.unique().tolist():  # 2 are enough to find candidates, at any sigma
+            rows = needed == digits
+            mean[rows] = self._digits_mean(x[rows], sigma[rows], largest[rows], digits,
+                                           None if kept is None else kept[rows])
         return mean
 
-    def _candidates(self, x, sigma, kept):
-        """bool [b, N]: the images that may carry weight, by int8 products of x rounded to two digits."""
-        step = x.abs().amax(1, keepdim=True).clamp_min(1) / LARGEST
-        whole = (x / step).round_().to(torch.int32)
-        first = (whole + 128) >> 8
-        digits = torch.cat([first, whole - 256 * first]).to(torch.int8)
-        scores = self.half_norms / -step  # in units of step, up to a constant of the row
-        for n in range(0, len(self.y), self.columns):
-            first, second = torch._int_mm(digits, self.y[n:n + self.columns].T).view(2, len(x), -1)
-            scores[:, n:n + self.columns].add_(first, alpha=256).add_(second)
-        if kept is not None:
-            scores.masked_fill_(~kept, -math.inf)
-        # x is off by half a step a pixel, so differences of scores by 127.5; weights differ by the log
-        margin = 127.5 * (x.shape[1] + sigma**2 / step * math.log(len(self.y) / DROPPED_WEIGHT))
-        return scores >= scores.amax(1, keepdim=True) - margin
-
     def _float64_mean(self, x, sigma, kept):
-        """`_mean` by float64 products of the images that any row keeps."""
+        """`_mean` by float64 products."""
         used = None if kept is None else kept.any(0).nonzero()[:, 0]
         count = len(self.images if kept is None else used)
         parts = [slice(n, n + self.columns) for n in range(0, count, self.columns)]
@@ -122,9 +116,83 @@ class Optimum:
             mean.addmm_(weights[:, part], self.images[i].to(torch.float64))
         return mean.div_(127.5).sub_(1)
 
+    def _digits_mean(self, x, sigma, largest, digits, kept):
+        """`_mean` by x in base-256 digits. Constants of a row are left out of its logits."""
+        N, D = self.y.shape
+        step = largest / LARGEST[digits]
+        unit = step * 256.0**(digits - 1)  # of the first digit, and of the logits, times 127.5 sigma^2
+        x_digits = base256(x / step, self.dither[:D], digits)
+        logits = self.half_norms / -unit
+        self._add_products(logits, x_digits[:2])
+        if kept is not None:
+            logits.masked_fill_(~kept, -math.inf)
+
+        # Two digits leave an error of unit / 256 a pixel: logits are off by this, and may differ by the log.
+        margin = 127.5 * (2 * D / 256 + sigma**2 / unit * math.log(N / DROPPED_WEIGHT))
+        best = logits.amax(1, keepdim=True)
+        kept = logits >= best - margin
+        few = (kept.sum(1) <= FEW) | (digits == 2)
+        mean = torch.empty_like(x)
+        mean[few] = self._float64_mean(x[few], sigma[few], kept[few])
+        if few.all():
+            return mean
+
+        many = ~few
+        logits, best, scale = logits[many], best[many], (unit / (127.5 * sigma**2))[many]
+        self._add_products(logits, [digit[many] for digit in x_digits[2:]], first=2)
+        # float32 from here: with the largest logit near 0 it costs the weights a share of about 1e-7
+        weights = logits.sub_(best).mul_(scale).float().softmax(1)
+        mean[many] = self._weighted(weights).add_(0.5).div_(127.5)
+        return mean
+
+    def _weighted(self, weights):
+        """weights [b, N], used up, @ (pixels - 128), float64 [b, D].
+
+        The largest weight of a row is taken as it is, the rest by their digits.
+        """
+        N, row = len(self.y), torch.arange(len(weights))
+        top = torch.from_numpy(weights.numpy().argmax(1))  # many times faster than torch's max with index
+        out = self.y[top] * weights[row, top].double()[:, None]
+        weights[row, top] = 0
+        step = 2 * WEIGHT_ERROR / N**0.5
+        largest = weights.amax(1) / step + 1
+        digits = base256(weights.div_(step), self.dither[:N].float(), 4)
+        # in rows that are left out the digit is 0
+        rows = [(largest > 127 * 256.0**(2 - j)).nonzero()[:, 0] for j in range(4)]
+        digits = torch.cat([digit[r] for digit, r in zip(digits, rows)])
+        # Exact like x's: it is the CPU, not the number of terms, that decides whether products saturate.
+        for n in range(0, N, MAX_TERMS):
+            products = torch._int_mm(digits[:, n:n + MAX_TERMS], self.y[n:n + MAX_TERMS])
+            products = products.split([len(r) for r in rows])
+            for j, (r, product) in enumerate(zip(rows, products)):
+                out.index_add_(0, r, product.double(), alpha=step * 256.0**(3 - j))
+        return out
+
+    def _add_products(self, logits, digits, first=0):
+        """logits [b, N] += sum_j 256^-(first + j) digits[j] @ (pixels - 128).T, of int8 digits [m, b, D]."""
+        for n in range(0, len(self.y), self.columns):
+            block = logits[:, n:n + self.columns]
+            products = torch._int_mm(torch.cat(digits), self.y[n:n + self.columns].T)
+            products = products.view(len(digits), *block.shape)
+            for j, product in enumerate(products, first):
+                block.add_(product, alpha=256.0**-j)
+
 
 def optimum_reference(x, images, sigma):
     """`Optimum` in its plain form: float64 [b, D] of x [b, D] and sigma [b, 1], float64, and uint8 [N, D]."""
     y = images.to(torch.float64) / 127.5 - 1
     logits = (x @ y.T - y.square().sum(1) / 2) / sigma**2  # softmax does not see |x|^2, the same for all
     return logits.softmax(1) @ y
+
+
+def base256(a, dither, digits):
+    """The last base-256 digits of a float [b, K], used up: a list of int8 [b, K], most significant first.
+
+    They hold values up to LARGEST, rounded at a random threshold for each column, the same for all rows. So
+    errors of columns are independent and average to zero whatever the values are: of K of them, at most
+    sqrt(K) / 2.
+    """
+    whole = a.add_(dither).floor_().to(torch.int32)
+    whole.add_(0x808080).bitwise_xor_(0x808080)  # bytes, as int8, are now digits from -128 to 127
+    last_first = whole.view(torch.int8).view(*a.shape, 4)  # little-endian
+    return [last_first[..., i] for i in reversed(range(digits))]

@@ -8,11 +8,11 @@ import data
 import kernels.optimum
 from conftest import ROOT
 from kernels import Optimum
-from kernels.optimum import optimum_reference
+from kernels.optimum import LARGEST, base256, optimum_reference
 
 SIGMAS = [0.002, 0.02, 0.1, 0.5, 2.0, 5.0, 20.0, 80.0]
 SAME_MEAN = 1e-9    # two float64 forms that sum in another order, in [-1, 1] units
-CLOSE_MEAN = 1e-7   # what `Optimum` promises: weights of 1e-8 are left out, of images up to 2 away
+CLOSE_MEAN = 1e-5   # what `Optimum` promises
 has_int8 = kernels.optimum.int8_products_are_exact(192)
 needs_int8 = pytest.mark.skipif(not has_int8, reason="a CPU without VNNI: only the float64 form is used")
 
@@ -77,13 +77,27 @@ def test_which_form_is_used(hard, forms, monkeypatch):
     D = Optimum(hard)
     D(noisy(hard[10:30], 0.1), 0.1)
     assert forms.pop() == 20                        # each query has one candidate
+    D(noisy(hard[10:30], 5.0), 5.0)
     D(noisy(hard[10:30], 80.0), 80.0)
-    assert forms.pop() is None                      # all carry weight
+    assert not any(forms)                           # digits alone
     D(noisy(hard[10:30], 0.1).fill_(torch.inf), 0.1)
     assert forms.pop() is None
     monkeypatch.setattr(kernels.optimum, "int8_products_are_exact", lambda D: False)
-    Optimum(hard)(noisy(hard[10:30], 0.1), 0.1)
+    Optimum(hard)(noisy(hard[10:30], 80.0), 80.0)
     assert forms.pop() is None
+
+
+@needs_int8
+@pytest.mark.parametrize("level", [0.0, 1 / 3, -1 / 255])
+@pytest.mark.parametrize("sigma", [0.05, 0.6, 3.0, 12.0, 80.0])
+def test_black_and_white_images_alone(level, sigma):
+    """The most that an error of x can do: all its pixels round alike, and half of the weight is on white."""
+    images = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
+    images[::2] = 255
+    x = torch.full((4, 3, 16, 16), level, dtype=torch.float64)
+    x[1::2] *= 1e-3
+    x[2:] += 0.1 * torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert (Optimum(images)(x, sigma) - posterior_mean(images, x, sigma)).abs().max() < CLOSE_MEAN
 
 
 def test_a_sigma_for_each_row_and_no_row_sees_another(hard):
@@ -144,12 +158,26 @@ def test_far_away_and_at_the_origin(hard, sigma):
     assert Optimum(hard)(x, sigma)[0].isnan().all()
 
 
+@needs_int8
 @pytest.mark.parametrize("N, D", [(1, 5), (2, 1), (700, 7)])
-def test_small_shapes(noise, N, D):
+def test_small_shapes_and_sums_in_parts(noise, N, D, monkeypatch):
+    monkeypatch.setattr(kernels.optimum, "MAX_TERMS", 97)
     images = torch.from_numpy(noise(N, 1, 1, D))
     for sigma in SIGMAS:
         x = noisy(images[:5], sigma)
         assert (Optimum(images)(x, sigma) - posterior_mean(images, x, sigma)).abs().max() < CLOSE_MEAN
+
+
+@pytest.mark.parametrize("digits", [2, 3, 4])
+def test_digits(digits):
+    largest = LARGEST[digits]
+    a = torch.tensor([[-largest, largest, 0, -1, 127.5, 128, -129, 255.25, 32768, -32640]]).double()
+    a = a.clamp(-largest, largest)
+    dither = torch.linspace(0, 0.999, a.shape[1], dtype=torch.float64)
+    parts = base256(a.clone(), dither, digits)
+    assert len(parts) == digits and all(part.dtype == torch.int8 for part in parts)
+    total = sum(part.long() * 256**j for j, part in enumerate(reversed(parts)))
+    assert torch.equal(total, (a + dither).floor().long())
 
 
 def test_real_images(cifar10k):
