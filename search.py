@@ -109,15 +109,12 @@ def next_sizes(measured, count, running=(), **options):
 
     They are the next size, those that would follow from either of its outcomes, and so on.
     """
-    found, worlds = [], [dict(measured)]
+    found, worlds = [], [measured]
     while worlds and len(found) < count:
         world = worlds.pop(0)
-        n = next_size(world, **options)
-        if n is None:
-            continue
-        if n not in running and n not in found:
-            found.append(n)
-        worlds += [world | {n: dict(above=above, whole=False)} for above in (True, False)]
+        if (n := next_size(world, **options)) is not None:
+            found += [n] if n not in (*running, *found) else []
+            worlds += [world | {n: dict(above=above)} for above in (True, False)]
     return found
 
 
@@ -125,7 +122,7 @@ def ahead(measured, emm, **options):
     """{size: share of its training} that a search goes on to measure if EMM is `emm`."""
     shares, measured = {}, dict(measured)
     while (n := next_size(measured, **options)) is not None:
-        measured[n] = dict(above=n <= emm, whole=False)
+        measured[n] = dict(above=n <= emm)
         shares[n] = ABOVE_SHARE if n <= emm else 1.0
     return shares
 
@@ -236,7 +233,7 @@ def interval(hits, count, alpha=0.05):
         return log_mixture(hits, count, p) >= -math.log(alpha)
 
     def end(outside, inside):  # M_n falls from either side towards hits / count
-        if not count or not excluded(outside):
+        if not excluded(outside):
             return outside
         for _ in range(BISECTIONS):
             middle = (outside + inside) / 2
@@ -251,14 +248,9 @@ def verdict(hits, count, target, alpha_above=0.01, alpha_below=0.01):
 
     If it is not above, "above" is ever said with probability alpha_above at most; and so for below.
     """
-    if not count:
-        return None
-    log_m = log_mixture(hits, count, target)
-    if hits > target * count and log_m >= -math.log(alpha_above):
-        return True
-    if hits < target * count and log_m >= -math.log(alpha_below):
-        return False
-    return None
+    above = hits > target * count
+    decided = log_mixture(hits, count, target) >= -math.log(alpha_above if above else alpha_below)
+    return above if decided else None
 
 
 def next_samples(count, size=FIRST_LOOK):

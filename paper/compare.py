@@ -29,7 +29,6 @@ from run import option
 BATCH = 256                       # images a pass
 QUANTILES = range(0, 101, 5)      # per cent, of the ratio of nearest distances
 SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, evenly in the logarithm
-SAID = 6                          # the level of those that is put in words
 
 
 @dataclass(frozen=True)
@@ -140,19 +139,8 @@ def losses(denoisers, D, draws, seed=0, device="cpu"):
     return {name: torch.cat(loss[name]).reshape(levels) for name in loss}, torch.cat(apart).reshape(levels)
 
 
-def in_words(path):
-    """A comparison for people, its losses at a noise level where the optimum still knows the image."""
-    result, lines = run.read_json(path), []
-    for name in ("closed form", "trained"):
-        r = result[name]
-        outside = f", {r['loss_outside'][SAID]:.2g} outside" if "loss_outside" in r else ""
-        lines.append(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; loss at sigma "
-                     f"{SIGMAS[SAID]:.2g}: {r['loss'][SAID]:.2g} on the training images{outside}")
-    return "\n".join([*lines, f"wrote {path}"])
-
-
 def main():
-    run.stage(compare, Options, __doc__, say=in_words)
+    run.stage(compare, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

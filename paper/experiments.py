@@ -19,7 +19,6 @@ from pathlib import Path
 import data
 import emm
 import run
-import search
 import train
 import unet
 from bench import plan
@@ -29,6 +28,7 @@ from paper.protocol import BASE, EXPERIMENTS, SCALES, SEEDS
 from run import option
 
 ASSUMED_EMM = dict(paper=1000, gpu=500, cpu=20)  # to price searches
+SEARCH = 4.5  # whole trainings of as many images that a search costs (docs/search.md)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def differences(options, usual):
 
 def native(o):
     """The same options without what they have anyway, so that experiments share runs."""
-    _, _, side, classes = source_shape(dataclasses.replace(o, resolution=0, classes=0))
+    _, side, classes = source_shape(dataclasses.replace(o, resolution=0, classes=0))
     return dataclasses.replace(
         o, resolution=0 if o.resolution == side else o.resolution, classes=o.classes % classes,
         embedding=None if o.embedding == unet.ARCHITECTURES[o.arch]["embedding"] else o.embedding)
@@ -107,27 +107,23 @@ def command(o):
 def price(options, o):
     """Images trained and FLOPs of a run of emm.py, sampling included, on all seeds.
 
-    A search is priced as the sizes it measures if EMM is `ASSUMED_EMM`, every snapshot as sampled in full.
+    A search is priced as `SEARCH` trainings of `ASSUMED_EMM` images, every snapshot as sampled in full.
     """
-    count, channels, side, classes = source_shape(o)
-    share = dict.fromkeys(o.sizes, 1.0) or search.ahead(
-        {}, ASSUMED_EMM[options.scale], n_min=o.n_min, n_max=count, eps=o.eps, tolerance=o.tolerance,
-        multiple=search.balance(classes, o.n_min))
+    channels, side, classes = source_shape(o)
+    times = dict.fromkeys(o.sizes, 1) or {ASSUMED_EMM[options.scale]: SEARCH}
     seeds = len(o.train_seeds)
-    trained = seeds * sum(part * train.total_steps(o, n) * o.batch for n, part in share.items())
-    drawn = seeds * sum(part * len(train.snapshot_steps(o, n)) for n, part in share.items())
-    labels = data.label_count(o.labels, max(share, default=1), classes)
+    trained = seeds * sum(many * train.total_steps(o, n) * o.batch for n, many in times.items())
+    drawn = seeds * sum(many * len(train.snapshot_steps(o, n)) for n, many in times.items())
+    labels = data.label_count(o.labels, max(times), classes)
     cost = cost_of(o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
                    o.channel_mult, o.attn_resolutions, o.embedding)
     return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count)
 
 
 def source_shape(o):
-    """Images, channels, pixels a side and classes of a command's data; what is not here is as CIFAR-10."""
-    count, channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
-    if o.classes:
-        count, classes = count * o.classes // classes, o.classes
-    return o.n_max or count, channels, side, classes
+    """Channels, pixels a side and classes of a command's data; what is not here is as CIFAR-10."""
+    _, channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
+    return channels, side, o.classes or classes
 
 
 @lru_cache(maxsize=None)
@@ -166,8 +162,8 @@ def dry_run(options, names):
             print(f"{command(merged[out])}    # {trained:,} images, {flops:.2g} FLOP")
     hours = (f", {plan.hours(total, 'H100', 'tf32'):,.1f} hours on an H100 in TF32 "
              f"at {plan.UTILISATION['tf32']:.0%} of its peak")
-    print(f"# {total:.3g} FLOP in all, where a search counts as the sizes that it measures if EMM is "
-          f"{ASSUMED_EMM[options.scale]:,}{'' if options.scale == 'cpu' else hours}")
+    print(f"# {total:.3g} FLOP in all, where a search counts as {SEARCH} trainings of "
+          f"{ASSUMED_EMM[options.scale]:,} images{'' if options.scale == 'cpu' else hours}")
     return []
 
 

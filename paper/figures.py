@@ -39,7 +39,7 @@ def grid(results, verdicts, path, columns=4):
             if len(axes.get_legend_handles_labels()[1]) > 1:
                 axes.legend(fontsize="xx-small")
             axes.set_xlabel(result["x"])
-            axes.set_title(f"{result['name']}: {verdict}",
+            axes.set_title(f"{result['name']}: {verdict or 'no direction claimed'}",
                            color=VERDICTS.get(verdict.partition(",")[0], "black"))
         for axes in list(every):
             axes.remove()
@@ -51,7 +51,6 @@ def draw_points(axes, result):
 
     An EMM outside the range searched is an arrow at its end.
     """
-    from matplotlib import ticker
     found = result["points"]
     xs = list(dict.fromkeys(p["x"] for p in found))
     numeric = all(isinstance(x, (int, float)) and x > 0 for x in xs)
@@ -71,9 +70,8 @@ def draw_points(axes, result):
                       linestyle="none" if named else ("-", "--", ":", "-.")[i % 4])
     if numeric:
         axes.set_xscale("log" if max(xs) >= 8 * min(xs) else "linear")
-        axes.set_xticks(sorted(xs))
-        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.set_xticks(xs, [f"{x:,g}" for x in xs])
+        axes.minorticks_off()
     else:
         axes.set_xticks(range(len(xs)), xs, rotation=30 if len(xs) > 8 else 0)
     axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
@@ -83,22 +81,19 @@ def denoising(result):
     """Loss against sigma, and the samples' ratios of distances: of the optimum and of the trained model."""
     figure, (left, right) = subplots(2, 11)
     for p, colour, marker in zip(result["points"], COLOURS, MARKERS):
-        for key, where, line in (("loss", "training images", "-"), ("loss_outside", "images outside", "--")):
-            for i, d in enumerate(d for d in p["denoising"] if key in d):
-                left.plot(result["sigmas"], d[key], line,
-                          color=colour, marker=marker, markersize=4, linewidth=1,
-                          markerfacecolor=colour if line == "-" else "white",
-                          label=f"{p['x']}, {where}" if i == 0 else None)
-        for i, d in enumerate(p["denoising"]):
-            right.plot(d["distance_ratio_quantiles"], [q / 100 for q in result["quantiles"]],
-                       color=colour, marker=marker, markersize=4, linewidth=1,
-                       label=p["x"] if i == 0 else None)
+        for i, d in enumerate(p["denoising"]):  # of each seed, named once
+            look = dict(color=colour, marker=marker, markersize=4, linewidth=1)
+            left.plot(result["sigmas"], d["loss"], **look, label=None if i else f"{p['x']}, training images")
+            if "loss_outside" in d:
+                left.plot(result["sigmas"], d["loss_outside"], "--", **look, fillstyle="none",
+                          label=None if i else f"{p['x']}, images outside")
+            right.plot(d["distance_ratio_quantiles"], [q / 100 for q in result["quantiles"]], **look,
+                       label=None if i else p["x"])
     # a loss of exactly zero, of the optimum at little noise, has no place on a logarithmic axis
     left.set(xscale="log", yscale="log", ylim=(1e-7, None),
              xlabel="noise level sigma", ylabel="denoising loss a pixel")
     right.axvline(1 / 3, color="black", linewidth=1, linestyle=":", label="1/3")
     right.set(xlabel="nearest distance / second nearest", ylabel="share of the samples below",
               ylim=(-0.03, 1.03))
-    for axes in (left, right):
-        axes.legend(fontsize="small")
+    left.legend(fontsize="small"), right.legend(fontsize="small")
     return figure

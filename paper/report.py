@@ -76,7 +76,7 @@ def slopes(result, claim):
 def judge(result, claim):
     """What a claim is about, a mean over seeds or None if that is open, its interval, and a verdict."""
     if len(result["seeds"]) < 2:
-        return None, None, "not resolved: one seed"
+        return None, None, "not resolved"
     ends = slopes(result, claim) if isinstance(claim, Slope) else differences(result, claim)
     (least, below), (most, above) = (
         search.student(seeds) if all(map(math.isfinite, seeds)) else (0, math.inf) for seeds in ends)
@@ -144,7 +144,7 @@ def read(options):
             result = run.read_json(path)
             places = [[p.get("series"), p.get("x"), p.get("n")] for p in result.get("points", ())]
             table = [[p.series, p.x, p.n] for p in getattr(e, options.scale)]
-            if places != table or (result["name"], result["scale"]) != (name, options.scale):
+            if places != table:
                 raise ValueError(f"{path} is of another protocol.py; run it again with: "
                                  f"python -m paper.experiments --name {name} --scale {options.scale}")
             found.append(result)
@@ -189,9 +189,9 @@ def markdown(options, results, said):
             yield f"Written by `python -m paper.report {words}`: change that, or notes.md, and not this.\n"
             yield METHOD
         rows = [row for r in part for row in claim_rows(r)]
-        verdicts = [row[-1].partition(":")[0] for row in rows]
-        said_so = ", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts))
-        yield f"{len(rows)} claims{' - ' if rows else ''}{said_so}.\n"
+        verdicts = [row[-1] for row in rows]
+        counts = [f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts)]
+        yield f"{len(rows)} claims{' - ' if rows else ''}{', '.join(counts)}.\n"
         yield f"![{title}]({picture.name})\n"
         yield table(CLAIM_HEAD, *rows)
         for result in part:
@@ -221,16 +221,11 @@ def report(options):
     for result in results:
         figures.draw(folder / f"{result['name']}.json")
     for _, picture, part in parts(options, results):
-        figures.grid(part, [in_short(result) for result in part], picture)
+        verdicts = [", ".join(dict.fromkeys(row[-1] for row in claim_rows(result))) for result in part]
+        figures.grid(part, verdicts, picture)
     with run.publish(options.out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return options.out
-
-
-def in_short(result):
-    """The verdicts on an experiment's claims in a few words, such as "agrees, not resolved"."""
-    verdicts = [row[-1].partition(":")[0] for row in claim_rows(result)]
-    return ", ".join(dict.fromkeys(verdicts)) or "no direction claimed"
 
 
 def main():

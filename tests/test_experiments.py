@@ -174,13 +174,13 @@ def test_the_price_of_sizes():
 
 
 def test_searches_and_data_are_priced_as_what_they_are(tmp_path, write_images, noise):
-    """A search as the sizes that it measures, and a folder as the images in it."""
+    """A search as several trainings, and a folder as the images in it."""
     o = Options(name="width", scale="cpu")
     write_images(tmp_path / "grey", noise(60, 16, 16, 1))
     search_of = emm.Options(steps=100, batch=8, snapshots=1, n_min=2, width=8, channel_mult=(1, 1), blocks=1,
                             data=f"{tmp_path}/grey", train_seeds=(0,))
     images, flops = experiments.price(o, search_of)
-    assert 3 * 100 * 8 < images < 8 * 100 * 8, "some sizes around the EMM of 20 that is assumed"
+    assert images == 4.5 * 100 * 8
     small = experiments.price(o, dataclasses.replace(search_of, resolution=8))
     assert small[0] == images and flops == pytest.approx(4 * small[1], rel=0.1), "four times the pixels"
 
