@@ -50,13 +50,13 @@ def commands(options, name):
     """
     e, found = EXPERIMENTS[name], {}
     points, usual = getattr(e, options.scale), emm.Options(**BASE[options.scale])
-    base = run.parse(emm.Options, words(usual) + shlex.split(options.also))
-    if own := {"sizes", "full", "train_seeds", "out"} & differences(base, usual).keys():
+    also = differences(run.parse(emm.Options, words(usual) + shlex.split(options.also)), usual)
+    if own := {"sizes", "full", "train_seeds", "out"} & also.keys():
         raise ValueError(f"--also {options.also!r} has --{min(own).replace('_', '-')}, "
                          "which the experiment gives itself; leave it out")
     seeds = options.seeds or tuple(range(e.seeds.get(options.scale, SEEDS[options.scale])))
     for point in points:
-        o = native(dataclasses.replace(base, **point.given))
+        o = native(dataclasses.replace(usual, **also | point.given))
         sizes = tuple(dict.fromkeys(p.n for p in points if p.n and p.given == point.given))
         out = Path(options.runs) / options.scale / f"{'full' if sizes else 'emm'}-{directory(o, usual)}"
         o = dataclasses.replace(o, sizes=sizes, full=bool(sizes), train_seeds=seeds, out=str(out))

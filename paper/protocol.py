@@ -1,4 +1,4 @@
-"""The experiments of the paper in one table: what each varies and claims, at its scale and at smaller ones.
+"""The experiments of the paper, and others, in one table: what each varies and claims, at several scales.
 
 Read by paper.experiments, which runs them, by paper.report, which compares claims with what was measured, and
 by the Makefile's tests. What varies is given as options of emm.py. Paper, sections 3 to 6.

@@ -191,7 +191,7 @@ def markdown(options, results, said):
         rows = [row for r in part for row in claim_rows(r)]
         verdicts = [row[-1] for row in rows]
         counts = [f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts)]
-        yield f"{len(rows)} claims{' - ' if rows else ''}{', '.join(counts)}.\n"
+        yield f"Claims: {len(rows)}, {', '.join(counts)}.\n" if rows else "No claims.\n"
         yield f"![{title}]({picture.name})\n"
         yield table(CLAIM_HEAD, *rows)
         for result in part:
@@ -217,14 +217,14 @@ def section(options, result, note):
 def report(options):
     """Write the report that the options describe; returns its path."""
     folder, results = Path(options.results) / options.scale, read(options)
-    text = "\n".join(markdown(options, results, notes(folder)))
+    said = notes(folder)
     for result in results:
         figures.draw(folder / f"{result['name']}.json")
     for _, picture, part in parts(options, results):
         verdicts = [", ".join(dict.fromkeys(row[-1] for row in claim_rows(result))) for result in part]
         figures.grid(part, verdicts, picture)
     with run.publish(options.out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text("\n".join(markdown(options, results, said)), encoding="utf-8")
     return options.out
 
 

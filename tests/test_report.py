@@ -109,7 +109,7 @@ def test_markdown(results, tmp_path):
     text = open(out).read()
     claim = "| width | the widest network memorizes more than the narrowest "
     assert claim + "| +18.0 | -4.4 to +40.4 | not resolved |" in text
-    assert "3 claims - not resolved: 3." in text and "Beyond the paper" not in text
+    assert "Claims: 3, not resolved: 3." in text and "Beyond the paper" not in text
     assert "Paper (second hand, no number seen): Wider networks memorize more." in text
     assert r"| series | \|D\| | x \| y | seed 0 | seed 1 | seed 2 | mean | 95% interval |" in text
     assert "| equal steps | 40 | 128 | 10.0% | 20.0% | 30.0% |" in text
@@ -126,8 +126,8 @@ def test_what_is_beyond_the_paper_comes_last_and_counts_apart(results, tmp_path,
         EXPERIMENTS["width"], known="beyond", claims=claims, finding="Ours."))
     text = open(report.report(report.Options(results=str(results), out=str(tmp_path / "r.md")))).read()
     paper, beyond = text.split("\n# Beyond the paper\n")
-    assert "2 claims - not resolved: 2." in paper and "## width" not in paper
-    assert "\n1 claims - disagrees: 1." in beyond and "\nOurs.\n" in beyond and "## batch" not in beyond
+    assert "Claims: 2, not resolved: 2." in paper and "## width" not in paper
+    assert "\nClaims: 1, disagrees: 1." in beyond and "\nOurs.\n" in beyond and "## batch" not in beyond
     power = math.log(10) * math.log(16 / 8 * 16 / 12) / sum(  # regression on three points, the last tenfold
         (math.log(x) - math.log(8 * 12 * 16) / 3)**2 for x in (8, 12, 16)) / 3
     assert f"| +{power:.2f} | +{power:.2f} to +{power:.2f} | disagrees |" in beyond
