@@ -8,6 +8,8 @@ compare-closed-form.png.
 The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over
 the training images nothing is lower than the optimum (paper, eq. 2 and 3). Over images of the same source
 outside the training set it is the optimum that fails: what a model does better there, it generalizes.
+How well the loss tells the training images from those is `membership`, at each noise level. Of a run with
+--repeat it is counted how much more often repeated images are copied.
 With labels, both are given the same: the drawn one of a sample, an image's own. Outside, images count whose
 label a training image has too.
 """
@@ -22,11 +24,13 @@ import data
 import memorize
 import run
 import sample
+import search
 import unet
 from kernels import Optimum, References
 from run import option
 
 BATCH = 256                       # images a pass
+MOST_FALSE = 0.01                 # of the images outside that a test of membership takes for members
 QUANTILES = range(0, 101, 5)      # per cent, of the ratio of nearest distances
 SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, evenly in the logarithm
 
@@ -82,17 +86,23 @@ def compare(options):
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, denoiser in denoisers.items():
         samples, _ = sample.generate(denoiser, range(options.sample_count), weights, device=device)
-        summary, _, distances, index = memorize.score(samples.to(device), D.images, threshold, references)
+        scored = memorize.score(samples.to(device), D.images, threshold, references)
+        summary, copied, distances, index = scored
         shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
         quantiles = torch.quantile(memorize.distance_ratio(distances), shares)
         result[name] = summary | dict(distance_ratio_quantiles=quantiles.tolist())
+        if chosen.repeat:
+            result[name]["repeated"] = of_repeated(D, index[copied, 0])
         with run.publish(out.with_name(f"{out.stem}-{name.replace(' ', '-')}.png")) as temporary:
             memorize.pair_sheet(samples, D.images, distances, index).save(temporary, format="PNG")
-    for key, images in (("loss", shown), ("loss_outside", outside)):
-        if len(images):
-            loss, _ = losses(denoisers, images, options.draws, options.seed, device)
-            for name in denoisers:
-                result[name][key] = loss[name].mean(1).tolist()
+    loss, _ = losses(denoisers, shown, options.draws, options.seed, device)
+    for name in denoisers:
+        result[name]["loss"] = loss[name].mean(1).tolist()
+    if len(outside):
+        others, _ = losses(denoisers, outside, options.draws, options.seed, device)
+        for name in denoisers:
+            result[name]["loss_outside"] = others[name].mean(1).tolist()
+            result[name]["membership"] = [membership(*both) for both in zip(loss[name], others[name])]
     result |= dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside))
     run.write_json(out, result | about | run.provenance(device))
     return out
@@ -111,6 +121,26 @@ def trained_model(folder, device="cpu"):
         raise ValueError(f"{files.model} is not of the run in {folder} ({different}); "
                          "restore it, or train again")
     return D, metadata
+
+
+def of_repeated(D, copied):
+    """`search.times_as_often` of images that --repeat repeats and the rest, given those copied, int64 [M]."""
+    repeated = torch.bincount(D.shown) > 1
+    hits = int(repeated[copied].sum())
+    return search.times_as_often((hits, len(copied) - hits), (int(repeated.sum()), int((~repeated).sum())))
+
+
+def membership(members, others, most=MOST_FALSE):
+    """How well low losses tell members from others, float64 [*] and [*], as a dict:
+
+    auc  the chance that a member's is the lower, where equal ones count half
+    tpr  the share of members under the threshold that at most a share `most` of others is under
+    """
+    sorted_others = others.sort().values
+    lower, no_higher = (torch.searchsorted(sorted_others, members, right=right) for right in (False, True))
+    threshold = sorted_others[int(most * len(others) + 1e-9)]  # 0.29 * 100 is 28.999...
+    return dict(auc=1 - float((lower + no_higher).double().mean()) / (2 * len(others)),
+                tpr=float((members < threshold).double().mean()))
 
 
 @torch.inference_mode()

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import data
 import emm
+import plot
 import run
+import search
 import train
 import unet
 from bench import plan
@@ -197,7 +199,8 @@ def one(options, name):
                 command=command(o), runs=str(found.parent), **extra)
     run.write_json(path, dict(
         name=name, scale=options.scale, about=e.about, x=e.x, measure="ratio" if table[0].n else "emm",
-        seeds=o.train_seeds, options=run.recorded(options), **run.provenance(), **shared,
+        seeds=o.train_seeds, published=published(name) if options.scale == "paper" else [],
+        options=run.recorded(options), **run.provenance(), **shared,
         points=[rows[i] for i in sorted(rows)]))
     figures.draw(path)
     return path
@@ -212,6 +215,22 @@ def compared(o, point, runs, folder):
         with run.publish(folder / sheet.name.replace("compare-", "optimum.")) as temporary:
             temporary.write_bytes(sheet.read_bytes())
     return [run.read_json(path) for path in paths]
+
+
+def published(name):
+    """An experiment's points read off the paper's figures: series, x, and ratio or EMM, of each."""
+    if name == "resolution":  # where its curves cross 90%
+        return [dict(series="", x=side, value=search.crossing(
+            *plot.published_curve(series=f"{side}x{side}"), 0.9)[0]) for side in (32, 16, 8)]
+    found = {}
+    for row in plot.published_rows():
+        for (series, x), theirs in EXPERIMENTS[name].published.items():
+            same_size = not series.startswith("|D|") or series == f"|D| = {row['n_train']}"
+            if row["experiment"] == theirs[0] and theirs[1] in (None, row["series"]) and same_size:
+                there = f"{row['x']}x{row['x']}" if row["x_name"] == "resolution" else row["x"]
+                key, value = (series, there if x is None else x), float(row["ratio_percent"]) / 100
+                found[key] = max(value, found.get(key, 0))  # of several numbers of epochs
+    return [dict(series=series, x=x, value=value) for (series, x), value in found.items()]
 
 
 def main():

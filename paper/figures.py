@@ -49,6 +49,7 @@ def grid(results, verdicts, path, columns=4):
 def draw_points(axes, result):
     """The points of an experiment on axes of matplotlib: small dots of seeds, means with their intervals.
 
+    Published ones, where the result has any, are grey.
     An EMM outside the range searched is an arrow at its end.
     """
     found = result["points"]
@@ -68,6 +69,11 @@ def draw_points(axes, result):
         axes.errorbar([place[p["x"]] for p in line], [p["mean"] for p in line], half, capsize=3,
                       label=series or "measured", marker=MARKERS[i % len(MARKERS)], color=colour,
                       linestyle="none" if named else ("-", "--", ":", "-.")[i % 4])
+    places, theirs = {str(x): where for x, where in place.items()}, result.get("published", ())
+    for i, series in enumerate(dict.fromkeys(p["series"] for p in theirs)):
+        line = [p for p in theirs if p["series"] == series and str(p["x"]) in places]
+        axes.plot([places[str(p["x"])] for p in line], [p["value"] for p in line], "--", color="0.6",
+                  marker=MARKERS[i % len(MARKERS)], label=f"published, digitised: {series}".rstrip(": "))
     if numeric:
         axes.set_xscale("log" if max(xs) >= 8 * min(xs) else "linear")
         axes.set_xticks(xs, [f"{x:,g}" for x in xs])

@@ -70,7 +70,10 @@ class Experiment:
     paper: list = field(default_factory=list)
     cpu: list = field(default_factory=list)
     gpu: list = field(default_factory=list)
+    measure: str = ""                          # of paper/beyond.py; the ratio, or EMM where no |D| is given
     known: str = "text"                        # of KNOWN
+    # (series, x; None for the file's) here -> (experiment, series; None for all) of paper/digitised.csv
+    published: dict = field(default_factory=dict)
     seeds: dict = field(default_factory=dict)  # {scale: runs of every point}, in place of SEEDS
 
 
@@ -141,7 +144,8 @@ EXPERIMENTS = {
         paper=sizes(500, 1000, 2000, 5000, series="base run")
         + sizes(500, 1000, 2000, 5000, 10_000, 20_000, 50_000, series="EDM, 4 blocks", given=EDM),
         cpu=sizes(10, 20, 40, 80, 160, series="base run"),
-        gpu=sizes(100, 200, 500, 1000, 2000, 5000, series="base run"), known="figure"),
+        gpu=sizes(100, 200, 500, 1000, 2000, 5000, series="base run"), known="figure",
+        published={("base run", None): ("labels", "unconditional")}),
     "epochs": Experiment(
         "budget of training", "epochs",
         "The ratio rises with the epochs, and so does EMM; the paper stops at 40,000.",
@@ -163,7 +167,8 @@ EXPERIMENTS = {
         [Claim("the lowest resolution memorizes more than the highest", ("", LAST), ("", FIRST))],
         paper=over("resolution", 32, 16, 8),
         cpu=over("resolution", 16, 12, 8, n=20, also=FASHION),
-        gpu=over("resolution", 16, 8), known="figure"),
+        gpu=over("resolution", 16, 8), known="figure",
+        published={("", None): ("resolution", None)}),
     "classes": Experiment(
         "number of classes", "classes",
         "More classes, a more diverse set, are memorized less, a weak effect.",
@@ -204,7 +209,9 @@ EXPERIMENTS = {
         "skip connections kept, DDPM++ with VP", "skips kept",
         "Few skips are enough; those of the highest resolution carry memorization.", SKIP_CLAIMS,
         paper=skips(32, 2, 1000), cpu=skips(8, 1, 20, THREE, alone=(1, 6)), known="figure",
-        seeds=dict(cpu=5)),
+        seeds=dict(cpu=5),
+        published={(ONE_SKIP, None): ("one_skip_kept", None),
+                   (ONE_RESOLUTION, None): ("skips_kept_at_one_resolution", "three kept")}),
     "skips-ncsn": Experiment(
         "skip connections kept, NCSN++ with VE", "skips kept", "The same in NCSN++.", SKIP_CLAIMS,
         paper=skips(32, 2, 1000, NCSN), cpu=skips(8, 1, 20, NCSN | THREE, alone=(1, 6))),
@@ -246,7 +253,9 @@ EXPERIMENTS = {
                for p in sizes(1000, 2000, 3000, 4000, 5000, series=s, given=given)],
         cpu=[p for s, given in labels.items() for p in sizes(20, 40, series=s, given=given)],
         gpu=[p for s, given in labels.items() for p in sizes(500, 1000, 2000, series=s, given=given)],
-        known="figure", seeds=dict(cpu=5)),
+        known="figure", seeds=dict(cpu=5),
+        published={("none", None): ("labels", "unconditional"), ("true", None): ("labels", "true"),
+                   ("random 10", None): ("labels", "random10")}),
     "random-labels": Experiment(
         "number of random labels", "random labels", "The more random labels, the more memorization.",
         [Claim("the most labels memorize more than one, on the fewest images", (FIRST, LAST), (FIRST, FIRST)),
@@ -254,7 +263,8 @@ EXPERIMENTS = {
         paper=random_labels(1000, 1, 2, 5, 10, 20, 50, 100)
         + random_labels(2000, 1, 2, 5, 10, 20, 50, 100)
         + random_labels(5000, 1, 10, 50, 100, 500, 1000),
-        cpu=random_labels(20, 1, 5, 10) + random_labels(40, 1, 5, 10, 20), known="figure"),
+        cpu=random_labels(20, 1, 5, 10) + random_labels(40, 1, 5, 10, 20), known="figure", seeds=dict(cpu=5),
+        published={(f"|D| = {n}", None): ("random_labels", "random") for n in (1000, 2000, 5000)}),
     "unique": Experiment(
         "a label for every image", "labels",
         "With a label of its own for every image, even 50,000 images are memorized, after 12,000 epochs: "
@@ -262,5 +272,7 @@ EXPERIMENTS = {
         [Claim("unique labels memorize more than none", (LAST, "unique"), (LAST, "none"))],
         paper=over("labels", "none", "true", "random:10", "unique", n=2000, series="|D| = 2000")
         + over("labels", "none", "unique", n=50_000, series="|D| = 50000", also=EDM | dict(epochs=12_000)),
-        cpu=over("labels", "none", "unique", n=80, series="|D| = 80"), known="figure"),
+        cpu=over("labels", "none", "unique", n=80, series="|D| = 80"), known="figure",
+        published={("|D| = 50000", "unique"): ("unique_labels_50k", "unique (EDM preconditioning)"),
+                   ("|D| = 50000", "none"): ("unique_labels_50k", "unconditional (EDM preconditioning)")}),
 }

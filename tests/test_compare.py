@@ -97,3 +97,29 @@ def test_what_cannot_be_compared(trained, tmp_path):
     for given, words in ((dict(run=""), "give --run"), (dict(sample_count=0), "--sample-count 0")):
         with pytest.raises(ValueError, match=words):
             options(trained, **given)
+
+
+def test_membership_is_that_of_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    # whole numbers, many of them equal
+    members, others = (torch.randint(low, 400, (n,), generator=generator).double()
+                       for low, n in ((0, 150), (40, 301)))
+    found = compare.membership(members, others)
+    pairs = [(float(a < b) + float(a == b) / 2) for a in members for b in others]
+    assert found["auc"] == pytest.approx(sum(pairs) / len(pairs))
+    rates = [(float((members < t).double().mean()), float((others < t).double().mean()))
+             for t in torch.arange(402)]
+    best = max(true for true, false in rates if false <= 0.01)
+    assert found["tpr"] == pytest.approx(best) and best > 0
+    few = compare.membership(torch.tensor([0.1, 0.9]), torch.tensor([0.5]))
+    assert few == dict(auc=0.5, tpr=0.5)  # one member of two is under all outside
+    assert compare.membership(torch.zeros(3), torch.zeros(5)) == dict(auc=0.5, tpr=0)
+
+
+def test_repeated_images_weigh_more(tmp_path):
+    """Of the optimum, whose samples are as often of an image as that is shown."""
+    train.train(train.Options(**TRAINING, repeat="20:0.2", out=str(tmp_path)))
+    path = compare.compare(options(tmp_path, sample_count=300))
+    found = run.read_json(path)["closed form"]["repeated"]
+    assert sum(found["copies"]) == 300 and found["images"] == [4, 16]
+    assert found["interval"][0] < 20 < found["interval"][1] and found["interval"][0] > 10

@@ -31,7 +31,7 @@ def test_every_point_is_a_command_of_emm(name, scale):
     for o, points in found.items():
         words = shlex.split(experiments.command(o))
         assert run.parse(emm.Options, words[2:]) == o  # what people see is what runs
-        many = 5 if name in ("labels", "skips") else 3
+        many = 5 if name in ("labels", "random-labels", "skips") else 3
         assert o.train_seeds == (tuple(range(many)) if scale == "cpu" else (0,))
         assert set(o.sizes) == {p.n for p in points} if o.full else points[0].n is None
         assert bool(o.mix) == (name == "mixture")
@@ -224,3 +224,16 @@ def test_make_knows_every_experiment():
     text = subprocess.run(command, capture_output=True, text=True).stdout
     words = "--name labels --scale paper --runs runs --out paper/results --seeds 0,1"
     assert f"-m paper.experiments {words}" in text and "--dry-run" in text
+
+
+def test_published_points_have_places_in_the_figures():
+    for name, e in EXPERIMENTS.items():
+        if e.published:
+            found, places = experiments.published(name), {(p.series, str(p.x)) for p in e.paper}
+            places |= {("base run", "3000"), ("base run", "4000")}
+            assert len(found) >= 2 and {(f["series"], str(f["x"])) for f in found} <= places, name
+
+
+def test_emm_of_the_published_curves():
+    found = {p["x"]: round(p["value"], -1) for p in experiments.published("resolution")}
+    assert found == {32: 1060, 16: 4470, 8: 7640}
