@@ -25,6 +25,7 @@ import search
 import unet
 from kernels import Optimum, References
 from run import option
+from solvers import Sampling
 
 BATCH = 256                       # images a pass
 MOST_FALSE = 0.01                 # share of images outside that an attack may call members
@@ -89,7 +90,7 @@ def compare(options):
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result = {name: {} for name in denoisers}
     weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
-    data.announce(options.device, device, sample.EVALUATIONS * options.sample_count * trained.flops(),
+    data.announce(options.device, device, Sampling().evaluations * options.sample_count * trained.flops(),
                   options.precision)
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, sheet in zip(denoisers, sheets or (None, None)):

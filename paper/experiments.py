@@ -129,7 +129,7 @@ def price(options, o):
     labels = data.label_count(o.labels, max(share, default=1), classes)
     cost = cost_of(json.dumps([o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
                                o.channel_mult, o.attn_resolutions, o.embedding]))
-    return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count)
+    return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count, o)
 
 
 def source_shape(o):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import data
 import run
 import sample
+import solvers
 import train
 import unet
 from bench import step
@@ -99,9 +100,9 @@ def test_published_networks(path, precision):
     a = {name: t.to(DEVICE) for name, t in arrays.items()}
     labels = None if labels is None else labels.to(DEVICE)
     D.to(DEVICE).use(precision)
-    sigmas = sample.noise_levels(max(0.002, D.sigma_min), min(80, D.sigma_max), device=DEVICE)
+    sigmas = solvers.Sampling().levels(D, DEVICE)
     outputs = dict(denoised=lambda: D(a["x"], a["sigma"], labels),
-                   sampled=lambda: sample.heun(D, a["latents"], sigmas, labels))
+                   sampled=lambda: solvers.heun(D, a["latents"], sigmas, labels))
     with torch.no_grad():
         for name, output in outputs.items():
             assert close(output(), a[name], max(LIMITS[precision], tolerance(D, output))), name
