@@ -189,7 +189,8 @@ class Probe:
             at_least_validation_loss=min(known, key=lambda t: t["validation_loss"], default=None),
             images_trained=trajectory[-1]["step"] * self.options.batch,
             samples_drawn=sum(t["count"] for t in trajectory),
-            training_seconds=max(line.get("seconds", 0) for line in run.read_log(self.files.log)),
+            training_seconds=max(
+                (line.get("seconds", 0) for line in run.read_log(self.files.log)), default=0),
             sampling_seconds=round(self.sampling_seconds, 3),
             trajectory=trajectory, onset={f"{r:g}": search.onset(trajectory, r) for r in search.ONSETS})
 

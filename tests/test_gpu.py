@@ -151,6 +151,18 @@ def test_an_evaluation_as_a_graph_gives_the_same_images(shape, precision):
             assert torch.equal(denoise(x, sigma), D(x, sigma))
 
 
+@precisions
+def test_guidance_replays_two_graphs(precision):
+    D = unet.Denoiser("ddpmpp", "vp", 8, 1, label_dim=3, width=16, blocks=1).to(DEVICE).eval().use(precision)
+    labels = torch.arange(sample.chunk(D), device=DEVICE) % 3
+    plain, replayed = (solvers.guided(denoise, 2.0) for denoise in (D, sample.in_chunks(D)))
+    with torch.inference_mode():
+        for k in range(5):
+            x = torch.randn(len(labels), 1, 8, 8, dtype=torch.float64, device=DEVICE)
+            sigma = torch.tensor(0.5 + k, dtype=torch.float64, device=DEVICE)
+            assert torch.equal(replayed(x, sigma, labels), plain(x, sigma, labels))
+
+
 @pytest.mark.parametrize("precision", ("fp32", "bf16") if GPU else ("fp32",))
 def test_a_killed_run_ends_with_the_same_weights(precision, tmp_path):
     words = (f"--data digits --n 20 --width {16 if GPU else 4} --blocks 1 --batch 64 --steps 40 "
