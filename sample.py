@@ -100,7 +100,7 @@ def in_chunks(D):
     On a GPU, evaluations are replayed as a CUDA graph: one with labels, and one without.
     """
     size, on_gpu = chunk(D), next(D.parameters()).is_cuda
-    replayed = Replayed(on_gpu), Replayed(on_gpu)
+    replayed = [Replayed(on_gpu, pure=True) for _ in range(2)]
 
     def chunked(x, sigma, labels=None):
         index = torch.arange(size, device=x.device).clamp(max=len(x) - 1)
