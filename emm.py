@@ -10,8 +10,8 @@ snapshot are memorized. A snapshot is sampled until a sequential test says wheth
 below 1 - eps. A size is above as soon as one of its snapshots is, and its training stops there. Sizes
 double from 2 n-min until one is below; from then on the ratios say where EMM lies (search.py).
 
-OUT/emm.json has the result and the whole history. A search with another eps or tolerance reuses all of it,
-and a killed search resumes at the step that it had reached. Paper, section 2 (definition of EMM).
+OUT/emm.json has the result and the whole history, which a search with another eps or tolerance reuses. A
+killed search resumes at the step that it had reached. Paper, section 2 (definition of EMM).
 """
 import contextlib
 import dataclasses
@@ -35,34 +35,30 @@ import unet
 from kernels import References, memorized
 from run import option
 from search import CONFIDENCE
+from solvers import Sampling
 
 
 @dataclass(frozen=True)
-class Options(train.Options):
+class Options(Sampling, train.Options):
     n: int = option(0, "chosen by the search", hidden=True)
-    out: str = option(
-        "runs/emm", "directory of the search, with a run directory for each size", recorded=False)
-    n_min: int = option(
-        500, "smallest size; sizes between it and --n-max are balanced over the classes", recorded=False)
+    out: str = option("runs/emm", "directory of the search; each size has one in it", recorded=False)
+    n_min: int = option(500, "smallest size; others are balanced over the classes", recorded=False)
     n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False)
     eps: float = option(0.1, "EMM is the largest |D| with a ratio of at least 1 - eps", recorded=False)
-    tolerance: float = option(
-        0.1, "stop when the bracket's ends differ by no more than this share", recorded=False)
+    tolerance: float = option(0.1, "by what share the bracket's ends may differ at the end", recorded=False)
     sample_count: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False)
-    alpha: float = option(
-        0.01, "greatest chance of a wrong verdict on a size decided by fewer samples", recorded=False)
-    full: bool = option(
-        False, "train every size to its end and draw all samples, as the paper does", recorded=False)
+    alpha: float = option(0.01, "chance of a wrong verdict on a size, at most", recorded=False)
+    full: bool = option(False, "train to the end and draw all samples, as published", recorded=False)
     sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
-    train_seeds: tuple[int, ...] = option(
-        (), "search once for each of these seeds, of training set and training", recorded=False)
-    devices: tuple[str, ...] = option(
-        (), "probe one size on each of these at once, such as cuda:0,cuda:1", recorded=False)
+    train_seeds: tuple[int, ...] = option((), "search once for each, of data and training", recorded=False)
+    devices: tuple[str, ...] = option((), "a size on each at once, such as cuda:0,cuda:1", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
-    sample_labels: str = sample.LABELS_OPTION
 
     def __post_init__(self):
-        super().__post_init__()
+        Sampling.__post_init__(self)
+        train.Options.__post_init__(self)
+        if self.guidance != 1 and self.labels == "none":
+            raise ValueError(f"--guidance {self.guidance:g} weighs a label against none; give --labels too")
         if self.train_seeds and (self.seed != Options.seed or self.subset_seed != Options.subset_seed):
             raise ValueError(f"--train-seeds {','.join(map(str, self.train_seeds))} sets --seed and "
                              "--subset-seed of each search; leave those two out, or --train-seeds")
@@ -73,10 +69,9 @@ class Options(train.Options):
         if not 0 < self.eps < 1 or not self.tolerance > 0 or not 0 < self.alpha < 1:
             raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}, --alpha {self.alpha}: "
                              "need 0 < eps < 1, tolerance > 0 and 0 < alpha < 1")
-        for name in ("sizes", "train_seeds"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {getattr(self, name)}: one of them stands there twice")
+        for name, given in (("sizes", self.sizes), ("train-seeds", self.train_seeds)):
+            if len(set(given)) < len(given):
+                raise ValueError(f"--{name} {given}: one of them stands there twice")
         if self.n_min < 2 or self.n_max < 0 or self.sample_count < 1:
             raise ValueError(f"--n-min {self.n_min}, --n-max {self.n_max}, "
                              f"--sample-count {self.sample_count}: need at least 2, 0 and 1")
@@ -93,128 +88,23 @@ class Probe:
         self.files = run.Directory(Path(options.out) / f"n{n:06d}")
         self.training = run.part(options, train.Options, n=n, out=str(self.files.path))
         self.snapshot_steps = train.snapshot_steps(self.training, n)
-        there = dict(snapshots={}, sampling_seconds=0.0, started=time.time())
+        self.about = dict(options=data.recorded(self.training) | run.recorded(run.part(options, Sampling)))
+        there = dict(self.about, snapshots={}, sampling_seconds=0.0, started=time.time())
         if self.files.scores.exists():
             there = run.read_json(self.files.scores)
-        if "options" in there:
-            different = run.differences(there, self.about(), run.defaults(train.Options))
-            if different:
-                raise ValueError(f"{self.files.scores} is of another run ({different}); "
-                                 "remove it to sample again")
+        if different := run.differences(there, self.about, run.defaults(Options)):
+            raise ValueError(f"{self.files.scores} is of another run ({different}); "
+                             "remove it to sample again")
         self.scores = {int(step): score for step, score in there["snapshots"].items()}
         self.sampling_seconds, self.started = there["sampling_seconds"], there["started"]
-
-    def about(self):
-        return dict(options=data.recorded(self.training))
 
     def verdict(self, score):
         """True if this snapshot is above 1 - eps, False if below, None if that takes more samples."""
         o = self.options
         decided = None if o.full else self.tested(score)
-        if decided is not None:
-            return decided
-        if score["count"] >= o.sample_count:
+        if decided is None and score["count"] >= o.sample_count:
             return score["hits"] >= search.target(o.eps) * score["count"]
-        # A removed snapshot was neither the best nor the last. It cannot be sampled again, and counts
-        # as below.
-        return None if (self.files.path / score["file"]).exists() else False
-
-    def above(self):
-        """True once one snapshot is above 1 - eps, False if all are below, None if that is still open."""
-        verdicts = [self.verdict(score) for score in self.scores.values()]
-        whole = self.whole()
-        if any(verdicts) and (whole or not self.options.full):
-            return True
-        return False if whole and None not in verdicts else None
-
-    def whole(self):
-        """Whether the end of the training has been scored."""
-        return any(score["file"] == self.files.model.name for score in self.scores.values())
-
-    def measure(self):
-        """Train and sample until `above` is known. A killed probe resumes at the step it had reached."""
-        o = self.options
-        if o.full and any(s["count"] < o.sample_count and not (self.files.path / s["file"]).exists()
-                          for s in self.scores.values()):
-            raise ValueError(f"{self.files.path} has snapshots that a shorter search removed; "
-                             "give --full another --out")
-        references = References(data.load(self.training).images.to(data.pick_device(o.device)))
-        with contextlib.closing(train.training(self.training)) as snapshots:  # which holds the directory
-            for snapshot in snapshots:
-                if self.score(snapshot, references) and not o.full:
-                    break
-            self.files.state.unlink(missing_ok=True)  # large, and a decided size takes no more steps
-
-    def score(self, snapshot, references):
-        """Sample a snapshot file until its verdict, and return it; only the best and the last file stay."""
-        o, device = self.options, data.pick_device(self.options.device)
-        about = checkpoint.read_metadata(snapshot)
-        fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
-        if "validation_loss" in about:
-            fresh["validation_loss"] = about["validation_loss"]
-        score = self.scores.setdefault(about["step"], fresh)
-        labels = sample.weigh_labels(about["label_counts"], o.sample_labels)
-        threshold = memorize.parse_threshold(o.threshold)
-        D = None
-        while (verdict := self.verdict(score)) is None:
-            start = time.perf_counter()
-            D = D or checkpoint.load_model(snapshot, device)[0].use(o.precision)
-            more = o.sample_count if o.full else search.next_samples(score["count"], sample.chunk(D))
-            seeds = range(score["count"], min(score["count"] + more, o.sample_count))
-            x, _ = sample.generate(D, seeds, labels, device=device)
-            score["hits"] += int(memorized(x.to(device), references, threshold)[0].sum())
-            score["count"] += len(x)
-            self.sampling_seconds += time.perf_counter() - start
-            run.write_json(self.files.scores, dict(
-                snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3),
-                started=self.started, **self.about()))
-            if run.interrupted():
-                raise KeyboardInterrupt(f"the scores so far are in {self.files.scores}; "
-                                        "the same command goes on from there")
-        if D:
-            self.show(score, verdict)
-        best = max(self.scores.values(), key=ratio_of)["file"]
-        scored = {s["file"] for s in self.scores.values()}
-        for path in self.files.snapshots()[:-1]:
-            if path.name in scored - {best}:
-                path.unlink()
-        return verdict
-
-    def show(self, score, verdict):
-        low, high = search.interval(score["hits"], score["count"], 1 - CONFIDENCE)
-        print(f"{self.n:7d} {score['epoch']:9.0f} {ratio_of(score):8.2%} {low:7.2%}-{high:7.2%} "
-              f"{score['count']:8d}  {'above' if verdict else 'below'}", flush=True)
-
-    def record(self):
-        """What is known of this size, for search.py and emm.json; None if it is not decided."""
-        above = self.above()
-        if above is None:
-            return None
-        scores = [self.scores[step] | dict(step=step) for step in sorted(self.scores)]
-        best = max(scores, key=ratio_of)
-        interval = search.interval_of_best([(s["hits"], s["count"]) for s in scores],
-                                           (1 - CONFIDENCE) / len(self.snapshot_steps))
-        verdicts = [self.tested(s) for s in scores]
-        kept = ("step", "epoch", "hits", "count", "validation_loss")
-        trajectory = [{key: s[key] for key in kept if key in s} | dict(
-            ratio=ratio_of(s), interval=search.interval(s["hits"], s["count"], 1 - CONFIDENCE))
-            for s in scores]
-        losses = {s["step"]: s["validation_loss"] for s in scores if "validation_loss" in s}
-        log = [line for line in run.read_log(self.files.log) if "images" in line]
-        if not log:
-            raise ValueError(f"{self.files.log} has lost its lines; "
-                             f"remove {self.files.path} to measure |D| = {self.n} again")
-        return dict(
-            n=self.n, started=self.started, above=above, whole=self.whole(),
-            ratio=ratio_of(best), interval=interval,
-            decided=any(verdicts) if above else all(verdict is False for verdict in verdicts),
-            best=dict(step=best["step"], epoch=best["epoch"], snapshot=best["file"]),
-            last_ratio=ratio_of(scores[-1]),
-            images_trained=scores[-1]["step"] * self.options.batch,
-            samples_drawn=sum(s["count"] for s in scores),
-            training_seconds=log[-1]["seconds"], sampling_seconds=round(self.sampling_seconds, 3),
-            trajectory=trajectory, onset={f"{r:g}": search.onset(trajectory, r) for r in search.ONSETS},
-            least_validation_step=min(losses, key=losses.get, default=None))
+        return decided
 
     def tested(self, score):
         """The verdict of the sequential test alone, None while it is open.
@@ -224,6 +114,85 @@ class Probe:
         o = self.options
         alpha_above = o.alpha / len(self.snapshot_steps)
         return search.verdict(score["hits"], score["count"], 1 - o.eps, alpha_above, o.alpha)
+
+    def above(self):
+        """True once one snapshot is above 1 - eps, False if all are below, None if that is still open."""
+        verdicts = [self.verdict(score) for score in self.scores.values()]
+        if any(verdicts) and (self.whole() or not self.options.full):
+            return True
+        return False if self.whole() and None not in verdicts else None
+
+    def whole(self):
+        """Whether the end of the training has been scored."""
+        return any(score["file"] == self.files.model.name for score in self.scores.values())
+
+    def measure(self):
+        """Train and sample until `above` is known. A killed probe resumes at the step it had reached."""
+        references = References(data.load(self.training).images.to(data.pick_device(self.options.device)))
+        with contextlib.closing(train.training(self.training)) as snapshots:  # which holds the directory
+            for snapshot in snapshots:
+                if self.score(snapshot, references) and not self.options.full:
+                    break
+            self.files.state.unlink(missing_ok=True)  # large, and a decided size takes no more steps
+        if self.above() is None:
+            raise ValueError(f"{self.files.path} has lost snapshots whose verdict is open; "
+                             f"remove it to measure |D| = {self.n} again")
+
+    def score(self, snapshot, references):
+        """Sample a snapshot file until its verdict, and return it."""
+        o, device, D = self.options, data.pick_device(self.options.device), None
+        about = checkpoint.read_metadata(snapshot)
+        fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
+        if "validation_loss" in about:
+            fresh["validation_loss"] = about["validation_loss"]
+        score = self.scores.setdefault(about["step"], fresh)
+        labels = sample.weigh_labels(about["label_counts"], o.sample_labels)
+        while (verdict := self.verdict(score)) is None:
+            start = time.perf_counter()
+            D = D or checkpoint.load_model(snapshot, device)[0].use(o.precision)
+            more = o.sample_count if o.full else search.next_samples(score["count"], sample.chunk(D))
+            seeds = range(score["count"], min(score["count"] + more, o.sample_count))
+            x, _ = sample.generate(D, seeds, labels, sampling=o, device=device)
+            copied = memorized(x.to(device), references, memorize.parse_threshold(o.threshold))[0]
+            score["hits"] += int(copied.sum())
+            score["count"] += len(x)
+            self.sampling_seconds += time.perf_counter() - start
+            run.write_json(self.files.scores, dict(
+                snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3),
+                started=self.started, **self.about))
+            if run.interrupted():
+                raise KeyboardInterrupt(f"the scores so far are in {self.files.scores}; "
+                                        "the same command goes on from there")
+        if D:
+            low, high = search.interval(score["hits"], score["count"], 1 - CONFIDENCE)
+            print(f"|D| = {self.n}, epoch {score['epoch']:.0f}: {ratio_of(score):.2%} of {score['count']} "
+                  f"samples memorized (95% interval {low:.2%} to {high:.2%}), "
+                  f"{'above' if verdict else 'below'} {1 - o.eps:g}", flush=True)
+        return verdict
+
+    def record(self):
+        """What is known of this size, for search.py and emm.json; None if it is not decided."""
+        above = self.above()
+        if above is None:
+            return None
+        trajectory = [dict(step=step, **score, ratio=ratio_of(score), interval=search.interval(
+            score["hits"], score["count"], 1 - CONFIDENCE)) for step, score in sorted(self.scores.items())]
+        verdicts = [self.tested(t) for t in trajectory]
+        best = max(trajectory, key=ratio_of)
+        known = [t for t in trajectory if "validation_loss" in t]
+        return dict(
+            n=self.n, started=self.started, above=above, whole=self.whole(), ratio=best["ratio"],
+            interval=search.interval_of_best([(t["hits"], t["count"]) for t in trajectory],
+                                             (1 - CONFIDENCE) / len(self.snapshot_steps)),
+            decided=any(verdicts) if above else all(verdict is False for verdict in verdicts),
+            best=best,
+            at_least_validation_loss=min(known, key=lambda t: t["validation_loss"], default=None),
+            images_trained=trajectory[-1]["step"] * self.options.batch,
+            samples_drawn=sum(t["count"] for t in trajectory),
+            training_seconds=max(
+                (line.get("seconds", 0) for line in run.read_log(self.files.log)), default=0),
+            sampling_seconds=round(self.sampling_seconds, 3),
+            trajectory=trajectory, onset={f"{r:g}": search.onset(trajectory, r) for r in search.ONSETS})
 
 
 def ratio_of(score):
@@ -302,9 +271,8 @@ def find(options):
         run.write_json(out / "emm.json", found | dict(
             {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "sample_count", "full")},
             confidence=CONFIDENCE, undecided=undecided,
-            images_trained=sum(r["images_trained"] for r in records.values()),
-            samples_drawn=sum(r["samples_drawn"] for r in records.values()),
-            probes=sorted(records.values(), key=lambda r: r["started"]), **about))
+            probes=sorted(records.values(), key=lambda r: r["started"]), **about,
+            **{key: sum(r[key] for r in records.values()) for key in ("images_trained", "samples_drawn")}))
     return out / "emm.json"
 
 
@@ -328,13 +296,7 @@ def measure_all(options, how, free):
     probes = [Probe(options, int(path.parent.name[1:])) for path in Path(options.out).glob("n*/scores.json")]
     probes.sort(key=lambda probe: probe.started)
     records = {probe.n: record for probe in probes if (record := probe.record())}
-    running, start = {}, time.perf_counter()
-    print(f"{'|D|':>7} {'epoch':>9} {'ratio':>8} {'95% interval':>15} {'samples':>8}  "
-          f"ratio against {1 - options.eps:g}")
-    for record in records.values():
-        low, high = record["interval"]
-        print(f"{record['n']:7d} {record['best']['epoch']:9.0f} {record['ratio']:8.2%} "
-              f"{low:7.2%}-{high:7.2%} {'':>8}  {words(record)}, measured before")
+    running = {}
     while True:
         busy = [n for n, _ in running.values()]
         if options.sizes:
@@ -353,35 +315,6 @@ def measure_all(options, how, free):
             n, worker = running.pop(future)
             records[n] = future.result()
             free.append(worker)
-            cost = so_far(options, records, how, time.perf_counter() - start)
-            print(f"{n:7d} is {words(records[n])}; {cost}", flush=True)
-
-
-def to_go(options, records, how):
-    """What is left to measure if EMM is where the ratios say; {} if they do not say.
-
-    Returns {size: share of its training}.
-    """
-    if options.sizes:
-        return {n: 1.0 for n in options.sizes if n not in records}
-    emm = search.crossing_of_line(records, options.eps)
-    return search.ahead(records, emm, **how) if emm else {}
-
-
-def words(record):
-    early = "" if record["whole"] else f", decided at epoch {record['best']['epoch']:.0f}"
-    return ("above" if record["above"] else "below") + early
-
-
-def so_far(options, records, how, elapsed):
-    """What the search has cost so far, and what it is expected to cost from here on, in words."""
-    expected = sum(part * train.total_steps(options, n) * options.batch
-                   for n, part in to_go(options, records, how).items()) / max(1, len(options.devices))
-    trained = sum(r["images_trained"] for r in records.values())
-    drawn = sum(r["samples_drawn"] for r in records.values())
-    seconds = sum(r["training_seconds"] + r["sampling_seconds"] for r in records.values())
-    left = f", about {expected / trained * seconds:.0f} s to go" if expected else ""
-    return f"{trained:,} images trained, {drawn:,} samples drawn, {elapsed:.0f} s{left}"
 
 
 def find_each(options):
@@ -413,16 +346,16 @@ def mean_interval(values):
     """
     if None in values:
         found = ", ".join("none" if value is None else f"{value:.0f}" for value in values)
-        return dict(emm=None, interval=None, statement="EMM was not found" if len(values) == 1 else
-                    f"EMM was not found for every seed ({found}), and so has no mean")
+        few = f" for every seed ({found}), and so has no mean" if len(values) > 1 else ""
+        return dict(emm=None, interval=None, statement=f"EMM was not found{few}")
     if len(values) == 1:
         return dict(emm=values[0], interval=None,
                     statement=f"EMM is {values[0]:.0f}, of one seed: no interval over seeds")
     mean, half = search.student(values)
-    return dict(emm=mean, interval=[mean - half, mean + half],
-                statement=f"EMM is {mean:.0f} on average over {len(values)} seeds "
-                          "(training set, initial weights, noise), "
-                          f"95% interval {mean - half:.0f} to {mean + half:.0f}")
+    low, high = interval = [mean - half, mean + half]
+    return dict(emm=mean, interval=interval, statement=(
+        f"EMM is {mean:.0f} on average over {len(values)} seeds (training set, initial weights, noise), "
+        f"95% interval {low:.0f} to {high:.0f}"))
 
 
 def main():

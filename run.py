@@ -186,9 +186,8 @@ def in_words(error, cls):
     if not isinstance(error, (RuntimeError, MemoryError)):
         return text
     remedy = "take fewer or smaller images"
-    for flag in ("at_once", "batch_device"):
-        if flag in cls.__dataclass_fields__:
-            remedy = f"compute fewer images at once with --{flag.replace('_', '-')}"
+    if "batch_device" in cls.__dataclass_fields__:
+        remedy = "compute fewer images at once with --batch-device"
     start = ". ".join(text.split(". ")[:2])  # the rest is about torch's allocator
     return f"out of memory ({start}); {remedy}"
 
@@ -461,8 +460,10 @@ def about(path):
                 header = file.read(min(length, path.stat().st_size))
             text = json.loads(header)["__metadata__"]["about"]
         else:
-            with zipfile.ZipFile(path) as archive, archive.open("about.npy") as file:
-                array = file.read(ABOUT_BYTES)  # of numpy: a header line, then UTF-32
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged} differs")
+                array = archive.open("about.npy").read(ABOUT_BYTES)  # of numpy: a header line, then UTF-32
             text = array[array.index(b"\n") + 1:].decode("utf-32-le")
         value = json.loads(text)
         if not isinstance(value, dict):

@@ -142,7 +142,10 @@ class Work:
             last = self.loss_of is None or part is parts[-1]
             with contextlib.nullcontext() if last else self.loss_of.no_sync():
                 loss_of = self.loss_of or self.net.loss
-                loss = loss_of(y[part], sigma[part], noise[part], labels).sum() / len(y)
+                each = loss_of(y[part], sigma[part], noise[part], labels)       # [part]
+                if skip := self.options.sigma_skip:
+                    each = each * ((sigma[part] <= skip[0]) | (sigma[part] >= skip[1]))
+                loss = each.sum() / len(y)
                 (loss * parallel.size()).backward()  # processes average their gradients
             total += loss.detach()
         return total

@@ -53,6 +53,7 @@ class Options(data.Options):
         None, "0/1 mask of the skips kept, encoder order; none keeps all")
     dropout: float = option(0.13, "dropout probability")
     # training
+    sigma_skip: tuple[float, ...] = option((), "LOW,HIGH: noise levels not trained on, of loss 0")
     epochs: float = option(40000, "duration in passes over the training set")
     steps: int | None = option(None, "duration in steps, instead of epochs")
     steps_min: int = option(
@@ -115,6 +116,10 @@ class Options(data.Options):
         if self.snapshot_images and isinstance(self.snapshots, str):
             raise ValueError(f"--snapshots {self.snapshots} and --snapshot-images {self.snapshot_images} "
                              "both say where snapshots lie; leave one of them out")
+        skip = self.sigma_skip
+        if skip and not (len(skip) == 2 and 0 <= skip[0] < skip[1]):
+            raise ValueError(f"--sigma-skip {','.join(map(str, skip))} is no range of noise levels; "
+                             "write LOW,HIGH, such as 0.2,2")
         for name in ("momentum", "beta2", "ema_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -175,6 +180,10 @@ def training(options, alone=False):
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     net = unet.build(options, D, torch.Generator().manual_seed(seed_of(options.seed, "weights")))
     net.to(device).use(options.precision)
+    skip = options.sigma_skip
+    if skip and skip[0] <= net.sigma_min < net.sigma_max <= skip[1]:
+        raise ValueError(f"--sigma-skip {skip[0]:g},{skip[1]:g} skips every noise level that "
+                         f"--precond {options.precond} trains on; leave some")
     if alone:
         data.say_duplicates(D)
     if options.batch < parallel.size():

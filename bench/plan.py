@@ -1,6 +1,7 @@
 """What a run costs before it is made: parameters, FLOPs, memory, and hours on one H100 and one A100.
 
-    python bench/plan.py --n 2000 --width 256     what train.py would cost with the same options
+    python bench/plan.py --n 2000 --width 256     what train.py would cost with the same options,
+                                                  and sampling with those of sample.py
 
 FLOPs and memory are counted on torch's meta device, where tensors have a shape and no data: nothing is
 computed, and a network of any width takes a second. Hours are FLOPs over the peak of a data sheet times an
@@ -20,8 +21,7 @@ import data
 import run
 import train
 import unet
-from sample import EVALUATIONS
-from train import Options
+from solvers import Sampling
 
 # FLOP/s, without sparsity, from the data sheets of the SXM models; fp32 is that of the CUDA cores
 PEAK = dict(H100=dict(fp32=67e12, tf32=494e12, bf16=989e12),
@@ -37,6 +37,13 @@ CONTEXT_BYTES = 1e9   # assumed: CUDA, its libraries and kernels, the training i
 GIGABYTE = 1e9        # a card sold as 24 GB holds 24 GiB, 7% more, of which its driver takes some
 IMAGES = 2            # counted at once; a batch of one has ambiguous strides, which may leave out copies
 CARDS = (24, 80)      # GB
+
+
+@dataclass(frozen=True)
+class Options(Sampling, train.Options):
+    def __post_init__(self):
+        Sampling.__post_init__(self)
+        train.Options.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -113,23 +120,23 @@ def hours(flops, gpu, precision):
     return flops / (PEAK[gpu][precision] * UTILISATION[precision]) / 3600
 
 
-def sampling_flops(cost, snapshots, samples=SAMPLES):
-    return snapshots * samples * EVALUATIONS * cost.evaluation_flops
+def sampling_flops(cost, snapshots, samples=SAMPLES, sampling=Sampling()):
+    return snapshots * samples * sampling.evaluations * cost.evaluation_flops
 
 
-def report(D, n, steps, batch, batch_device, snapshots, samples=SAMPLES):
+def report(D, n, steps, batch, batch_device, snapshots, samples=SAMPLES, sampling=Sampling()):
     """Lines of text: what training D on n images costs, and drawing the samples of every snapshot.
 
     `batch_device` is as in train.py: images at once, 0 for the batch.
     """
     c, at_once = cost(D), batch_device or batch
-    training, sampling = steps * batch * c.step_flops, sampling_flops(c, snapshots, samples)
+    training, drawing = steps * batch * c.step_flops, sampling_flops(c, snapshots, samples, sampling)
     lines = [
         f"network   {c.parameters:,} parameters",
         f"training  {n:,} images, {steps:,} steps of {batch}: {c.step_flops / 1e9:.3g} GFLOP an image, "
         f"{training:.3g} FLOP",
         f"sampling  {snapshots} snapshots, {samples:,} samples of each: {c.evaluation_flops / 1e9:.3g} GFLOP "
-        f"an evaluation, {EVALUATIONS} a sample, {sampling:.3g} FLOP",
+        f"an evaluation, {sampling.evaluations} a sample, {drawing:.3g} FLOP",
         f"memory    {c.bytes(at_once) / GIGABYTE:.1f} GB with {at_once} images at once: "
         f"{c.kept_bytes / 2**20:.1f} MiB an image, {c.state_bytes / GIGABYTE:.2f} GB of weights, gradients, "
         "Adam and average, and margins",
@@ -138,7 +145,7 @@ def report(D, n, steps, batch, batch_device, snapshots, samples=SAMPLES):
         "hours     training + sampling on one GPU at that share of its peak",
         "          " + "".join(f"{f'{kind} at {share:.0%}':>18}" for kind, share in UTILISATION.items())]
     for gpu in PEAK:
-        cells = (" + ".join(in_words(flops, gpu, kind) for flops in (training, sampling))
+        cells = (" + ".join(in_words(flops, gpu, kind) for flops in (training, drawing))
                  for kind in UTILISATION)
         lines.append(f"  {gpu:<8}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
@@ -154,7 +161,7 @@ def plan(options):
     """The cost of a run of train.py with these options, in lines."""
     D = data.load(options)
     return report(unet.build(options, D), len(D), train.total_steps(options, len(D)), options.batch,
-                  options.batch_device, len(train.snapshot_steps(options, len(D))))
+                  options.batch_device, len(train.snapshot_steps(options, len(D))), sampling=options)
 
 
 def main():

@@ -35,13 +35,14 @@ import train
 import unet
 from bench import machine
 from run import option, provenance, stage
+from solvers import Sampling, heun
 
 # data ("" for the real images of --data), resolution, width, batch, blocks; a GPU's first is of digits
 CASES = dict(cpu=[("digits", 8, width, 128, 2) for width in (8, 16, 32)]
              + [("", r, width, 64, 2) for r in (8, 16, 32) for width in (16, 32)],
              cuda=[("digits", 8, 8, 128, 1), ("", 32, 128, 512, 2), ("", 32, 256, 512, 2)])
 IMAGES = 1000  # of the training set
-HEUN_STEPS, EVALUATIONS = 2, 3
+SAMPLING = Sampling(sample_steps=2)
 PUBLISHED_BATCH = 64  # of generate_edm.py
 WARM_UP = 4           # calls before the first that counts
 BLOCK_SECONDS = 0.2   # of a block at least, which has one call at least
@@ -126,7 +127,7 @@ class Published:
     def draw(self):
         self.net.eval()
         latents = torch.randn(PUBLISHED_BATCH, *self.images.shape[1:], device=self.images.device)
-        self.sampler.edm_sampler(self.net, latents, num_steps=HEUN_STEPS)
+        self.sampler.edm_sampler(self.net, latents, num_steps=SAMPLING.sample_steps)
         self.net.train()
         return PUBLISHED_BATCH
 
@@ -151,8 +152,8 @@ class Ours:
         count, device = sample.chunk(self.net), self.work.images.device
         self.work.rest()  # as before a sampler in emm.py
         self.net.eval()
-        sigmas = sample.noise_levels(max(0.002, self.net.sigma_min), 80.0, HEUN_STEPS, device=device)
-        sample.heun(self.denoise, sample.draw(self.net, range(count))[0].to(device), sigmas).cpu()
+        latents = sample.draw(self.net, range(count))[0].to(device)
+        heun(self.denoise, latents, SAMPLING.levels(self.net, device)).cpu()
         self.net.train()
         return count
 
@@ -242,7 +243,7 @@ def settings(options, case, name):
 
 def drawn(times):
     """Images a second with 18 steps, of the seconds an image of each block."""
-    return EVALUATIONS / sample.EVALUATIONS / median(times)
+    return SAMPLING.evaluations / Sampling().evaluations / median(times)
 
 
 def on_gpu(options, cases=CASES["cuda"]):

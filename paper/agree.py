@@ -24,6 +24,7 @@ import search
 import unet
 from paper import compare
 from run import option
+from solvers import Sampling
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def agree(options):
                              "choose another --out, or remove it")
         return out
     weights = sample.weigh_labels(about_net["label_counts"])
-    data.announce(options.device, device, 2 * sample.EVALUATIONS * options.sample_count * net.flops(),
-                  options.precision)
+    flops = 2 * Sampling().evaluations * options.sample_count * net.flops()
+    data.announce(options.device, device, flops, options.precision)
     samples, nearest, ratios = [], [], []
     for D, (model, _) in zip(sets, models):
         x, _ = sample.generate(model.use(options.precision), range(options.sample_count), weights,

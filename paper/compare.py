@@ -28,6 +28,7 @@ import search
 import unet
 from kernels import Optimum, References
 from run import option
+from solvers import Sampling
 
 BATCH = 256                       # images a pass
 MOST_FALSE = 0.01                 # of the images outside that a test of membership takes for members
@@ -81,7 +82,7 @@ def compare(options):
     optimum = Optimum(shown.images.to(device), shown.labels.to(device) if D.label_dim else None)
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
     result, weights = {}, sample.weigh_labels(metadata["label_counts"], unseen=False)
-    data.announce(options.device, device, sample.EVALUATIONS * options.sample_count * trained.flops(),
+    data.announce(options.device, device, Sampling().evaluations * options.sample_count * trained.flops(),
                   options.precision)
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, denoiser in denoisers.items():

@@ -119,7 +119,7 @@ def price(options, o):
     labels = data.label_count(o.labels, max(times), classes)
     cost = cost_of(o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
                    o.channel_mult, o.attn_resolutions, o.embedding)
-    return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count)
+    return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count, o)
 
 
 def source_shape(o):

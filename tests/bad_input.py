@@ -92,16 +92,20 @@ train    1 TRAIN --data nowhere | nowhere
 train    1 TRAIN --labels random:99999999999 | 99999999999
 sample   2 --run RUN --device cpu --seeds 5-1 | 5-1
 sample   2 --run RUN --device cpu --seeds x | 'x'
-sample   2 --run RUN --device cpu --seeds 3,3 | twice
-sample   2 --run RUN --device cpu --seeds 0-4294967295 | more than
-sample   2 --run RUN --device cpu --heun-steps 0 | heun-steps 0
+sample   2 --run RUN --device cpu --seeds 3,3 | 3,3
+sample   2 --run RUN --device cpu --seeds 0-4294967295 | at most
+sample   2 --run RUN --device cpu --sample-steps 0 | sample-steps 0
 sample   2 --run RUN --device cpu --sigma-min nan | sigma
 sample   2 --run RUN --device cpu --sigma-max 0 | sigma
-sample   2 --run RUN --device cpu --at-once 0 | --at-once 0
+sample   2 --run RUN --device cpu --churn -1 | --churn -1
+sample   2 --run RUN --device cpu --churn 5 --sampler dpm-solver | is for heun and euler
+sample   2 --run RUN --device cpu --guidance nan | --guidance nan
+sample   1 --run RUN --device cpu --guidance 2 --out OUT/x.npz | not given labels
+sample   1 --run RUN --device cpu --snapshot best-validation | --validate
 sample   2 --run RUN --device cpu --rho 0 | rho
 sample   2 --run RUN --device cpu --out x.png | x.png
 sample   2 --run RUN --device cpu --rho 0.001 | rho
-sample   2 --run RUN --device cpu --heun-steps 99999999999999999999 | heun-steps
+sample   2 --run RUN --device cpu --sample-steps 99999999999999999999 | sample-steps
 sample   1 --run nowhere --device cpu | nowhere
 sample   1 --run RUN --label 3 --device cpu --out OUT/x.npz | --label 3
 sample   2 --device cpu | --run
@@ -128,6 +132,8 @@ emm      2 TRAIN --tolerance 0 | tolerance
 emm      2 TRAIN --n-min 1 | n-min
 emm      2 TRAIN --sample-count 0 | sample-count
 emm      2 TRAIN --train-seeds 1,1 | seeds
+emm      2 TRAIN --guidance 2 | give --labels
+emm      2 TRAIN --churn nan | --churn nan
 emm      1 TRAIN --n-min 5000 | 5000
 emm      1 TRAIN --sizes 1 | sizes
 memorize 1 --samples digits --train FILES/colour32 --device cpu | [1, 8, 8]

@@ -50,7 +50,7 @@ NETWORK = ("--data digits --width 4 --blocks 1 --channel-mult 1,1 --batch 8 --wa
 # The stages that each needs first, and its words; DIR is its directory. save-seconds 0: a state every step
 WORK = dict(
     train=([], f"{NETWORK} --n 16 --steps 20 --snapshots 4 --log-steps 5 --save-seconds 0 --out DIR/run"),
-    sample=(["train"], "--run DIR/run --seeds 0-99 --heun-steps 6 --device cpu --png DIR/png"),
+    sample=(["train"], "--run DIR/run --seeds 0-99 --sample-steps 6 --device cpu"),
     memorize=(["train", "sample"], "--samples DIR/run --train DIR/run --csv DIR/run/every.csv "
                                    "--pairs DIR/run/pairs.png --device cpu"),
     emm=([], f"{NETWORK} --steps 8 --snapshots 2 --save-seconds 0 --sizes 4,6 --sample-count 64 --full "

@@ -10,6 +10,7 @@ import unet
 from bench import plan
 from conftest import ROOT
 from kernels import layers
+from solvers import Sampling
 
 # forms that differ in what is counted: depth, resampling filters, labels, attention at several resolutions
 NETWORKS = [dict(), dict(blocks=2, label_dim=10), dict(arch="ncsnpp", precond="edm"),
@@ -128,6 +129,8 @@ def test_hours():
         for precision in plan.UTILISATION:
             assert plan.hours(6e18, gpu, precision) == pytest.approx(3 * plan.hours(2e18, gpu, precision))
     assert plan.sampling_flops(COST, 16) == 16 * 10_000 * 35 * COST.evaluation_flops
+    guided = Sampling(sampler="euler", sample_steps=10, guidance=2.0)
+    assert plan.sampling_flops(COST, 2, 500, guided) == 2 * 500 * 20 * COST.evaluation_flops
 
 
 def test_report(monkeypatch):
@@ -155,11 +158,12 @@ def test_networks_of_the_paper_cost_what_the_document_says(width):
 
 
 def test_a_run_of_train_is_priced_by_its_options(capsys, monkeypatch):
-    words = ["plan.py", "--data", "digits", "--n", "20", "--width", "8", "--steps", "3"]
+    words = ["plan.py", "--data", "digits", "--n", "20", "--width", "8", "--steps", "3",
+             "--sampler", "dpm-solver", "--sample-steps", "9"]
     monkeypatch.setattr(plan.sys, "argv", words)
     plan.main()
     text = capsys.readouterr().out
-    assert "20 images, 3 steps of 512" in text and "GFLOP an image" in text and "H100" in text
+    assert "20 images, 3 steps of 512" in text and " 9 a sample" in text and "GFLOP an image" in text and "H100" in text
     assert not list(plan.Path("runs").glob("train/*"))
 
 

@@ -9,12 +9,13 @@ from PIL import Image
 
 import checkpoint
 import data
+import run
 import sample
 import train
 import unet
 from images import read
 from kernels import Optimum
-from test_unet import GOLDEN, RELATIVE, close, golden, tolerance
+from solvers import Sampling
 
 TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=2,
                 device="cpu")
@@ -27,66 +28,41 @@ def trained(tmp_path_factory):
     return out
 
 
-def options(**given):
-    return sample.Options(**{**dict(seeds="0-9", device="cpu"), **given})
-
-
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
-def test_sampler_agrees_with_the_published_one(path):
-    config, a, D, labels = golden(path)
-    sigmas = sample.noise_levels(max(0.002, D.sigma_min), min(80, D.sigma_max))
-    x = sample.heun(D, a["latents"], sigmas, labels)
-    limit = tolerance(D, lambda: sample.heun(D, a["latents"], sigmas, labels))
-    assert limit == RELATIVE or path.stem == "ddpmpp-vp-fourier" and limit < 5e-3
-    assert x.dtype == torch.float64 and close(x, a["sampled"], limit)
-
-
-def test_noise_levels():
-    sigmas = sample.noise_levels(0.002, 80.0)
-    assert len(sigmas) == 19 and sigmas[0] == pytest.approx(80)
-    assert sigmas[-2] == pytest.approx(0.002) and sigmas[-1] == 0
-    assert (sigmas.diff() < 0).all() and sigmas.dtype == torch.float64
-
-
-def test_heun_is_of_second_order():
-    """For one training image y the flow is linear: x(sigma) - y falls as sigma does, at any step size."""
-    y = torch.full((1, 1, 2, 2), 0.25, dtype=torch.float64)
-    sigmas = sample.noise_levels(0.002, 80.0)
-    x = sample.heun(lambda x, sigma, labels: y.expand_as(x), torch.randn(3, 1, 2, 2), sigmas)
-    assert torch.allclose(x, y.expand_as(x), atol=1e-12)
-
-    # Gaussian data of variance 1: D(x) = x / (1 + sigma^2), and x(0) = x(sigma) / sqrt(1 + sigma^2)
-    def error(steps):
-        sigmas = sample.noise_levels(0.002, 80.0, steps)
-        x = sample.heun(lambda x, sigma, labels: x / (1 + sigma**2), torch.ones(1, 1, 1, 1), sigmas)
-        return float((x - 80 / (1 + 80**2) ** 0.5).abs())
-    assert error(36) < 0.35 * error(18)
-
-
-@pytest.mark.parametrize("text, seeds", [("3", [3]), ("0-3", [0, 1, 2, 3]), ("5,0-1", [5, 0, 1])])
-def test_seeds(text, seeds):
-    assert sample.parse_seeds(text) == seeds
-
-
-@pytest.mark.parametrize("text", ["", "5-1", "a", "1-", "-3", "1,,2"])
-def test_bad_seeds(text):
-    with pytest.raises(ValueError, match="not a number or a rising range"):
-        options(seeds=text, run="x")
-
-
-@pytest.mark.parametrize("arch", ["ddpmpp", "ncsnpp"])
-def test_a_sample_depends_on_its_seed_alone(arch):
+def network(arch):
+    """A network of four labels, with weights of some size."""
     D = unet.Denoiser(arch, "edm", 8, 1, label_dim=4, width=16, blocks=1,
                       generator=torch.Generator().manual_seed(0)).eval()
     with torch.no_grad():
         for p in D.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return D
+
+
+def options(**given):
+    return sample.Options(**{**dict(seeds="0-9", device="cpu"), **given})
+
+
+@pytest.mark.parametrize("text, seeds", [("3", [3]), ("0-3", [0, 1, 2, 3])])
+def test_seeds(text, seeds):
+    assert list(sample.parse_seeds(text)) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "5-1", "a", "1-", "-3", "1,2", "0-99999999"])
+def test_bad_seeds(text):
+    with pytest.raises(ValueError, match=f"--seeds '{text}' is no"):
+        options(seeds=text, run="x")
+
+
+@pytest.mark.parametrize("arch", ["ddpmpp", "ncsnpp"])
+def test_a_sample_depends_on_its_seed_alone(arch):
+    D = network(arch)
     counts = [1, 2, 0, 1]
-    whole, labels = sample.generate(D, list(range(70)), counts, steps=4)
-    for batch in (1, 3, 64):
-        chosen = [69, 3, 12, 40]
-        images, drawn = sample.generate(D, chosen, counts, steps=4, at_once=batch)
-        assert torch.equal(images, whole[chosen]) and torch.equal(drawn, labels[chosen])
+    for given in (dict(), dict(churn=2.0), dict(guidance=2.0, sampler="dpm-solver")):
+        sampling = Sampling(sample_steps=4, **given)
+        whole, labels = sample.generate(D, list(range(70)), counts, sampling=sampling)
+        for chosen in ([69], [69, 3, 12, 40]):
+            images, drawn = sample.generate(D, chosen, counts, sampling=sampling)
+            assert torch.equal(images, whole[chosen]) and torch.equal(drawn, labels[chosen])
 
 
 def test_chunks_fill_a_gpu():
@@ -115,7 +91,7 @@ def test_labels_of_a_conditional_run(trained, tmp_path):
     """Uniform over all labels by default; in training label 0 is the commonest of the run's three."""
     drawn = {}
     for how in ("uniform", "training"):
-        path = sample.sample(options(run=str(trained), seeds="0-599", heun_steps=2, sample_labels=how,
+        path = sample.sample(options(run=str(trained), seeds="0-599", sample_steps=2, sample_labels=how,
                                      out=str(tmp_path / f"{how}.npz")))
         with np.load(path) as file:
             drawn[how] = np.bincount(file["labels"], minlength=3) / 600
@@ -124,8 +100,8 @@ def test_labels_of_a_conditional_run(trained, tmp_path):
     assert np.allclose(drawn["training"], np.array(counts) / sum(counts), atol=0.08)
 
 
-def test_files_of_a_run(trained, tmp_path):
-    out = sample.sample(options(run=str(trained), png=str(tmp_path / "png")))
+def test_files_of_a_run(trained):
+    out = sample.sample(options(run=str(trained)))
     assert out == trained / "samples.npz"
     with np.load(out, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
@@ -133,11 +109,7 @@ def test_files_of_a_run(trained, tmp_path):
         assert images.shape == (10, 8, 8, 1) and images.dtype == np.uint8
         assert file["seeds"].tolist() == list(range(10))
         assert file["labels"].shape == (10,) and file["labels"].max() < 3
-    assert about["options"]["heun_steps"] == 18 and "batch" not in about["options"]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / "000007.png")), images[7, ..., 0])
-    with pytest.raises(ValueError, match="holds other images, such as 000000.png"):
-        sample.sample(options(run=str(trained), seeds="50-51", png=str(tmp_path / "png"),
-                              out=str(tmp_path / "o.npz")))
+    assert about["options"]["sample_steps"] == 18 and "batch" not in about["options"]
     assert Image.open(trained / "samples.png").size == (640, 64)
     assert read(str(out))[0].shape == (10, 1, 8, 8)
     stamp = out.stat().st_mtime_ns
@@ -146,6 +118,55 @@ def test_files_of_a_run(trained, tmp_path):
         sample.sample(options(run=str(trained), seeds="0-3"))
     early = sample.sample(options(run=str(trained / "snapshot-00000001.safetensors")))
     assert early == trained / "samples-00000001.npz"
+
+
+def test_guidance(monkeypatch):
+    """Weight 1 gives the samples of no guidance, by half the evaluations; weight 0 those without a label."""
+    D, forward, calls, drawn = network("ddpmpp"), unet.Denoiser.forward, [], {}
+
+    def counted(D, x, sigma, labels=None):
+        calls.append(labels is not None)
+        return forward(D, x, sigma, labels)
+    monkeypatch.setattr(unet.Denoiser, "forward", counted)
+    for weight in (None, 1.0, 2.0, 0.0):
+        sampling = Sampling(sample_steps=3, **{} if weight is None else dict(guidance=weight))
+        calls.clear()
+        drawn[weight], _ = sample.generate(D, range(8), [1] * 4, sampling=sampling)
+        assert calls == ([True] * 5 if weight in (None, 1.0) else [False, True] * 5)
+    assert torch.equal(drawn[None], drawn[1.0]) and not torch.equal(drawn[1.0], drawn[2.0])
+    free, _ = sample.generate(D, range(8), sampling=Sampling(sample_steps=3))
+    assert torch.equal(drawn[0.0], free) and not torch.equal(drawn[1.0], free)
+
+
+def test_samples_of_another_sampler_are_refused(trained, tmp_path):
+    how = dict(run=str(trained), seeds="0-3", sample_steps=3)
+    out = sample.sample(options(**how, out=str(tmp_path / "a.npz")))
+    for given in (dict(sampler="euler"), dict(churn=1.0), dict(guidance=2.0)):
+        with pytest.raises(ValueError, match=f"{min(given)}: .* there, .* asked"):
+            sample.sample(options(**how, **given, out=str(out)))
+    with pytest.raises(ValueError, match="--guidance 2 weighs a label against none"):
+        sample.sample(options(optimum=True, data="digits", n=20, guidance=2.0, out=str(tmp_path / "o.npz")))
+    given = dict(optimum=True, data="digits", n=20, labels="true", guidance=0.0)
+    with np.load(sample.sample(options(**given, out=str(tmp_path / "o.npz")))) as file:
+        images = data.load(data.Options(data="digits", n=20)).images
+        free, _ = sample.generate(Optimum(images), range(10))
+        assert np.array_equal(file["arr_0"], free.permute(0, 2, 3, 1))
+
+
+def test_the_snapshot_of_least_loss_on_held_out_images(tmp_path, trained):
+    with pytest.raises(ValueError, match="no loss on held-out images; train with --validate"):
+        sample.sample(options(run=str(trained), snapshot="best-validation"))
+    out = tmp_path / "run"
+    train.train(train.Options(**TRAINING | dict(steps=6, snapshots=3), validate=10, out=str(out)))
+    files = run.Directory(out)
+    for path, loss in zip(files.snapshots(), (2.0, 1.0, 3.0), strict=True):
+        weights, metadata = checkpoint.read(path)
+        assert metadata["validation_loss"] > 0
+        checkpoint.write(path, weights, metadata | dict(validation_loss=loss))
+    assert sample.best(files) == files.snapshot(4)
+    how = dict(run=str(out), seeds="0-1", sample_steps=2)
+    assert sample.sample(options(**how, snapshot="best-validation")) == out / "samples-00000004.npz"
+    assert sample.sample(options(**how)) == out / "samples.npz"
 
 
 def test_stale_samples_are_refused(trained, tmp_path):
@@ -159,6 +180,11 @@ def test_torn_samples_are_named(trained, tmp_path):
         (tmp_path / "a.npz").write_bytes(content)
         with pytest.raises(ValueError, match="a.npz is not a whole file of these scripts"):
             sample.sample(options(run=str(trained), out=str(tmp_path / "a.npz")))
+    whole = bytearray(sample.sample(options(run=str(trained), out=str(tmp_path / "b.npz"))).read_bytes())
+    whole[300] ^= 1  # a pixel
+    (tmp_path / "b.npz").write_bytes(whole)
+    with pytest.raises(ValueError, match="b.npz is not a whole file of these scripts"):
+        sample.sample(options(run=str(trained), out=str(tmp_path / "b.npz")))
 
 
 def test_optimum_of_images_that_are_not_square(tmp_path, noise):
@@ -218,10 +244,10 @@ def test_optimum_given_labels(tmp_path):
 
 @pytest.mark.parametrize("given, words", [
     (dict(), "nothing to sample from"), (dict(run="x", n=7, labels="true"), "leave out n, labels"),
-    (dict(run="x", out="x.png"), "must end in .npz"), (dict(run="x", rho=float("nan")), "rho"),
+    (dict(run="x", out="x.png"), "must end in .npz"),
     (dict(run="x", seeds="99999999999"), "below 2\\^32"),
-    (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", heun_steps=1), "heun-steps"),
-    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", at_once=0), "--at-once 0")])
+    (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", sample_steps=1), "sample-steps"),
+    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", n=-1), "--n -1 is negative")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
         sample.sample(options(**given))
@@ -236,7 +262,7 @@ def test_grid_of_colour_images(noise):
 def test_a_model_of_another_run_is_refused(tmp_path, trained):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(trained / name, tmp_path / name)
-    o = sample.Options(run=str(tmp_path), seeds="0-1", heun_steps=2, device="cpu")
+    o = sample.Options(run=str(tmp_path), seeds="0-1", sample_steps=2, device="cpu")
     metadata = checkpoint.read_metadata(tmp_path / "model.safetensors")
     weights, _ = checkpoint.read(tmp_path / "model.safetensors")
     options = metadata["options"]

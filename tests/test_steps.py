@@ -107,8 +107,10 @@ def test_repeated_images_are_drawn_as_often_as_they_stand_there():
     assert drawn[1][1] == o.learning_rate * steps.schedule(o, 20, 1)[0]
 
 
-def test_loss_is_summed_over_pixels_and_averaged_over_images():
-    loss, _, _, _, _, o = one_step(dict(dropout=0.0))
+@pytest.mark.parametrize("skip", [(), (0.3, 20.0)])
+def test_loss_is_summed_over_pixels_and_averaged_over_images(skip):
+    """All of them: one at a noise level that is skipped counts as 0."""
+    loss, _, _, _, _, o = one_step(dict(dropout=0.0, sigma_skip=skip))
     D = data.load(o)
     y = D.images[batch_index(20, 16, 3, 0)].float() / 127.5 - 1
     net = one_step(dict(dropout=0.0, learning_rate=0.0))[2]
@@ -117,8 +119,16 @@ def test_loss_is_summed_over_pixels_and_averaged_over_images():
     torch.manual_seed(seed_of(o.seed, 3))
     sigma = N.training_sigma(16)
     x = y + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(y)
-    expected = ((N(x, sigma) - y) ** 2 / sigma.reshape(-1, 1, 1, 1) ** 2).sum() / 16
-    assert torch.allclose(loss, expected)
+    each = ((N(x, sigma) - y) ** 2 / sigma.reshape(-1, 1, 1, 1) ** 2).sum((1, 2, 3))
+    trained = [not skip or not skip[0] < s < skip[1] for s in sigma.tolist()]
+    assert 0 < sum(trained) < 16 or not skip
+    assert torch.allclose(loss, each[trained].sum() / 16)
+
+
+def test_a_skipped_noise_level_has_no_gradient():
+    for skip, trained in (((0.0, 1e6), False), ((1e5, 1e6), True)):  # every level of VP, and none
+        loss, _, _, gradients, _, _ = one_step(dict(dropout=0.0, sigma_skip=skip))
+        assert bool(loss) == trained == any(g.any() for g in gradients.values())
 
 
 def test_weight_decay_is_an_l2_penalty_and_sgd_is_sgd():
