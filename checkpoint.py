@@ -3,8 +3,6 @@
     save_model, load_model     the U-Net of a Denoiser and what rebuilds it: a snapshot
     save_state, load_state     all that the next training step needs
     write, read                named tensors
-
-No code is read from a file.
 """
 import hashlib
 import json
@@ -64,15 +62,20 @@ def check_shapes(there, tensors):
                          f"such as {min(wrong)}")
 
 
+def tensors_of(net, ema, optimizer):
+    """By name, all tensors that the next step needs: weights, their average, the optimizer's state."""
+    return {f"net.{name}": t for name, t in net.model.state_dict().items()} | \
+        {f"ema.{name}": t for name, t in ema.items()} | \
+        {f"optimizer.{i}.{name}": t
+         for name, each in optimizer.state.items() for i, t in enumerate(each)}
+
+
 def save_state(path, net, ema, optimizer, **about):
-    """Publish all that the next step needs: weights, their average, the optimizer's state, the step."""
-    tensors = {f"net.{name}": t for name, t in net.model.state_dict().items()}
-    tensors |= {f"ema.{name}": t for name, t in ema.items()}
-    tensors |= {f"optimizer.{i}.{name}": t
-                for name, each in optimizer.state.items() for i, t in enumerate(each)}
-    write(path, tensors, about)
+    """Publish all that the next step needs, and what `about` says of the run and the step."""
+    write(path, tensors_of(net, ema, optimizer), about)
 
 
+@torch.no_grad()
 def load_state(path, net, ema, optimizer, about, defaults):
     """Put a saved state in place; returns its step and the seconds trained so far, or 0, 0 if there is none.
 
@@ -81,22 +84,15 @@ def load_state(path, net, ema, optimizer, about, defaults):
     """
     if not path.exists():
         return 0, 0.0
-    tensors, there = read(path)
-    if "step" not in there:
-        raise ValueError(f"{path} was written by another version of these scripts; "
-                         "remove it to train from the start")
+    saved, there = read(path)
     if different := run.differences(there, about, defaults):
         raise ValueError(f"{path} is the state of another run ({different}); "
                          "remove it to train from the start")
-    load_weights(net, {name[4:]: t for name, t in tensors.items() if name.startswith("net.")})
+    tensors = tensors_of(net, ema, optimizer)
+    check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, saved)
     for name, t in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "ema":
-            ema[rest].copy_(t)
-        elif kind == "optimizer":
-            i, key = rest.split(".")
-            optimizer.state[key][int(i)].copy_(t)
-    return int(there["step"]), float(there["seconds"])
+        t.copy_(saved[name])
+    return there["step"], there["seconds"]
 
 
 def write(path, tensors, about):
@@ -104,11 +100,14 @@ def write(path, tensors, about):
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = about | dict(sha256=digest(tensors, about))
     with run.publish(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         # one entry: safetensors orders several at random, and equal snapshots would differ in their bytes
         try:
             save_file(tensors, temporary, dict(about=json.dumps(about)))
         except SafetensorError as error:  # a full disk, which is no OSError here
             raise OSError(f"{path} cannot be written ({error})") from None
+        temporary.chmod(mode)  # safetensors makes a file of its own there, which others may not read
 
 
 def read(path):
@@ -118,7 +117,7 @@ def read(path):
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); remove it") from None
-    if about.get("sha256", "") not in ("", digest(tensors, about)):  # files of older versions have none
+    if about.get("sha256", "") not in ("", digest(tensors, about)):  # a file made by hand has none
         raise ValueError(f"{path} is damaged: its checksum differs; remove it")
     return tensors, about
 

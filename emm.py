@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import multiprocessing
 import signal
-import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from search import CONFIDENCE
 
 @dataclass(frozen=True)
 class Options(train.Options):
-    n: int = option(0, "chosen by the search", hidden=True)
+    n: int = option(0, None)  # chosen by the search
     out: str = option(
         "runs/emm", "directory of the search, with a run directory for each size", recorded=False)
     n_min: int = option(
@@ -244,7 +243,6 @@ def measure(options, n):
 def start_worker():
     """Set up a process of `workers`: SIGTERM stops a measurement, and is ignored between two of them."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.stdout, sys.stderr = run.Output(sys.stdout), run.Output(sys.stderr)
 
 
 @contextlib.contextmanager

@@ -221,13 +221,14 @@ def sample(options):
         fingerprint = D.fingerprint()
         source = dict(optimum_of=fingerprint["sha256"])
         source |= {key: fingerprint[key] for key in ("labels_sha256", "shown_sha256") if fingerprint.get(key)}
-        out = files.optimum
+        out = files.path / "optimum.npz"
     else:
         if not model.is_file():
             raise ValueError(f"no trained model at {model}; "
                              "give the run directory of a finished train.py, or a snapshot file")
         source = dict(weights_sha256=run.file_sha256(model))
-        out = files.samples(model)
+        stem = model.stem.replace("model", "samples").replace("snapshot", "samples")
+        out = model.with_name(f"{stem}.npz")
     out = Path(options.out) if options.out else out
     about = dict(options=data.recorded(options), source=source)
     if out.exists() and not out.is_file():
@@ -258,8 +259,7 @@ def sample(options):
         with parallel.group(device):
             part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options.heun_steps,
                             options.sigma_min, options.sigma_max, options.rho, options.at_once, device)
-            images, labels = (None if a is None else parallel.gather(a.to(device), len(seeds)).cpu().numpy()
-                              for a in part)
+            images, labels = (None if a is None else parallel.gather(a).numpy() for a in part)
         if parallel.rank():
             return out
         images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))  # [N, H, W, C]

@@ -46,11 +46,11 @@ class Options(data.Options):
     blocks: int = option(2, "residual blocks a resolution (the paper's depth)")
     channel_mult: tuple[int, ...] = option((2, 2, 2), "channels of each level, in units of the width")
     attn_resolutions: tuple[int, ...] | None = option(
-        None, "resolutions with attention, or none; half of the images' if not given", none=())
+        None, "resolutions with attention, or none; half of the images' if not given")
     embedding: str | None = option(
-        None, "time embedding; none means positional for ddpmpp, fourier for ncsnpp")
+        None, "time embedding; positional for ddpmpp and fourier for ncsnpp if not given")
     skip_connections: tuple[int, ...] | None = option(
-        None, "0/1 mask of the skips kept, encoder order; none keeps all")
+        None, "0/1 mask of the skips kept, encoder order; all if not given")
     dropout: float = option(0.13, "dropout probability")
     # training
     epochs: float = option(40000, "duration in passes over the training set")

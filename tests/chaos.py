@@ -337,7 +337,7 @@ def fuzz(count, folder, rng):
                         contextlib.redirect_stdout(io.StringIO()):
                     run.parse(cls, argv)
             except SystemExit as end:
-                if end.code not in (0, run.USAGE) or said.getvalue().count("\n") > 1:
+                if end.code not in (0, 2) or said.getvalue().count("\n") > 1:
                     odd.append(f"{stage}.py {argv}: {end.code} {said.getvalue()}")
             except Exception as error:
                 odd.append(f"{stage}.py {argv}: {error!r}")
