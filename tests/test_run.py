@@ -17,8 +17,6 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import run
-import sample
-import train
 from conftest import ROOT
 
 
