@@ -1,9 +1,4 @@
-"""Weights, and all that a training step changes, in safetensors files with a description and a checksum.
-
-    save_model, load_model     the U-Net of a Denoiser and what rebuilds it: a snapshot
-    save_state, load_state     all that the next training step needs
-    write, read                named tensors
-"""
+"""Weights, and all that a training step changes, in safetensors files with a description and a checksum."""
 import hashlib
 import json
 
@@ -20,37 +15,18 @@ def save_model(path, D, weights=None, **metadata):
     write(path, weights if weights is not None else D.model.state_dict(), dict(network=D.config, **metadata))
 
 
-def read_metadata(path):
-    """What `save_model` stored beside the weights, as a dict. Raises ValueError for any other file."""
-    about = run.about(path)
-    if "network" not in about:
-        raise ValueError(f"{path} is not a snapshot of train.py: it does not describe its network")
-    return about
-
-
 def load_model(path, device="cpu"):
     """The Denoiser that `save_model` stored, in evaluation mode on `device`, and the file's metadata."""
-    metadata, weights = read_metadata(path), read(path)[0]
+    weights, metadata = read(path)
     try:
         # before memory is taken for what the file claims to hold
         check_shapes(unet.shapes(metadata["network"]), weights)
         D = unet.Denoiser(**metadata["network"])
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} describes no network of these scripts ({error}); remove it") from None
-    load_weights(D, weights)
+        raise ValueError(f"{path} describes no network of these scripts ({error}); "
+                         "give a snapshot of train.py") from None
+    D.model.load_state_dict(weights)
     return D.to(device).eval().requires_grad_(False), metadata
-
-
-def load_weights(D, tensors):
-    """Put named weights into the U-Net of D. Raises ValueError naming what is missing or left over.
-
-    Published state dicts load too: a "model." prefix is dropped, and so are stored resampling filters,
-    which are constants here.
-    """
-    tensors = {name.removeprefix("model."): t for name, t in tensors.items()
-               if not name.endswith("resample_filter")}
-    check_shapes({name: tuple(t.shape) for name, t in D.model.state_dict().items()}, tensors)
-    D.model.load_state_dict(tensors)
 
 
 def check_shapes(there, tensors):
@@ -62,17 +38,13 @@ def check_shapes(there, tensors):
                          f"such as {min(wrong)}")
 
 
-def tensors_of(net, ema, optimizer):
+def state(net, ema, optimizer):
     """By name, all tensors that the next step needs: weights, their average, the optimizer's state."""
-    return {f"net.{name}": t for name, t in net.model.state_dict().items()} | \
-        {f"ema.{name}": t for name, t in ema.items()} | \
-        {f"optimizer.{i}.{name}": t
-         for name, each in optimizer.state.items() for i, t in enumerate(each)}
-
-
-def save_state(path, net, ema, optimizer, **about):
-    """Publish all that the next step needs, and what `about` says of the run and the step."""
-    write(path, tensors_of(net, ema, optimizer), about)
+    tensors = {f"net.{name}": t for name, t in net.model.state_dict().items()}
+    tensors |= {f"ema.{name}": t for name, t in ema.items()}
+    for name, each in optimizer.state.items():
+        tensors |= {f"optimizer.{i}.{name}": t for i, t in enumerate(each)}
+    return tensors
 
 
 @torch.no_grad()
@@ -88,7 +60,7 @@ def load_state(path, net, ema, optimizer, about, defaults):
     if different := run.differences(there, about, defaults):
         raise ValueError(f"{path} is the state of another run ({different}); "
                          "remove it to train from the start")
-    tensors = tensors_of(net, ema, optimizer)
+    tensors = state(net, ema, optimizer)
     check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, saved)
     for name, t in tensors.items():
         t.copy_(saved[name])

@@ -147,7 +147,7 @@ class Probe:
     def score(self, snapshot, references):
         """Sample a snapshot file until its verdict, and return it; only the best and the last file stay."""
         o, device = self.options, data.pick_device(self.options.device)
-        about = checkpoint.read_metadata(snapshot)
+        about = run.about(snapshot)
         fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
         if "validation_loss" in about:
             fresh["validation_loss"] = about["validation_loss"]

@@ -220,7 +220,7 @@ def draw(options, result, samples, train, verdict, squares, index):
     if options.csv:
         write_csv(options.csv, verdict, squares, index, samples.names, train.names, options.neighbours)
     if options.curve:
-        plot.draw_curve(result, options.curve)
+        plot.save(plot.shares(result), options.curve)
     sheets = {}
     if options.pairs:
         sheets[options.pairs] = pair_sheet(samples.images, train.images, squares, index, options.pair_rows,

@@ -21,8 +21,7 @@ def group(device):
         return
     try:
         if device.type == "cuda":
-            # without the device the first barrier guesses it, and warns that it does
-            dist.init_process_group("nccl", device_id=device)
+            dist.init_process_group("nccl", device_id=device)  # which the first barrier would guess
         else:
             dist.init_process_group("gloo")
     except (RuntimeError, ValueError) as error:  # a port in use, an unknown name, a missing variable
@@ -75,8 +74,7 @@ def wrap(net, device):
     """net.loss with gradients averaged over all processes as they are made; None if there is one process."""
     if size() == 1:
         return None
-    device_ids = [device] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(Loss(net), device_ids=device_ids)
+    return torch.nn.parallel.DistributedDataParallel(Loss(net), [device] if device.type == "cuda" else None)
 
 
 def barrier():

@@ -84,13 +84,8 @@ def plot(options):
 
 
 @plain_matplotlib()
-def draw_curve(result, path):
-    """Draw the shares under every threshold, of a result of memorize.py --curve, as a PNG at `path`."""
-    save(shares(result), path)
-
-
 def shares(result):
-    """The distribution of the ratio of samples and of held-out images, with DKW bands."""
+    """Of a result of memorize.py --curve: shares of samples and held-out images under every threshold."""
     found, (figure, axes) = result["curve"], subplots()
     for name, colour, line in (("samples", COLOURS[1], "-"), ("held_out", COLOURS[0], "--")):
         if name in found:
@@ -121,6 +116,7 @@ def subplots(columns=1, width=6.6):
     return figure, figure.subplots(1, columns)
 
 
+@plain_matplotlib()
 def save(figure, path):
     with run.publish(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

@@ -26,8 +26,7 @@ if sys.version_info < (3, 11):
 
 # What zipfile raises for damaged, encrypted and unknown-compression archives
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
-# What torch's errors say, for a GPU, for a CPU and from NVIDIA's libraries
-OUT_OF_MEMORY = re.compile("out of memory|allocate memory|_ALLOC_FAILED")
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|_ALLOC_FAILED")  # of a GPU, a CPU, cuBLAS
 PLACES = {"data", "mix"}  # options that say where data lie; the data are compared by their fingerprint
 # Files that only the process which holds their run directory writes
 HELD = "config.json", "log.jsonl", "scores.json", "emm.json", "*.safetensors"
@@ -188,14 +187,13 @@ def say(text):
 def publish(path, flush=True):
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
 
-    The file is flushed to disk before it takes its name: a file that exists is whole. `flush=False` is for
-    many small files that are quickly made again: whole after a kill, but perhaps not after a power cut. Of a
-    link, the target is replaced; a device or a pipe is written into.
+    It is flushed to disk before it takes its name: a file that exists is whole. Without `flush`, for many
+    files that are quickly made again, perhaps not after a power cut. A device or a pipe is written into.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         yield Path(path)
         return
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path))  # a link stays
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".part{os.getpid()}-{path.name}")
     try:
@@ -204,10 +202,6 @@ def publish(path, flush=True):
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        if error.errno and not error.filename:  # such as that of a full disk
-            error.filename = str(path)
-        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -231,13 +225,6 @@ def read_json(path):
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON, or no object ({error}); "
                          "mend it, or remove it and run again") from None
-
-
-def member(archive, name, limit):
-    """The bytes of a member of an open zip file: as many as it declares, which is at most `limit`."""
-    info = bounded(archive, name, limit)
-    with archive.open(info) as file:
-        return file.read(info.file_size)
 
 
 def bounded(archive, name, limit):
@@ -286,41 +273,24 @@ def claim(directory, record, defaults=None):
     path = Directory(directory).config
     if not path.exists() and any(path.parent.glob("[!.]*")):
         raise ValueError(f"{directory} is not empty and has no config.json; choose another --out")
-    with locked(directory):
-        if path.exists():
-            there = read_json(path)
-            if different := differences(there, record, defaults):
-                raise ValueError(f"{directory} was made with other options ({different}); "
-                                 "choose another --out, or remove it")
-            if there.get("options") != record.get("options"):  # the data have moved, or options are new
-                write_json(path, there | dict(options=record["options"]))
-        else:
-            write_json(path, record)
-        for pattern in *(f".part*-{name}" for name in HELD), ".tmp??????":  # the last is of safetensors
-            for leftover in path.parent.glob(pattern):
-                leftover.unlink()
-        yield
-
-
-@contextlib.contextmanager
-def locked(directory):
-    """Hold `directory`, made if need be, until the end of the block or of the process.
-
-    Raises ValueError if another process holds it.
-    """
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    with open(Path(directory) / ".lock", "a+") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(".lock"), "w") as lock:  # until the end of the block or of the process
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise ValueError(f"{directory} is in use by another process ({file.read() or 'starting'}); "
+            raise ValueError(f"{directory} is in use by another process; "
                              "wait for it, or choose another --out") from None
         except OSError as error:  # some file systems have no locks
             say(f"{directory} cannot be locked ({error.strerror}): let only one process use it at a time")
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}")
-        file.flush()
+        there = read_json(path) if path.exists() else record
+        if different := differences(there, record, defaults):
+            raise ValueError(f"{directory} was made with other options ({different}); "
+                             "choose another --out, or remove it")
+        if not path.exists() or there.get("options") != record["options"]:  # the data have moved
+            write_json(path, there | dict(options=record["options"]))
+        for pattern in *(f".part*-{name}" for name in HELD), ".tmp??????":  # the last is of safetensors
+            for leftover in path.parent.glob(pattern):
+                leftover.unlink()
         yield
 
 
@@ -386,8 +356,8 @@ def about(path):
             text = json.loads(header)["__metadata__"]["about"]
         else:
             with zipfile.ZipFile(path) as archive:
-                array = member(archive, "about.npy", 2**24)  # of numpy: a header line, then UTF-32
-            text = array[array.index(b"\n") + 1:].decode("utf-32-le")
+                array = archive.read(bounded(archive, "about.npy", 2**24))
+            text = array[array.index(b"\n") + 1:].decode("utf-32-le")  # numpy's, after a header line
         return dict(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a whole file of these scripts ({error}); "

@@ -249,8 +249,8 @@ def take_steps(options, D, held_out, net, files, about):
                                       **validation, **about)
             if step < total and (stop or late or step in snapshots):
                 if writes:
-                    checkpoint.save_state(files.state, net, ema, optimizer,
-                                          step=step, seconds=seconds, **about)
+                    checkpoint.write(files.state, checkpoint.state(net, ema, optimizer),
+                                     dict(about, step=step, seconds=seconds))
                 saved = time.perf_counter()
             if stop and step < total:
                 raise KeyboardInterrupt(f"the state of step {step} is in {files.path}; "

@@ -27,7 +27,7 @@ from images.pixels import (
     to_array,
 )
 from images.standard import ARCHIVES, STANDARD, find_idx, read_cifar, read_idx_pair, read_standard
-from run import ZIP_ERRORS, member, say
+from run import ZIP_ERRORS, bounded, say
 
 SUFFIXES = ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 # Folders of thumbnails and trash that file managers, NAS boxes and archivers make, beside hidden ones
@@ -184,7 +184,7 @@ def read_zip(path, resolution=0):
     try:
         with zipfile.ZipFile(path) as archive:
             def content(name):
-                return member(archive, name, MAX_FILE_BYTES)
+                return archive.read(bounded(archive, name, MAX_FILE_BYTES))
             for info in archive.infolist():
                 if stat.S_ISLNK(info.external_attr >> 16):
                     raise ValueError(f"{path}: {info.filename} is a link, which is not followed in a zip; "

@@ -21,9 +21,9 @@ def test_a_state_puts_all_tensors_back(tmp_path):
     saved, other = made(), made(seed=1)
     saved[2].state["exp_avg"][0].fill_(3.0)
     assert checkpoint.load_state(path, *other, about, {}) == (0, 0.0)
-    checkpoint.save_state(path, *saved, step=5, seconds=1.5, **about)
+    checkpoint.write(path, checkpoint.state(*saved), dict(about, step=5, seconds=1.5))
     assert checkpoint.load_state(path, *other, about, {}) == (5, 1.5)
-    there, here = (checkpoint.tensors_of(*each) for each in (saved, other))
+    there, here = (checkpoint.state(*each) for each in (saved, other))
     assert there.keys() == here.keys() and all(torch.equal(t, here[name]) for name, t in there.items())
     with pytest.raises(ValueError, match="another run .width: 8 there, 16 asked.*remove it to train"):
         checkpoint.load_state(path, *other, dict(options=dict(width=16)), {})

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 import plot
-import run
 from conftest import ROOT
 from measure import curve
 
