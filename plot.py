@@ -138,7 +138,7 @@ def ratios(results, names, published=False):
         axes.errorbar(n, y, error(y, ends), capsize=3, label=name + emm, **look)
         for number, p in numbered:
             if not p["whole"]:
-                axes.plot(p["n"], p["ratio"], markerfacecolor="white", **look)
+                axes.plot(p["n"], p["ratio"], markerfacecolor="white", zorder=3, **look)
             if len(results) == 1:
                 axes.annotate(number, (p["n"], p["ratio"]), (4, -11),
                               textcoords="offset points", fontsize="small")

@@ -87,8 +87,8 @@ def _converter(kind):
             return int(word) if word.isdecimal() else word
         return kind(word)
 
-    # argparse's errors say it
-    convert.__name__ = f"list of {item.__name__}" if item else getattr(kind, "__name__", "number")
+    # for the errors of argparse
+    convert.__name__ = f"comma-separated {item.__name__}" if item else getattr(kind, "__name__", "number")
     return convert
 
 

@@ -92,3 +92,10 @@ def test_shares_below_every_threshold():
     assert band.max() == 1 and curve.band(9) in band
     figure = plot.shares(found | dict(options=dict(neighbours=50)))
     assert "mean of the 50 nearest" in figure.axes[0].get_xlabel()
+
+
+def test_stopped_sizes_are_hollow():
+    axes = plot.ratios([result(8)], ["a"], published=True).axes[0]
+    hollow = [line.get_xdata() for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert hollow == [[20]] and max(axes.lines, key=lambda line: line.zorder).get_xdata() == [20]
+    assert list(axes.lines[0].get_ydata()) == plot.published_curve()[1]
