@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 import data
 import steps
 import train
