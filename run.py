@@ -227,21 +227,6 @@ def read_json(path):
                          "mend it, or remove it and run again") from None
 
 
-def bounded(archive, name, limit):
-    """The ZipInfo of a member that declares at most `limit` bytes.
-
-    Raises ValueError for more, and for unusual compressions, which may unpack to any size at once.
-    """
-    info = archive.getinfo(name)
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{archive.filename}: {name} is compressed by method {info.compress_type} of zip; "
-                         "pack it stored or deflated")
-    if info.file_size > limit:
-        raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; "
-                         f"at most {limit:,} are read")
-    return info
-
-
 class Directory:
     """The files in a run directory of train.py."""
 
@@ -355,8 +340,8 @@ def about(path):
                 header = file.read(min(length, os.path.getsize(path)))
             text = json.loads(header)["__metadata__"]["about"]
         else:
-            with zipfile.ZipFile(path) as archive:
-                array = archive.read(bounded(archive, "about.npy", 2**24))
+            with zipfile.ZipFile(path) as archive, archive.open("about.npy") as file:
+                array = file.read(2**24)
             text = array[array.index(b"\n") + 1:].decode("utf-32-le")  # numpy's, after a header line
         return dict(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, *ZIP_ERRORS) as error:
