@@ -1,11 +1,4 @@
-"""Weights, and all that a training step changes, in safetensors files with a description and a checksum.
-
-    save_model, load_model     the U-Net of a Denoiser and what rebuilds it: a snapshot
-    save_state, load_state     all that the next training step needs
-    write, read                named tensors
-
-No code is read from a file.
-"""
+"""Weights, and all that a training step changes, in safetensors files with a description and a checksum."""
 import hashlib
 import json
 
@@ -22,37 +15,18 @@ def save_model(path, D, weights=None, **metadata):
     write(path, weights if weights is not None else D.model.state_dict(), dict(network=D.config, **metadata))
 
 
-def read_metadata(path):
-    """What `save_model` stored beside the weights, as a dict. Raises ValueError for any other file."""
-    about = run.about(path)
-    if "network" not in about:
-        raise ValueError(f"{path} is not a snapshot of train.py: it does not describe its network")
-    return about
-
-
 def load_model(path, device="cpu"):
     """The Denoiser that `save_model` stored, in evaluation mode on `device`, and the file's metadata."""
-    metadata, weights = read_metadata(path), read(path)[0]
+    weights, metadata = read(path)
     try:
         # before memory is taken for what the file claims to hold
         check_shapes(unet.shapes(metadata["network"]), weights)
         D = unet.Denoiser(**metadata["network"])
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} describes no network of these scripts ({error}); remove it") from None
-    load_weights(D, weights)
+        raise ValueError(f"{path} describes no network of these scripts ({error}); "
+                         "give a snapshot of train.py") from None
+    D.model.load_state_dict(weights)
     return D.to(device).eval().requires_grad_(False), metadata
-
-
-def load_weights(D, tensors):
-    """Put named weights into the U-Net of D. Raises ValueError naming what is missing or left over.
-
-    Published state dicts load too: a "model." prefix is dropped, and so are stored resampling filters,
-    which are constants here.
-    """
-    tensors = {name.removeprefix("model."): t for name, t in tensors.items()
-               if not name.endswith("resample_filter")}
-    check_shapes({name: tuple(t.shape) for name, t in D.model.state_dict().items()}, tensors)
-    D.model.load_state_dict(tensors)
 
 
 def check_shapes(there, tensors):
@@ -64,15 +38,16 @@ def check_shapes(there, tensors):
                          f"such as {min(wrong)}")
 
 
-def save_state(path, net, ema, optimizer, **about):
-    """Publish all that the next step needs: weights, their average, the optimizer's state, the step."""
+def state(net, ema, optimizer):
+    """By name, all tensors that the next step needs: weights, their average, the optimizer's state."""
     tensors = {f"net.{name}": t for name, t in net.model.state_dict().items()}
     tensors |= {f"ema.{name}": t for name, t in ema.items()}
-    tensors |= {f"optimizer.{i}.{name}": t
-                for name, each in optimizer.state.items() for i, t in enumerate(each)}
-    write(path, tensors, about)
+    for name, each in optimizer.state.items():
+        tensors |= {f"optimizer.{i}.{name}": t for i, t in enumerate(each)}
+    return tensors
 
 
+@torch.no_grad()
 def load_state(path, net, ema, optimizer, about, defaults):
     """Put a saved state in place; returns its step and the seconds trained so far, or 0, 0 if there is none.
 
@@ -81,22 +56,15 @@ def load_state(path, net, ema, optimizer, about, defaults):
     """
     if not path.exists():
         return 0, 0.0
-    tensors, there = read(path)
-    if "step" not in there:
-        raise ValueError(f"{path} was written by another version of these scripts; "
-                         "remove it to train from the start")
+    saved, there = read(path)
     if different := run.differences(there, about, defaults):
         raise ValueError(f"{path} is the state of another run ({different}); "
                          "remove it to train from the start")
-    load_weights(net, {name[4:]: t for name, t in tensors.items() if name.startswith("net.")})
+    tensors = state(net, ema, optimizer)
+    check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, saved)
     for name, t in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "ema":
-            ema[rest].copy_(t)
-        elif kind == "optimizer":
-            i, key = rest.split(".")
-            optimizer.state[key][int(i)].copy_(t)
-    return int(there["step"]), float(there["seconds"])
+        t.copy_(saved[name])
+    return there["step"], there["seconds"]
 
 
 def write(path, tensors, about):
@@ -104,11 +72,14 @@ def write(path, tensors, about):
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = about | dict(sha256=digest(tensors, about))
     with run.publish(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         # one entry: safetensors orders several at random, and equal snapshots would differ in their bytes
         try:
             save_file(tensors, temporary, dict(about=json.dumps(about)))
         except SafetensorError as error:  # a full disk, which is no OSError here
             raise OSError(f"{path} cannot be written ({error})") from None
+        temporary.chmod(mode)  # safetensors makes a file of its own there, which others may not read
 
 
 def read(path):
@@ -118,7 +89,7 @@ def read(path):
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); remove it") from None
-    if about.get("sha256", "") not in ("", digest(tensors, about)):  # files of older versions have none
+    if about.get("sha256", "") not in ("", digest(tensors, about)):  # a file made by hand has none
         raise ValueError(f"{path} is damaged: its checksum differs; remove it")
     return tensors, about
 

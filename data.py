@@ -17,7 +17,7 @@ import torch
 
 import run
 from images import place, read, there
-from run import option, processor, rank, read_json, size
+from run import option, processor, read_json, size
 
 CPU_FLOPS = 40e9  # a second and core, assumed: convolutions reach 57 to 90 (docs/performance.md)
 # FLOP/s as Denoiser.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)
@@ -371,7 +371,7 @@ def announce(name, device, flops=0, precision="fp32", at_once=0):
 
     On a GPU also what another precision would change. A small network takes longer than its FLOPs say.
     """
-    if rank() or _announced or name != "auto" and device.type == "cpu":
+    if run.rank() or _announced or name != "auto" and device.type == "cpu":
         return
     _announced.append(device)
     if device.type == "cuda":

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import multiprocessing
 import signal
-import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from solvers import Sampling
 
 @dataclass(frozen=True)
 class Options(Sampling, train.Options):
-    n: int = option(0, "chosen by the search", hidden=True)
+    n: int = option(0, None)  # chosen by the search
     out: str = option("runs/emm", "directory of the search; each size has one in it", recorded=False)
     n_min: int = option(500, "smallest size; others are balanced over the classes", recorded=False)
     n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False)
@@ -141,7 +140,7 @@ class Probe:
     def score(self, snapshot, references):
         """Sample a snapshot file until its verdict, and return it."""
         o, device, D = self.options, data.pick_device(self.options.device), None
-        about = checkpoint.read_metadata(snapshot)
+        about = run.about(snapshot)
         fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
         if "validation_loss" in about:
             fresh["validation_loss"] = about["validation_loss"]
@@ -213,7 +212,6 @@ def measure(options, n):
 def start_worker():
     """Set up a process of `workers`: SIGTERM stops a measurement, and is ignored between two of them."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.stdout, sys.stderr = run.Output(sys.stdout), run.Output(sys.stderr)
 
 
 @contextlib.contextmanager

@@ -119,10 +119,10 @@ def measured(x, train, threshold=(1, 3), neighbours=0, **how):
     x [Q, ...] and train [N, ...] are on one device, uint8 or floats; K is `neighbours`, or 2 without. Under
     torchrun every process measures its share, and has all. `how` is as for `nearest.compared`.
     """
-    count, part = len(x), x[parallel.share(len(x))]
+    part = x[parallel.share(len(x))]
     squares, index = nearest.compared(part, train, neighbours or 2, **how)
     verdict = (nearest.near_the_mean if neighbours else is_memorized)(squares, threshold)
-    return [parallel.gather(result, count).cpu() for result in (verdict, squares, index)]
+    return [parallel.gather(result) for result in (verdict, squares, index)]
 
 
 def score(samples, train, threshold=(1, 3), references=None, **how):
@@ -162,7 +162,7 @@ def memorize(options):
                              train_sha256=data.sha256(train.values)))
     there, out = {}, Path(options.out) if options.out else None
     if not out and is_run(options.samples):
-        out = run.Directory(options.samples).memorize
+        out = Path(options.samples) / "memorize.json"
     if out and out.is_file():
         there = run.read_json(out)
         different = run.differences(there, about, run.defaults(Options))
@@ -220,7 +220,7 @@ def draw(options, result, samples, train, verdict, squares, index):
     if options.csv:
         write_csv(options.csv, verdict, squares, index, samples.names, train.names, options.neighbours)
     if options.curve:
-        plot.draw_curve(result, options.curve)
+        plot.save(plot.shares(result), options.curve)
     sheets = {}
     if options.pairs:
         sheets[options.pairs] = pair_sheet(samples.images, train.images, squares, index, options.pair_rows,

@@ -21,8 +21,7 @@ def group(device):
         return
     try:
         if device.type == "cuda":
-            # without the device the first barrier guesses it, and warns that it does
-            dist.init_process_group("nccl", device_id=device)
+            dist.init_process_group("nccl", device_id=device)  # which the first barrier would guess
         else:
             dist.init_process_group("gloo")
     except (RuntimeError, ValueError) as error:  # a port in use, an unknown name, a missing variable
@@ -34,31 +33,22 @@ def group(device):
         dist.destroy_process_group()
 
 
-def share(count, process=None):
-    """The slice of `count` items that falls to a process (by default this one), in order and near equal."""
-    process = rank() if process is None else process
-    return slice(count * process // size(), count * (process + 1) // size())
+def share(count):
+    """The slice of `count` items that falls to this process, in order and near equal."""
+    return slice(count * rank() // size(), count * (rank() + 1) // size())
 
 
-def gather(part, count):
-    """All `count` items as one tensor in every process, each of which holds its `share` along dimension 0."""
+def gather(part):
+    """All items on the CPU of every process, each of which holds its `share` of them along dimension 0."""
     if size() == 1:
-        return part
-    if part.dtype == torch.bool:  # not for every backend
-        return gather(part.byte(), count).bool()
-    longest = -(-count // size())
-    padded = part.new_zeros(longest, *part.shape[1:])
-    padded[:len(part)] = part
-    parts = [torch.empty_like(padded) for _ in range(size())]
-    dist.all_gather(parts, padded)
-    shares = [share(count, process) for process in range(size())]
-    return torch.cat([p[:s.stop - s.start] for p, s in zip(parts, shares)])
+        return part.cpu()
+    parts = [None] * size()
+    dist.all_gather_object(parts, part.cpu())
+    return torch.cat(parts)
 
 
 def total(value, device):
     """The sum of a number over all processes."""
-    if size() == 1:
-        return value
     return summed(torch.tensor(float(value), dtype=torch.float64, device=device)).item()
 
 
@@ -84,8 +74,7 @@ def wrap(net, device):
     """net.loss with gradients averaged over all processes as they are made; None if there is one process."""
     if size() == 1:
         return None
-    device_ids = [device] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(Loss(net), device_ids=device_ids)
+    return torch.nn.parallel.DistributedDataParallel(Loss(net), [device] if device.type == "cuda" else None)
 
 
 def barrier():

@@ -1,12 +1,10 @@
-"""Draw results: of emm.py, the ratio of memorization against |D| and against epochs; of memorize.py, quality.
+"""Draw searches of emm.py: the ratio of memorization against |D|, and against epochs.
 
-    python plot.py --emm runs/emm/emm.json                     runs/emm/emm.png and trajectory.png
-    python plot.py --emm w128/emm.json,w256/emm.json --out width.png
-                                                               several searches; and width-trajectory.png
-    python plot.py --quality a.json,b.json --out quality.png   of memorize.py --quality, quality against ratio
+    python plot.py --emm runs/emm/emm.json                               runs/emm/emm.png and trajectory.png
+    python plot.py --emm w128/emm.json,w256/emm.json --out width.png     several; and width-trajectory.png
 
 Reads result files alone. Points are numbered in the order of measuring; hollow ones were stopped as soon as
-they were above. The published curve (paper, figure 2) is drawn in grey where a search has its settings.
+they were above. --published draws the published base run (paper, figure 2: CIFAR-10, 40,000 epochs) in grey.
 """
 import contextlib
 import csv
@@ -21,53 +19,32 @@ PUBLISHED = Path(__file__).parent / "paper" / "digitised.csv"
 # Okabe and Ito: told apart by everyone
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = "osD^vP"
-# What the published curves that resolution alone tells apart were made with. Options that are not here decide
-# which of many equal runs it is, or how it is measured
-BASE_RUN = dict(
-    data="cifar10", mix="", classes=0, labels="none", repeat="",
-    arch="ddpmpp", precond="vp", width=128, blocks=2, channel_mult=[2, 2, 2],
-    attn_resolutions=None, embedding=None, skip_connections=None, dropout=0.13,
-    epochs=40000, steps=None, steps_min=0, warmup_epochs=200, warmup_steps=None,
-    batch=512, optimizer="adam", learning_rate=2e-4, momentum=0.9, beta2=0.999,
-    weight_decay=0.0, ema_halflife=500_000 / 512, ema_rampup_epochs=200, ema_rampup_steps=None, ema_rate=None,
-    reshuffle=False, threshold="1/3", sigma_skip=[],
-    sampler="heun", sample_steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0,
-    churn=0.0, churn_min=0.0, churn_max=None, churn_noise=1.0, guidance=1.0)
-RESOLUTIONS = (32, 16, 8)
 
 
 @dataclass(frozen=True)
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
-    quality: tuple[str, ...] = option((), "or results of memorize.py --quality, such as of each snapshot")
-    out: str = option("", "PNG to write; emm.png or quality.png beside the first file by default")
-    published: bool = option(False, "draw the published base run even if the settings are others")
+    out: str = option("", "PNG to write; emm.png beside the first file by default")
+    published: bool = option(False, "draw the published base run too")
 
     def __post_init__(self):
-        if bool(self.emm) == bool(self.quality):
-            raise ValueError("give either --emm RESULT/emm.json or --quality MEMORIZE.json to draw")
+        if not self.emm:
+            raise ValueError("give --emm, such as runs/emm/emm.json, to draw")
         if self.out and not self.out.endswith(".png"):
             raise ValueError(f"--out {self.out} must end in .png")
 
 
-def published_rows(path=PUBLISHED):
+def published_rows():
     """The lines of the digitised figures, as dicts of text."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(PUBLISHED, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
-def published_curve(path=PUBLISHED, experiment="resolution", series="32x32"):
+def published_curve(experiment="resolution", series="32x32"):
     """|D| and ratio (0 to 1) of a curve digitised from the authors' figures; by default their base run."""
-    points = sorted((int(row["n_train"]), float(row["ratio_percent"]) / 100) for row in published_rows(path)
+    points = sorted((int(row["n_train"]), float(row["ratio_percent"]) / 100) for row in published_rows()
                     if (row["experiment"], row["series"]) == (experiment, series))
     return [n for n, _ in points], [ratio for _, ratio in points]
-
-
-def published_series(options):
-    """The series of the published curve that a search with these options repeats; None if it does not."""
-    resolution = options.get("resolution") or 32
-    same = all(options.get(key, value) == value for key, value in BASE_RUN.items())
-    return f"{resolution}x{resolution}" if same and resolution in RESOLUTIONS else None
 
 
 def read(paths):
@@ -84,12 +61,6 @@ def read(paths):
     return found
 
 
-def plot(options):
-    """Draw the searches that the options name; returns the path of the PNG of ratio against |D|."""
-    with plain_matplotlib():
-        return draw(options)
-
-
 @contextlib.contextmanager
 def plain_matplotlib():
     """Within, matplotlib as it comes, and not as this machine's matplotlibrc, which may ask for LaTeX."""
@@ -100,12 +71,9 @@ def plain_matplotlib():
         yield
 
 
-def draw(options):
-    """`plot`, within `plain_matplotlib`."""
-    if options.quality:
-        out = Path(options.out) if options.out else Path(options.quality[0]).with_name("quality.png")
-        save(tradeoff([run.read_json(path) for path in options.quality], options.quality), out)
-        return out
+@plain_matplotlib()
+def plot(options):
+    """Draw the searches that the options name; returns the path of the PNG of ratio against |D|."""
     results = read(options.emm)
     names = [describe(result, results) for result in results]
     out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
@@ -115,14 +83,9 @@ def draw(options):
     return out
 
 
-def draw_curve(result, path):
-    """Draw the shares under every threshold, of a result of memorize.py --curve, as a PNG at `path`."""
-    with plain_matplotlib():
-        save(shares(result), path)
-
-
+@plain_matplotlib()
 def shares(result):
-    """The distribution of the ratio of samples and of held-out images, with DKW bands."""
+    """Of a result of memorize.py --curve: shares of samples and held-out images under every threshold."""
     found, (figure, axes) = result["curve"], subplots()
     for name, colour, line in (("samples", COLOURS[1], "-"), ("held_out", COLOURS[0], "--")):
         if name in found:
@@ -140,32 +103,10 @@ def shares(result):
     return figure
 
 
-def tradeoff(results, names):
-    """Quality against memorization: shares and the Frechet distance, joined in the order given.
-
-    If all have held-out images, quality is against these, and memorization the share of the samples under the
-    threshold that these put at 1% of false positives: 1/3 is too strict to tell early snapshots apart.
-    """
-    if lacking := [name for name, result in zip(names, results) if "quality" not in result]:
-        raise ValueError(f"{lacking[0]} has no quality; score its samples with memorize.py --quality")
-    controlled = all("held_out" in r["quality"] for r in results)
-    against = "held_out" if controlled else "training"
-    found = [r["quality"][against] for r in results]
-    ratios = [r["held_out"]["samples_under_threshold"] if controlled else r["ratio"] for r in results]
-    rate = f" at {results[0]['held_out']['rate']:.0%} of false positives" if controlled else ""
-    figure, (left, right) = subplots(2, 11)
-    for name, colour, marker in zip(("precision", "recall", "coverage"), COLOURS, MARKERS):
-        y = [q[name] for q in found]
-        ends = [q[f"{name}_interval_95"] for q in found]
-        error = [[max(0, v - e[0]) for v, e in zip(y, ends)], [max(0, e[1] - v) for v, e in zip(y, ends)]]
-        left.errorbar(ratios, y, error, color=colour, marker=marker, capsize=2, linewidth=1, label=name)
-    right.plot(ratios, [q["frechet"] for q in found], color=COLOURS[3], marker="o", linewidth=1)
-    left.set(ylabel=f"share, against {against.replace('_', '-')} images", ylim=(-0.03, 1.03))
-    right.set(ylabel="Frechet distance", ylim=(0, None))
-    for axes in (left, right):
-        axes.set(xlabel=f"memorization ratio{rate}")
-    left.legend(fontsize="small")
-    return figure
+def error(values, intervals):
+    """The bars of matplotlib's errorbar: how far each value is from the ends of its interval."""
+    return [[max(0, y - low) for y, (low, _) in zip(values, intervals)],
+            [max(0, high - y) for y, (_, high) in zip(values, intervals)]]
 
 
 def subplots(columns=1, width=6.6):
@@ -175,6 +116,7 @@ def subplots(columns=1, width=6.6):
     return figure, figure.subplots(1, columns)
 
 
+@plain_matplotlib()
 def save(figure, path):
     with run.publish(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
@@ -184,25 +126,24 @@ def ratios(results, names, published=False):
     """The ratio against |D|, with the intervals, order and bracket of each search."""
     from matplotlib import ticker
     figure, axes = subplots()
-    curves = {published_series(result["options"]) for result in results} | {"32x32" if published else None}
-    for series in sorted(curves - {None}):
-        axes.plot(*published_curve(series=series), "--", marker=".", color="0.6",
-                  label=f"published, digitised:\nCIFAR-10 {series}, DDPM++ width 128")
+    if published:
+        axes.plot(*published_curve(), "--", marker=".", color="0.6",
+                  label="published, digitised:\nCIFAR-10 32x32, DDPM++ width 128")
     for i, (result, name) in enumerate(zip(results, names)):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        probes = sorted(enumerate(result["probes"], 1), key=lambda pair: pair[1]["n"])
+        look = dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)])
+        numbered = sorted(enumerate(result["probes"], 1), key=lambda pair: pair[1]["n"])
+        n, y = [[p[key] for _, p in numbered] for key in ("n", "ratio")]
         emm = f": EMM {result['emm']:.0f}" if result["emm"] else ""
-        axes.plot([p["n"] for _, p in probes], [p["ratio"] for _, p in probes],
-                  color=colour, marker=marker, label=name + emm)
-        for number, p in probes:
-            error = [[p["ratio"] - p["interval"][0]], [p["interval"][1] - p["ratio"]]]
-            axes.errorbar(p["n"], p["ratio"], error, capsize=3, marker=marker, color=colour,
-                          markerfacecolor=colour if p["whole"] else "white")
+        ends = [p["interval"] for _, p in numbered]
+        axes.errorbar(n, y, error(y, ends), capsize=3, label=name + emm, **look)
+        for number, p in numbered:
+            if not p["whole"]:
+                axes.plot(p["n"], p["ratio"], markerfacecolor="white", zorder=3, **look)
             if len(results) == 1:
                 axes.annotate(number, (p["n"], p["ratio"]), (4, -11),
                               textcoords="offset points", fontsize="small")
         if None not in result["bracket"]:
-            axes.axvspan(*result["bracket"], color=colour, alpha=0.15, linewidth=0)
+            axes.axvspan(*result["bracket"], color=look["color"], alpha=0.15, linewidth=0)
     target = 1 - results[0]["eps"]
     axes.axhline(target, color="black", linewidth=1, linestyle=":", label=f"{target:.0%}")
     axes.set(xscale="log", xlabel="training images |D|", ylabel="memorization ratio", ylim=(-0.03, 1.03))
@@ -220,9 +161,8 @@ def trajectories(results, names):
         probes = sorted(result["probes"], key=lambda p: p["n"])
         for j, p in enumerate(probes):
             points = p["trajectory"]
-            error = [[t["ratio"] - t["interval"][0] for t in points],
-                     [t["interval"][1] - t["ratio"] for t in points]]
-            axes.errorbar([t["epoch"] for t in points], [t["ratio"] for t in points], error,
+            y = [t["ratio"] for t in points]
+            axes.errorbar([t["epoch"] for t in points], y, error(y, [t["interval"] for t in points]),
                           capsize=2, linewidth=1, alpha=1 - 0.7 * j / max(1, len(probes) - 1),
                           marker=MARKERS[j % len(MARKERS)], color=COLOURS[i % len(COLOURS)],
                           label=f"{name}: {p['n']}" if len(results) > 1 else f"|D| = {p['n']}")

@@ -25,7 +25,7 @@ from images import picture
 from kernels import Optimum
 from kernels.graphs import Replayed
 from run import option
-from solvers import Sampling
+from solvers import PUBLISHED, Sampling
 
 # How many images a network sees at once (see `in_chunks`): at least, at most, and values in its first layer,
 # which decide in between. Small networks, whose time is overhead, see more. A GPU takes as long for 4,096
@@ -137,7 +137,7 @@ def draw(D, seeds, label_weights=None):
     return latents, torch.searchsorted(share, u * share[-1], right=True)
 
 
-def generate(D, seeds, label_weights=None, label=None, sampling=Sampling(), device="cpu"):
+def generate(D, seeds, label_weights=None, label=None, sampling=PUBLISHED, device="cpu"):
     """Samples of D, one a seed: uint8 [N, C, H, W] and their labels int64 [N] (None if unconditional).
 
     Raises ValueError for guidance without labels.
@@ -187,7 +187,7 @@ def sample(options):
         data.announce(options.device, device, evaluations * D.flops(), precision)
     with parallel.group(device):
         part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options, device)
-        images, labels = (a if a is None else parallel.gather(a.to(device), len(seeds)).cpu() for a in part)
+        images, labels = (a if a is None else parallel.gather(a) for a in part)
     if not parallel.rank():
         write(out, images, labels, seeds, about | run.provenance(device))
     return out
@@ -226,7 +226,7 @@ def trained(options, device):
 
 def best(files):
     """The snapshot file in a run directory whose loss on held-out images is the least."""
-    losses = {path: checkpoint.read_metadata(path).get("validation_loss") for path in files.snapshots()}
+    losses = {path: run.about(path).get("validation_loss") for path in files.snapshots()}
     if not losses or None in losses.values():
         raise ValueError(f"the snapshots in {files.path} have no loss on held-out images; "
                          "train with --validate, or leave --snapshot out")

@@ -46,11 +46,11 @@ class Options(data.Options):
     blocks: int = option(2, "residual blocks a resolution (the paper's depth)")
     channel_mult: tuple[int, ...] = option((2, 2, 2), "channels of each level, in units of the width")
     attn_resolutions: tuple[int, ...] | None = option(
-        None, "resolutions with attention, or none; half of the images' if not given", none=())
+        None, "resolutions with attention, or none; half of the images' if not given")
     embedding: str | None = option(
-        None, "time embedding; none means positional for ddpmpp, fourier for ncsnpp")
+        None, "time embedding; positional for ddpmpp and fourier for ncsnpp if not given")
     skip_connections: tuple[int, ...] | None = option(
-        None, "0/1 mask of the skips kept, encoder order; none keeps all")
+        None, "0/1 mask of the skips kept, encoder order; all if not given")
     dropout: float = option(0.13, "dropout probability")
     # training
     sigma_skip: tuple[float, ...] = option((), "LOW,HIGH: noise levels not trained on, of loss 0")
@@ -258,8 +258,8 @@ def take_steps(options, D, held_out, net, files, about):
                                       **validation, **about)
             if step < total and (stop or late or step in snapshots):
                 if writes:
-                    checkpoint.save_state(files.state, net, ema, optimizer,
-                                          step=step, seconds=seconds, **about)
+                    checkpoint.write(files.state, checkpoint.state(net, ema, optimizer),
+                                     dict(about, step=step, seconds=seconds))
                 saved = time.perf_counter()
             if stop and step < total:
                 raise KeyboardInterrupt(f"the state of step {step} is in {files.path}; "

@@ -21,7 +21,7 @@ import data
 import run
 import train
 import unet
-from solvers import Sampling
+from solvers import PUBLISHED, Sampling
 
 # FLOP/s, without sparsity, from the data sheets of the SXM models; fp32 is that of the CUDA cores
 PEAK = dict(H100=dict(fp32=67e12, tf32=494e12, bf16=989e12),
@@ -120,11 +120,11 @@ def hours(flops, gpu, precision):
     return flops / (PEAK[gpu][precision] * UTILISATION[precision]) / 3600
 
 
-def sampling_flops(cost, snapshots, samples=SAMPLES, sampling=Sampling()):
+def sampling_flops(cost, snapshots, samples=SAMPLES, sampling=PUBLISHED):
     return snapshots * samples * sampling.evaluations * cost.evaluation_flops
 
 
-def report(D, n, steps, batch, batch_device, snapshots, samples=SAMPLES, sampling=Sampling()):
+def report(D, n, steps, batch, batch_device, snapshots, samples=SAMPLES, sampling=PUBLISHED):
     """Lines of text: what training D on n images costs, and drawing the samples of every snapshot.
 
     `batch_device` is as in train.py: images at once, 0 for the batch.

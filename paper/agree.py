@@ -32,7 +32,7 @@ class Options(compare.Options):
     other: str = option("", "run directory of the second", recorded=False)
     out: str = option("", "JSON to write, with a PNG beside it; agree.json in the run directory by default",
                       recorded=False)
-    pairs: str = option("", "of compare.py", recorded=False, hidden=True)
+    pairs: str = option("", None, recorded=False)  # of compare.py
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,7 +57,7 @@ def agree(options):
         raise ValueError(f"{folders[0]} and {folders[1]} differ in the shape of images or the meaning "
                          "of labels; take runs alike in both, with --labels none or true")
     (net, about_net), (other, _) = models = [compare.trained_model(folder, device) for folder in folders]
-    out = Path(options.out) if options.out else run.Directory(options.run).agree
+    out = Path(options.out) if options.out else Path(options.run) / "agree.json"
     source = {f"weights_sha256_of_{name}": run.file_sha256(run.Directory(folder).model)
               for name, folder in zip(("first", "second"), folders)}
     about = dict(options=run.recorded(options), source=source)

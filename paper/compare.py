@@ -68,7 +68,7 @@ def compare(options):
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
     trained, metadata = trained_model(folder, device)
-    out = Path(options.out) if options.out else run.Directory(folder).compare
+    out = Path(options.out) if options.out else folder / "compare.json"
     source = dict(weights_sha256=run.file_sha256(run.Directory(folder).model),
                   train_sha256=D.fingerprint()["sha256"])
     about = dict(options=run.recorded(options), source=source)

@@ -147,7 +147,7 @@ compare  2 --sample-count 3 | --run
 compare  1 --run FILES | not a run directory
 report   2 --out x.txt | .md
 report   1 --results FILES --out OUT.md | has no results
-plot     2 --emm a.json --quality b.json | give either
+plot     2 --out a.png | give --emm
 experiments 2 --seeds 0,x | 0,x
 experiments 2 --also=--full | --full
 experiments 2 --also=--widht | --widht

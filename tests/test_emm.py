@@ -242,7 +242,7 @@ def test_samplers(tmp_path, ratios, monkeypatch):
 
 
 def test_two_searches_in_one_place(tmp_path):
-    with run.locked(tmp_path):
+    with run.claim(tmp_path, dict(options={})):
         command = [sys.executable, "emm.py", "--data", "digits", "--n-min", "10", "--out", str(tmp_path),
                    "--device", "cpu"]
         other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -68,7 +68,7 @@ def test_samples_and_verdicts_are_the_same(runs, tmp_path, processes):
     assert not (tmp_path / "1.json").read_text() == ""
 
 
-def test_one_line_for_all_processes(runs, tmp_path):
+def test_every_process_says_in_a_line_what_is_wrong(runs, tmp_path):
     for command in (
             ["train.py", *TRAIN, "--out", tmp_path / "x", "--width", "5"],
             ["train.py", *TRAIN, "--batch", "1", "--out", tmp_path / "y"],
@@ -77,7 +77,7 @@ def test_one_line_for_all_processes(runs, tmp_path):
             ["emm.py", "--data", "digits"]):
         done = launch(2, *command)
         lines = [line for line in done.stderr.splitlines() if line.startswith(str(command[0]) + ":")]
-        assert done.returncode and len(lines) == 1, done.stderr
+        assert done.returncode and len(set(lines)) == 1, done.stderr
 
 
 def test_shares_cover_everything_once(monkeypatch):
@@ -94,7 +94,7 @@ def test_shares_cover_everything_once(monkeypatch):
 def test_one_process_does_nothing_of_it():
     x = torch.arange(3)
     with parallel.group(torch.device("cpu")):
-        assert parallel.gather(x, 3) is x and parallel.summed(x) is x and parallel.total(5, "cpu") == 5
+        assert parallel.gather(x) is x and parallel.summed(x) is x and parallel.total(5, "cpu") == 5
     assert parallel.wrap(None, None) is None and parallel.barrier() is None
 
 

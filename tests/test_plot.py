@@ -6,9 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-import emm
 import plot
-import run
 from conftest import ROOT
 from measure import curve
 
@@ -28,27 +26,6 @@ def test_published_numbers():
     assert sizes == [500, 1000, 2000, 4000] and ratios == [0.995, 0.919, 0.609, 0.175]
     assert plot.published_curve(experiment="resolution", series="8x8")[0][-1] == 16000
     assert (ROOT / "paper" / "digitised.csv").read_text().startswith("# Memorization ratios")
-
-
-def test_the_published_curve_goes_with_its_settings():
-    base = dict(data="cifar10", arch="ddpmpp", width=128, epochs=40000.0, resolution=0)
-    assert plot.published_series(base) == "32x32"
-    assert plot.published_series(base | dict(resolution=16)) == "16x16"
-    for other in (dict(width=256), dict(data="digits"), dict(epochs=6000.0), dict(labels="true"),
-                  dict(resolution=24), dict(data="a/cifar10.zip"), dict(data="cifar100.zip"),
-                  dict(data="cifar10:5"), dict(data="my-cifar10"),
-                  dict(mix="digits"), dict(classes=5), dict(steps_min=100), dict(beta2=0.99), dict(batch=64)):
-        assert plot.published_series(base | other) is None
-
-
-def test_every_option_of_a_search_is_judged():
-    # which of equal runs, or how it is measured
-    free = {"n", "resolution", "mix_share", "subset_seed", "label_seed", "sample_labels", "batch_device",
-            "precision", "compile", "seed", "snapshots", "snapshot_images", "part", "validate"}
-    there = run.recorded(emm.Options())
-    assert there.keys() - free == plot.BASE_RUN.keys()
-    # the defaults are the published procedure
-    assert {key: there[key] for key in plot.BASE_RUN} == plot.BASE_RUN
 
 
 def test_figures_do_not_ask_the_environment(tmp_path):
@@ -93,7 +70,7 @@ def test_names_say_what_differs():
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match="give either --emm"):
+    with pytest.raises(ValueError, match="give --emm"):
         plot.Options()
     with pytest.raises(ValueError, match="must end in .png"):
         plot.Options(emm=("a",), out="x.pdf")
@@ -117,24 +94,8 @@ def test_shares_below_every_threshold():
     assert "mean of the 50 nearest" in figure.axes[0].get_xlabel()
 
 
-def test_quality_against_memorization(tmp_path):
-    def result(ratio, *kinds):
-        q = dict(frechet=10 * ratio)
-        for name in ("precision", "recall", "coverage"):
-            q |= {name: 1 - ratio, f"{name}_interval_95": [0.9 - ratio, 1 - ratio]}
-        return dict(ratio=ratio, quality={kind: q for kind in kinds},
-                    held_out=dict(samples_under_threshold=2 * ratio, rate=0.01))
-    both = [result(0.1, "training", "held_out"), result(0.3, "training", "held_out")]
-    left, right = plot.tradeoff(both, "ab").axes
-    assert left.get_ylabel() == "share, against held-out images"
-    assert right.lines[0].get_xdata() == pytest.approx([0.2, 0.6])
-    assert right.lines[0].get_ydata() == pytest.approx([1, 3])
-    assert right.get_xlabel() == "memorization ratio at 1% of false positives"
-    left, right = plot.tradeoff([*both, result(0.5, "training")], "abc").axes
-    assert right.lines[0].get_xdata() == pytest.approx([0.1, 0.3, 0.5])
-    assert (left.get_xlabel(), left.get_ylabel()) == ("memorization ratio", "share, against training images")
-    for name, found in (("a", both[0]), ("b", dict(ratio=1.0))):
-        run.write_json(tmp_path / f"{name}.json", found)
-    assert Image.open(plot.plot(plot.Options(quality=(str(tmp_path / "a.json"),)))).width > 800
-    with pytest.raises(ValueError, match="b.json has no quality; score its samples with memorize.py"):
-        plot.plot(plot.Options(quality=(str(tmp_path / "b.json"),)))
+def test_stopped_sizes_are_hollow():
+    axes = plot.ratios([result(8)], ["a"], published=True).axes[0]
+    hollow = [line.get_xdata() for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert hollow == [[20]] and max(axes.lines, key=lambda line: line.zorder).get_xdata() == [20]
+    assert list(axes.lines[0].get_ydata()) == plot.published_curve()[1]

@@ -95,7 +95,7 @@ def test_labels_of_a_conditional_run(trained, tmp_path):
                                      out=str(tmp_path / f"{how}.npz")))
         with np.load(path) as file:
             drawn[how] = np.bincount(file["labels"], minlength=3) / 600
-    counts = checkpoint.read_metadata(trained / "model.safetensors")["label_counts"]
+    counts = checkpoint.read(trained / "model.safetensors")[1]["label_counts"]
     assert np.allclose(drawn["uniform"], 1 / 3, atol=0.08)
     assert np.allclose(drawn["training"], np.array(counts) / sum(counts), atol=0.08)
 
@@ -263,8 +263,7 @@ def test_a_model_of_another_run_is_refused(tmp_path, trained):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(trained / name, tmp_path / name)
     o = sample.Options(run=str(tmp_path), seeds="0-1", sample_steps=2, device="cpu")
-    metadata = checkpoint.read_metadata(tmp_path / "model.safetensors")
-    weights, _ = checkpoint.read(tmp_path / "model.safetensors")
+    weights, metadata = checkpoint.read(tmp_path / "model.safetensors")
     options = metadata["options"]
     other = metadata | dict(options=options | dict(seed=7, later=1))
     checkpoint.write(tmp_path / "model.safetensors", weights, other)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 import data
 import steps
 import train
@@ -115,7 +114,7 @@ def test_loss_is_summed_over_pixels_and_averaged_over_images(skip):
     y = D.images[batch_index(20, 16, 3, 0)].float() / 127.5 - 1
     net = one_step(dict(dropout=0.0, learning_rate=0.0))[2]
     N = unet.Denoiser("ddpmpp", "vp", 8, 1, 0, 4, 1, (1, 1), dropout=0.0)
-    checkpoint.load_weights(N, {name: p.detach() for name, p in net.items()})
+    N.model.load_state_dict({name: p.detach() for name, p in net.items()})
     torch.manual_seed(seed_of(o.seed, 3))
     sigma = N.training_sigma(16)
     x = y + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(y)
