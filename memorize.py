@@ -8,14 +8,17 @@ second nearest (paper, section 2). Distances and verdicts are exact, in whole nu
 are sources of images as for train.py --data, or run directories (their samples; their training set).
 
     python memorize.py --samples runs/n1000 --train runs/n1000 --held-out rest --curve curve.png --quality
+    python memorize.py --samples runs/n1000 --train runs/n1000 --held-out rest --snapshots      all of a run
     python memorize.py --sample-features a.npz --train-features b.npz --distance cosine
 
 What the other numbers answer, and how they mislead: docs/measure.md.
 """
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+
+import torch
 
 import data
 import parallel
@@ -26,7 +29,7 @@ from kernels.nearest import is_memorized
 from measure import curve, neighbours as nearest, quality, which, words
 from measure.curve import distance_ratio
 from measure.sheets import copied_sheet, pair_sheet
-from measure.sides import is_run, sides
+from measure.sides import is_run, of_source, samples_of_run, sides
 from run import option
 
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
@@ -57,17 +60,19 @@ class Options(data.Subset):
                                "for those of --train's source that it leaves out", recorded=False)
     quality: bool = option(False, "also precision, recall, density, coverage and Frechet distance",
                            recorded=False)
+    snapshots: bool = option(False, "score all snapshots of the run directory --samples that have samples, with "
+                                    "--quality, into snapshots.json and a figure, snapshots.png",
+                             recorded=False)
     spurious: bool = option(False, "also count samples that repeat other samples, and no training image",
                             recorded=False)
     curve: str = option("", "also the shares under every threshold, drawn here as PNG", recorded=False)
     which: str = option("", "also who is copied, with the most and the never copied images drawn here as PNG",
                         recorded=False)
-    out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default",
-                      recorded=False)
+    out: str = option("", "JSON to write; memorize.json or snapshots.json beside the samples of a run, by "
+                          "default", recorded=False)
     csv: str = option("", "also write every sample with its two nearest training images here", recorded=False)
     pairs: str = option("", "also draw the most and the least memorized samples beside their nearest here",
                         recorded=False)
-    pair_rows: int = option(8, "samples of each kind on the pair sheet", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
@@ -84,8 +89,6 @@ class Options(data.Subset):
         for name in ("pairs", "curve", "which"):
             if Path(value := getattr(self, name)).suffix.lower() not in ("", ".png"):
                 raise ValueError(f"--{name} {value} is drawn as PNG; let it end in .png")
-        if self.pair_rows < 1:
-            raise ValueError(f"--pair-rows {self.pair_rows}: at least 1")
         if self.neighbours < 0 or self.neighbours == 1:
             raise ValueError(f"--neighbours {self.neighbours}: give 2 or more, such as 50, or 0 for the "
                              "second nearest")
@@ -96,6 +99,11 @@ class Options(data.Subset):
                  "--pairs and --which draw images; give these too, in the vectors' order")):
             if wrong and vectors:
                 raise ValueError(f"of vectors, {remedy}")
+        if self.mirror and (self.quality or self.snapshots):
+            raise ValueError("--quality compares images as they are; leave out --mirror")
+        if self.snapshots and (vectors or self.csv or self.pairs or self.curve or self.which):
+            raise ValueError("--snapshots takes many samples files, and --sample-features, --csv, --pairs, "
+                             "--curve and --which are of one; leave it, or these, out")
         if not vectors and (self.held_out_features or self.distance != "l2"):
             raise ValueError("--held-out-features and --distance are for vectors; give --sample-features and "
                              "--train-features")
@@ -156,63 +164,117 @@ def memorize(options):
     Raises ValueError for images that cannot be read or compared, or if `out` holds another result.
     """
     device = data.pick_device(options.device, options.threads)
-    samples, train, held_out, classes = sides(options)
+    if options.snapshots:
+        return memorize_snapshots(options, device)
+    samples, train, held_out = sides(options)
     about = dict(options=run.recorded(options),
                  source=dict(samples_sha256=data.sha256(samples.values),
                              train_sha256=data.sha256(train.values)))
-    there, out = {}, Path(options.out) if options.out else None
+    out = Path(options.out) if options.out else None
     if not out and is_run(options.samples):
         out = run.Directory(options.samples).memorize
-    if out and out.is_file():
-        there = run.read_json(out)
-        different = run.differences(there, about, run.defaults(Options))
-        if different:
-            raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
-        if not any(getattr(options, name) for name in MORE):
-            return there
+    there = earlier(out, about, held_out)
+    if there and not any(getattr(options, name) for name in MORE):
+        return there
     data.announce(options.device, device)
-    x, y, h = (side and side.values.to(device) for side in (samples, train, held_out))
-    how = dict(mirror=options.mirror, cosine=options.distance == "cosine")
-    kind = dict(how, threshold=parse_threshold(options.threshold), neighbours=options.neighbours)
     with parallel.group(device):
-        summary, *found = score(x, y, **kind)
-        held = h is not None and measured(h, y, **kind)
+        summary, found = scorer(options, train, held_out, device)(samples)
     if parallel.rank():
         return summary
-    if options.sample_features:
-        summary["vector_length"] = x.shape[1]
-    more = beside(options, x, y, h, found, held, classes, how)
-    if held:
-        copied = (held[1][:, 0] == 0).nonzero()[:NAMED, 0].tolist()
-        more["held_out"] |= dict(sha256=data.sha256(held_out.values),
-                                 names_in_training=[held_out.names[i] for i in copied])
-    result = there | summary | more | about | run.provenance(device)
+    result = there | summary | about | run.provenance(device)
     if out:
         run.write_json(out, result)
     draw(options, result, samples, train, *found)
     return result
 
 
-def beside(options, x, y, h, found, held, classes, how):
-    """What the options ask for beyond the ratio, a dict for JSON; h and held are those of held-out images.
+def memorize_snapshots(options, device):
+    """`memorize` for every samples file of a run directory, with quality: a JSON with a row for each, a figure.
 
-    x, y and h are samples, training and held-out images (None without); found and held what `measured` says.
+    Rows that the JSON has already are kept; those of samples drawn since then are added.
     """
-    k, (verdict, squares, index), more = options.neighbours, found, {}
-    if held:
-        more["held_out"] = curve.control(verdict, squares, *held[:2], curve.cells(y, x, h), k)
-    if options.curve:
-        more["curve"] = curve.curve(*(curve.distance_ratio(f[1], k) for f in (found, held) if f))
-    if options.quality:
-        more["quality"] = quality.quality(x, y, h)
+    if not is_run(options.samples):
+        raise ValueError(f"--snapshots takes a run directory, and --samples {options.samples} is none")
+    pairs = samples_of_run(options.samples, every=True)
+    _, train, held_out = sides(options)
+    out = Path(options.out) if options.out else Path(options.samples) / "snapshots.json"
+    about = dict(options=run.recorded(options), source=dict(
+        train_sha256=data.sha256(train.values), held_out_sha256=held_out and data.sha256(held_out.values)))
+    rows = {(row["file"], row["samples_sha256"]): row for row in earlier(out, about).get("snapshots", ())}
+    data.announce(options.device, device)
+    found = []
+    with parallel.group(device):
+        score_of = scorer(replace(options, quality=True), train, held_out, device)
+        for weights, file in pairs:
+            samples = of_source(file, options.resolution)
+            row = dict(file=file.name, samples_sha256=data.sha256(samples.values))
+            if known := rows.get(tuple(row.values())):
+                found.append(known)
+                continue
+            step = run.about(weights).get("step") if weights.is_file() else None
+            found.append(dict(step=step) | row | score_of(samples)[0])
+    result = dict(snapshots=found) | about | run.provenance(device)
+    if not parallel.rank():
+        run.write_json(out, result)
+        plot.plot(plot.Options(quality=(str(out),), out=str(out.with_suffix(".png"))))
+    return result
+
+
+def earlier(out, about, held_out=None):
+    """The result in the file `out`, {} if there is none.
+
+    Raises ValueError if it is of other options, samples or training images than `about`, or has numbers of
+    other held-out images (`Side`).
+    """
+    there = run.read_json(out) if out and out.is_file() else {}
+    different = there and run.differences(there, about, run.defaults(Options))
+    if held_out and "held_out" in there and there["held_out"]["sha256"] != data.sha256(held_out.values):
+        different = different or "other held-out images"
+    if different:
+        raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
+    return there
+
+
+def scorer(options, train, held_out, device):
+    """A function of samples (`Side`), which gives all that the options ask of them, and what `measured` does.
+
+    The former is a dict for JSON, of rank 0 alone whole. What takes no samples is computed here, once.
+    """
+    y, h = (side and side.values.to(device) for side in (train, held_out))
+    how = dict(mirror=options.mirror, cosine=options.distance == "cosine")
+    k, threshold, own = options.neighbours, parse_threshold(options.threshold), None
+    held = h is not None and measured(h, y, threshold, k, **how)
     if options.which:
-        more["which"] = which.which(verdict, index, y, classes)
-    if options.spurious:
-        spurious = nearest.near_other_samples(x, squares, verdict, parse_threshold(options.threshold), **how)
-        hits = int(spurious.sum())
-        more["spurious"] = dict(samples=hits, ratio=hits / len(x),
-                                interval_95=list(search.wilson(hits, len(x))))
-    return more
+        nearest_others = 1 + (quality.NEAREST if options.quality else 1)  # the first is the image itself
+        own = nearest.compared(y, y, min(nearest_others, len(y)), options.mirror)[0]
+    quality_of = options.quality and quality.against(y, h, own)
+
+    def score_of(samples):
+        x = samples.values.to(device)
+        summary, *found = score(x, y, threshold, neighbours=k, **how)
+        verdict, squares, index = found
+        if parallel.rank():
+            return summary, found
+        if options.sample_features:
+            summary["vector_length"] = x.shape[1]
+        if held:
+            cells = curve.cells(y, x, h, mirror=options.mirror)
+            copied = (held[1][:, 0] == 0).nonzero()[:NAMED, 0].tolist()
+            summary["held_out"] = curve.control(squares, *held[:2], cells, k) | dict(
+                sha256=data.sha256(held_out.values), names_in_training=[held_out.names[i] for i in copied])
+        if options.curve:
+            summary["curve"] = curve.curve(*(distance_ratio(f[1], k) for f in (found, held) if f))
+        if options.quality:
+            summary["quality"] = quality_of(x)
+        if options.which:
+            summary["which"] = which.which(verdict, index, own[:, 1].cpu())
+        if options.spurious:
+            spurious = nearest.near_other_samples(x, squares, verdict, threshold, **how)
+            hits = int(spurious.sum())
+            summary["spurious"] = dict(samples=hits, ratio=hits / len(x),
+                                       interval_95=list(search.wilson(hits, len(x))))
+        return summary, found
+    return score_of
 
 
 def draw(options, result, samples, train, verdict, squares, index):
@@ -223,10 +285,11 @@ def draw(options, result, samples, train, verdict, squares, index):
         plot.draw_curve(result, options.curve)
     sheets = {}
     if options.pairs:
-        sheets[options.pairs] = pair_sheet(samples.images, train.images, squares, index, options.pair_rows,
-                                           options.neighbours)
+        sheets[options.pairs] = pair_sheet(samples.images, train.images, squares, index,
+                                           neighbours=options.neighbours)
     if options.which:
-        sheets[options.which] = copied_sheet(train.images, which.copies(verdict, index, len(train)))
+        sheets[options.which] = copied_sheet(
+            train.images, torch.bincount(index[verdict, 0], minlength=len(train)))
     for path, sheet in sheets.items():
         with run.publish(path) as temporary:
             sheet.save(temporary, format="PNG")
@@ -251,6 +314,8 @@ def write_csv(path, verdict, distances, index, sample_names, train_names, neighb
 
 def report(result):
     """The summary in words, for people."""
+    if "snapshots" in result:
+        return words.of_snapshots(result["snapshots"])
     given, vectors = result.get("options", {}), "vector_length" in result
     k, distance = given.get("neighbours", 0), given.get("distance", "l2").replace("l2", "L2")
     low, high = result["interval_95"]

@@ -37,7 +37,7 @@ RESOLUTIONS = (32, 16, 8)
 @dataclass(frozen=True)
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
-    quality: tuple[str, ...] = option((), "or results of memorize.py --quality, such as of each snapshot")
+    quality: tuple[str, ...] = option((), "or results of memorize.py --quality or --snapshots")
     out: str = option("", "PNG to write; emm.png or quality.png beside the first file by default")
     published: bool = option(False, "draw the published base run even if the settings are others")
 
@@ -102,7 +102,9 @@ def draw(options):
     """`plot`, within `plain_matplotlib`."""
     if options.quality:
         out = Path(options.out) if options.out else Path(options.quality[0]).with_name("quality.png")
-        save(tradeoff([run.read_json(path) for path in options.quality], options.quality), out)
+        read_files = ((path, run.read_json(path)) for path in options.quality)
+        points = [(path, row) for path, result in read_files for row in result.get("snapshots", [result])]
+        save(tradeoff([row for _, row in points], [path for path, _ in points]), out)
         return out
     results = read(options.emm)
     names = [describe(result, results) for result in results]
@@ -158,6 +160,10 @@ def tradeoff(results, names):
         error = [[max(0, v - e[0]) for v, e in zip(y, ends)], [max(0, e[1] - v) for v, e in zip(y, ends)]]
         left.errorbar(ratios, y, error, color=colour, marker=marker, capsize=2, linewidth=1, label=name)
     right.plot(ratios, [q["frechet"] for q in found], color=COLOURS[3], marker="o", linewidth=1)
+    for result, ratio, q in zip(results, ratios, found):
+        if result.get("step"):
+            right.annotate(f"step {result['step']:,}", (ratio, q["frechet"]), (4, 4),
+                           textcoords="offset points", fontsize="x-small")
     left.set(ylabel=f"share, against {against.replace('_', '-')} images", ylim=(-0.03, 1.03))
     right.set(ylabel="Frechet distance", ylim=(0, None))
     for axes in (left, right):

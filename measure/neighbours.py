@@ -4,8 +4,6 @@ Images are uint8 [N, ...], and their squared distances whole numbers, int64. Vec
 their squared distances are sums of squared differences in float64. Of equally near ones the lower index comes
 first.
 """
-from decimal import Decimal, localcontext
-
 import numpy as np
 import torch
 
@@ -18,9 +16,6 @@ PAIRS = 2**22             # values of the pairs that are measured again at once:
 UNIT = 2.0**-24           # the unit roundoff of float32
 MAX_INT32_PIXELS = 2**31 // 255**2
 SMALLEST = 2.0**-126      # a float32 result below it may become 0
-# Float64 errs by 2^-53 in a square root and in each of K sums: far below this, for K up to thousands
-UNDECIDED = 1e-11
-DIGITS = 60               # sums of roots that agree to so many are called equal
 
 
 def nearest(x, y, k):
@@ -117,11 +112,11 @@ def compared(x, y, k=2, mirror=False, cosine=False):
 
 
 def near_other_samples(x, squares, verdict, threshold=(1, 3), **how):
-    """bool [Q]: samples not memorized, but another sample is nearer than p/q of the nearest training image.
+    """bool [Q]: samples not memorized whose nearest other sample is under p/q of their nearest training image.
 
-    "Spurious" of Pham et al. (2505.21777), by the ratio that decides what is memorized: replayed, and no
-    image of the training set. The more samples, the more are found. squares [Q, K] are those to training
-    images, on the CPU as verdict [Q], and `how` is as for `compared`.
+    "Spurious" of Pham et al. (2505.21777): repeated, and no image of the training set. The more samples, the
+    more are found. squares [Q, K] are those to training images, on the CPU as verdict [Q], and `how` is as
+    for `compared`.
     """
     other = compared(x, x, **how)[0][:, 1].cpu()  # the first is the sample itself, or its equal, at 0 as well
     return ~verdict & is_memorized(torch.stack([other, squares[:, 0]], 1), threshold)
@@ -136,18 +131,8 @@ def _by(arrays, *keys):
 def near_the_mean(squares, threshold):
     """bool [Q]: whether the nearest is under p/q of the mean distance to the K nearest, of squares [Q, K].
 
-    Carlini et al. (2301.13188) for CIFAR-10, with K = 50 and p/q = 1/2. Of whole numbers, what float64 cannot
-    decide is decided to DIGITS digits.
+    Carlini et al. (2301.13188) for CIFAR-10, with K = 50 and p/q = 1/2. In float64.
     """
     p, q = threshold
     d = squares.double().sqrt()
-    left, right = q * d.shape[1] * d[:, 0], p * d.sum(1)
-    verdict = left < right
-    if not squares.is_floating_point():
-        close = ((left - right).abs() <= UNDECIDED * right).nonzero()[:, 0].tolist()
-        with localcontext(prec=DIGITS + 10):
-            for i in close:
-                roots = [Decimal(s).sqrt() for s in squares[i].tolist()]
-                gap = p * sum(roots) - q * len(roots) * roots[0]
-                verdict[i] = gap > Decimal(10)**-(DIGITS - 20)
-    return verdict
+    return q * d.shape[1] * d[:, 0] < p * d.sum(1)

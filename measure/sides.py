@@ -1,4 +1,5 @@
 """What memorize.py compares: images of sources and run directories, or any extractor's vectors (npz)."""
+import re
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,20 +28,18 @@ class Side:
 
 
 def sides(options):
-    """Samples, training images and held-out images (None without) as `Side`s, true classes int64 [N] or None.
+    """Samples, training images and held-out images as `Side`s, None for those that are not given.
 
     `options` are memorize.py's; `distinct` drops duplicates here. Raises ValueError for what cannot be read
     or compared.
     """
-    samples, train, held_out, classes = None, None, None, None
+    samples, train, held_out = None, None, None
     if options.train:
         D, of = training_images(options)
         train = Side(D.images, D.images, D.names)
-        if options.which:
-            classes = data.load(replace(of, labels="none")).labels
-    if options.samples:
+    if options.samples and not options.snapshots:
         place = options.samples
-        place = samples_of_run(Path(place)) if is_run(place) else place
+        place = samples_of_run(place)[0][1] if is_run(place) else place
         samples = of_source(place, options.resolution)
     if options.held_out:
         rest = options.held_out == "rest"
@@ -58,8 +57,7 @@ def sides(options):
         keep = ~data.duplicates(train.values)
         train = Side(train.values[keep], None if train.images is None else train.images[keep],
                      [name for name, kept in zip(train.names, keep.tolist()) if kept])
-        classes = classes if classes is None else classes[keep]
-    return samples, train, held_out, classes
+    return samples, train, held_out
 
 
 def of_source(source, resolution):
@@ -107,26 +105,25 @@ def is_run(place):
     return bool(place) and run.Directory(place).config.is_file()
 
 
-def samples_of_run(folder):
-    """The samples file of a run directory; if several are there, the largest of its last weights.
+def samples_of_run(folder, every=False):
+    """[(weights, samples file)] of the last weights sampled in a run directory, or of `every` one in order.
 
-    Its name is samples.npz, samples-STEP.npz (of a snapshot) or samples-FIRST-LAST.npz (of seeds, as the
-    Makefile names it). Raises ValueError if there is none, or if other weights than those beside it made it.
+    Files are named samples-STEP.npz of a snapshot, samples.npz or samples-FIRST-LAST.npz (of seeds, as the
+    Makefile names it) of the last weights; of several of the same, the largest is taken. Raises ValueError if
+    there is none, or if other weights than those beside it made it.
     """
-    def of(file):
-        """The step of the snapshot that a samples file is of; "~", which sorts last, for the last weights."""
-        words = file.stem.split("-")
-        return words[1] if len(words) == 2 else "~"
-
-    found = max(folder.glob("samples*.npz"), key=lambda file: (of(file), file.stat().st_size), default=None)
+    files, found = run.Directory(folder), {}
+    for file in sorted(files.path.glob("samples*.npz"), key=lambda file: file.stat().st_size):
+        step = re.fullmatch(r"samples-(\d+)", file.stem)
+        found[files.snapshot(int(step[1])) if step else files.model] = file
     if not found:
         raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
-    files = run.Directory(folder)
-    model = files.model if of(found) == "~" else files.snapshot(int(of(found)))
-    made_of = run.about(found).get("source", {}).get("weights_sha256")
-    if made_of and model.is_file() and run.file_sha256(model) != made_of:
-        raise ValueError(f"{found} was not drawn from {model}; remove it and sample again")
-    return str(found)
+    pairs = sorted(found.items(), key=lambda pair: (pair[0] == files.model, pair[0]))[0 if every else -1:]
+    for weights, file in pairs:
+        made_of = run.about(file).get("source", {}).get("weights_sha256")
+        if made_of and weights.is_file() and run.file_sha256(weights) != made_of:
+            raise ValueError(f"{file} was not drawn from {weights}; remove it and sample again")
+    return pairs
 
 
 def vectors(path, distance="l2"):

@@ -1,24 +1,10 @@
-"""Which training images are copied: isolated or typical ones, of which class, and how evenly."""
+"""Which training images are copied: isolated or typical ones, and how evenly."""
 import math
 
 import torch
 from scipy import stats
 
-from measure.neighbours import nearest
 from search import NORMAL
-
-NEIGHBOURS = 10   # whose mean distance tells how dense the training set is about an image
-
-
-def surroundings(train, k=NEIGHBOURS):
-    """L2 distance of each image to the nearest other, and its mean over the k nearest others: float64 [N].
-
-    Of fewer than k + 1 images the mean is over all others.
-    """
-    k = min(k, len(train) - 1)
-    # the first is the image itself, or a duplicate, at 0 as well
-    d = nearest(train, train, k + 1)[0].cpu().double().sqrt()
-    return d[:, 1], d[:, 1:].mean(1)
 
 
 def rank_correlation(a, b):
@@ -46,40 +32,23 @@ def drawn(hits, count):
     return count * (1 - one), math.sqrt(max(0.0, variance))
 
 
-def copies(verdict, index, count):
-    """How many memorized samples are nearest to each of `count` training images: int64 [count]."""
-    return torch.bincount(index[verdict, 0], minlength=count)
-
-
-def of_classes(counts, classes):
-    """Copies an image in each class, as a list, and the p-value of Kruskal and Wallis; None of one class."""
-    groups = [counts[classes == c].numpy() for c in classes.unique().tolist()]
-    means = [float(g.mean()) for g in groups]
-    if len(groups) < 2 or len(counts.unique()) < 2:
-        return means, None
-    return means, float(stats.kruskal(*groups).pvalue)
-
-
-def which(verdict, index, train, classes):
+def which(verdict, index, own):
     """Who is copied, for JSON.
 
-    verdict bool [Q] and index int64 [Q, K] as of `memorized`; train [N, ...], classes int64 [N]. Correlations
-    above 0 mean that isolated images are copied more, below 0 typical ones. The verdict itself asks for a
-    distant second nearest, which favours isolated images: `samples` has the correlations of the number of
-    samples, memorized or not, that are nearest to each image.
+    verdict bool [Q] and index int64 [Q, K] as of `memorized`; own [N] is the distance of each training image
+    to the nearest other, or any that rises with it. Correlations above 0 mean that isolated images are copied
+    more, below 0 those with a near neighbour. The verdict itself asks for a distant second nearest, which
+    favours isolated images: `samples` has the correlation of the number of samples, memorized or not, that
+    are nearest to each image.
     """
-    own, density = surroundings(train)
-    counts = dict(copies=copies(verdict, index, len(train)),
-                  samples=torch.bincount(index[:, 0], minlength=len(train)))
-    hits, touched = int(verdict.sum()), int((counts["copies"] > 0).sum())
-    mean, deviation = drawn(hits, len(train))
+    copies, samples = (torch.bincount(nearest, minlength=len(own))
+                       for nearest in (index[verdict, 0], index[:, 0]))
+    touched, (mean, deviation) = int((copies > 0).sum()), drawn(int(verdict.sum()), len(own))
     half = NORMAL * deviation
-    found = dict(copied=touched, never=len(train) - touched, most_copies=int(counts["copies"].max()),
+    found = dict(copied=touched, never=len(own) - touched, most_copies=int(copies.max()),
                  copied_if_uniform=mean,
-                 copied_if_uniform_95=[max(0.0, mean - half), min(len(train), mean + half)])
-    for name, count in counts.items():
-        for what, value in (("nearest", own), ("density", density)):
-            rho, interval = rank_correlation(count, value)
-            found |= {f"{name}_{what}_correlation": rho, f"{name}_{what}_interval_95": interval}
-    found["class_copies"], found["class_p"] = of_classes(counts["copies"], classes)
+                 copied_if_uniform_95=[max(0.0, mean - half), min(len(own), mean + half)])
+    for name, count in (("copies", copies), ("samples", samples)):
+        rho, interval = rank_correlation(count, own)
+        found |= {f"{name}_nearest_correlation": rho, f"{name}_nearest_interval_95": interval}
     return found

@@ -5,7 +5,8 @@ SAID = 3.0   # deviations from which something is said: by chance one test in 37
 
 def beside(result):
     """Lines about those of held_out, quality, which and spurious that a result has."""
-    parts = dict(held_out=of_control, quality=of_quality, which=of_which, spurious=of_spurious)
+    parts = dict(held_out=of_control, quality=of_quality, which=of_which,
+                 spurious=lambda found: of_spurious(found, result["threshold"]))
     return [line for name, say in parts.items() if name in result for line in say(result[name])]
 
 
@@ -41,27 +42,41 @@ def of_control(found):
 def of_quality(found):
     titles = dict(training="samples against training images", held_out="samples against held-out images",
                   held_out_against_training="held-out against training images")
-    return [f"{titles[name]}: precision {q['precision']:.3f}, recall {q['recall']:.3f}, "
-            f"density {q['density']:.3f}, coverage {q['coverage']:.3f}, Frechet distance {q['frechet']:.4g}"
-            for name, q in found.items() if name in titles]
+    return [f"{titles[name]}: {of_scores(q)}" for name, q in found.items() if name in titles]
+
+
+def of_scores(q):
+    shares = (f"{name} {q[name]:.3f}" for name in ("precision", "recall", "density", "coverage"))
+    return f"{', '.join(shares)}, Frechet distance {q['frechet']:.4g}"
 
 
 def of_which(found):
     low, high = found["copied_if_uniform_95"]
     lines = [f"{found['copied']} training images copied, one of them {found['most_copies']} times; as many "
              f"uniform draws touch {found['copied_if_uniform']:.1f} ({low:.1f} to {high:.1f})"]
-    for name, what in (("nearest", "the distance to its nearest training image"),
-                       ("density", "the mean distance to its ten nearest")):
-        rho, interval = found[f"copies_{name}_correlation"], found[f"copies_{name}_interval_95"]
-        if rho is None:
-            continue
+    rho, interval = found["copies_nearest_correlation"], found["copies_nearest_interval_95"]
+    if rho is not None:
         kind = ("isolated images are copied more" if interval[0] > 0 else
-                "typical images are copied more" if interval[1] < 0 else "not told from none")
-        lines.append(f"rank correlation of an image's copies with {what}: {rho:+.2f} "
-                     f"({interval[0]:+.2f} to {interval[1]:+.2f}), {kind}")
+                "images with a near neighbour are copied more" if interval[1] < 0 else "not told from none")
+        lines.append("rank correlation of an image's copies with the distance to its nearest training image: "
+                     f"{rho:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f}), {kind}")
     return lines
 
 
-def of_spurious(found):
-    return [f"{found['samples']} samples spurious, {percent(found, 'ratio', 'interval_95')}: no copies, but "
-            "as near to another sample as copies are to a training image"]
+def of_spurious(found, threshold):
+    return [f"{found['samples']} samples spurious, {percent(found, 'ratio', 'interval_95')}: not memorized, and "
+            f"another sample is under {threshold} of the distance to the nearest training image"]
+
+
+def of_snapshots(rows):
+    """A line for each snapshot, against held-out images where there are any."""
+    lines = []
+    for row in rows:
+        against = "held_out" if "held_out" in row else "training"
+        q, under = row["quality"][against], ""
+        if "held_out" in row:
+            under = (f", {row['held_out']['samples_under_threshold']:.2%} under the threshold of "
+                     f"{row['held_out']['rate']:.0%} of false positives")
+        lines.append(f"{row['file']}: {row['ratio']:.2%} memorized{under}; against {against.replace('_', '-')} "
+                     f"images {of_scores(q)}")
+    return "\n".join(lines)

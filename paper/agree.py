@@ -141,7 +141,7 @@ def in_words(path):
     if shared := result.get("shared_training_images"):  # files of older versions do not say
         first_size, second_size = result["training_images"]
         lines.append(f"{shared} images are in both training sets, of {first_size} and {second_size}: "
-                     "models that replay them agree as well; train on disjoint ones, --part 1/2 and --part 2/2")
+                     "models that replay them agree as well; train on --part 1/2 and --part 2/2")
     return "\n".join(lines + [
         f"{s['closer']} of {s['count']} pairs of a seed are closer than their training images: "
         f"{s['share']:.2%} (95% interval {low:.2%} to {high:.2%})",

@@ -7,17 +7,7 @@ from scipy import stats
 import data
 from kernels import memorized
 from measure import which
-
-
-def test_surroundings(noise):
-    x = torch.from_numpy(noise(40, 1, 4, 4))
-    x[3] = x[9]
-    d = torch.cdist(x.flatten(1).double(), x.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist")
-    d = d.fill_diagonal_(float("inf")).sort(1).values
-    own, density = which.surroundings(x)
-    assert torch.allclose(own, d[:, 0]) and torch.allclose(density, d[:, :10].mean(1))
-    assert own[3] == own[9] == 0
-    assert torch.allclose(which.surroundings(x[:5])[0], which.surroundings(x[:5], k=1)[1])
+from measure.neighbours import compared
 
 
 def test_rank_correlation_and_its_interval():
@@ -52,34 +42,21 @@ def test_uniform_draws_touch_so_many():
     assert np.std(touched) == pytest.approx(deviation, rel=0.05)
 
 
-def test_copies_of_isolated_images_and_of_a_class():
-    images = data.load(data.Options(data="digits", n=200))
-    train, classes = images.images, images.labels
-    own, _ = which.surroundings(train)
+def test_copies_of_isolated_images():
+    train = data.load(data.Options(data="digits", n=200)).images
+    own = compared(train, train)[0][:, 1]
     isolated = own.argsort(descending=True)[:40]
     samples = torch.cat([train[isolated].repeat(3, 1, 1, 1), train[:20]]) ^ 1
     verdict, _, index = memorized(samples, train)
-    found = which.which(verdict, index, train, classes)
-    counts = which.copies(verdict, index, 200)
-    assert int(counts.sum()) == int(verdict.sum()) and found["copied"] == int((counts > 0).sum())
-    assert found["copied"] + found["never"] == 200 and found["most_copies"] == 4
-    assert found["copies_nearest_interval_95"][0] > 0.5 and found["copies_density_correlation"] > 0.4
+    found = which.which(verdict, index, own)
+    counts = torch.bincount(index[verdict, 0], minlength=200)
+    assert found["copied"] == int((counts > 0).sum()) and found["copied"] + found["never"] == 200
+    assert found["most_copies"] == 4 and found["copies_nearest_interval_95"][0] > 0.5
     assert found["copied"] < found["copied_if_uniform_95"][0]
-    means = [float(counts[classes == c].double().mean()) for c in range(10)]
-    assert found["class_copies"] == pytest.approx(means)
-
-
-def test_classes():
-    counts, classes = torch.tensor([3, 4, 5, 0, 0, 1]), torch.tensor([0, 0, 0, 1, 1, 1])
-    means, p = which.of_classes(counts, classes)
-    assert means == pytest.approx([4, 1 / 3])
-    assert p == pytest.approx(stats.kruskal([3, 4, 5], [0, 0, 1]).pvalue)
-    assert which.of_classes(counts, classes * 0) == ([pytest.approx(13 / 6)], None)
-    assert which.of_classes(counts * 0, classes) == ([0, 0], None)
 
 
 def test_no_copy_at_all(noise):
     train, x = torch.from_numpy(noise(20, 1, 8, 8)), torch.from_numpy(noise(9, 1, 8, 8, seed=1))
     verdict, _, index = memorized(x, train)
-    found = which.which(verdict, index, train, torch.zeros(20, dtype=torch.int64))
+    found = which.which(verdict, index, compared(train, train)[0][:, 1])
     assert (found["copied"], found["copied_if_uniform"], found["copies_nearest_correlation"]) == (0, 0, None)
