@@ -9,7 +9,7 @@ are sources of images as for train.py --data, or run directories (their samples;
 
     python memorize.py --samples runs/n1000 --train runs/n1000 --held-out rest --curve curve.png --quality
     python memorize.py --samples runs/n1000 --train runs/n1000 --held-out rest --snapshots      all of a run
-    python memorize.py --sample-features a.npz --train-features b.npz --distance cosine
+    python memorize.py --sample-features a.npz --train-features b.npz
 
 What the other numbers answer, and how they mislead: docs/measure.md.
 """
@@ -28,13 +28,12 @@ import search
 from kernels.nearest import is_memorized
 from measure import curve, neighbours as nearest, quality, which, words
 from measure.curve import distance_ratio
-from measure.sheets import copied_sheet, pair_sheet
+from measure.sheets import copied_sheet, pair_sheet, save
 from measure.sides import is_run, of_source, samples_of_run, sides
 from run import option
 
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
-NAMED = 20                # held-out images that are training images, by name at most
-MORE = ("csv", "pairs", "curve", "which", "held_out", "held_out_features", "quality", "spurious")
+MORE = ("csv", "pairs", "curve", "which", "held_out", "quality", "spurious")
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,13 @@ class Options(data.Subset):
     sample_features: str = option("", "npz of vectors [N, D] to measure in place of the samples' pixels",
                                   recorded=False)
     train_features: str = option("", "npz of the training images' vectors", recorded=False)
-    held_out_features: str = option("", "npz of held-out images' vectors", recorded=False)
-    distance: str = option("l2", "between vectors: l2 or cosine (one minus the similarity)", ("l2", "cosine"))
-    held_out: str = option("", "also score images that were not trained on, the control: a source, or rest "
-                               "for those of --train's source that it leaves out", recorded=False)
+    held_out: str = option("", "also score images that were not trained on, the control: a source, or an npz "
+                               "of vectors, or rest for those of --train's source that it leaves out",
+                           recorded=False)
     quality: bool = option(False, "also precision, recall, density, coverage and Frechet distance",
                            recorded=False)
-    snapshots: bool = option(False, "score all snapshots of the run directory --samples that have samples, with "
-                                    "--quality, into snapshots.json and a figure, snapshots.png",
-                             recorded=False)
+    snapshots: bool = option(False, "score the samples of every snapshot of the run directory --samples, and "
+                                    "their quality: snapshots.json and snapshots.png there", recorded=False)
     spurious: bool = option(False, "also count samples that repeat other samples, and no training image",
                             recorded=False)
     curve: str = option("", "also the shares under every threshold, drawn here as PNG", recorded=False)
@@ -79,8 +76,6 @@ class Options(data.Subset):
     def __post_init__(self):
         super().__post_init__()
         vectors = bool(self.sample_features)
-        if vectors != bool(self.train_features):
-            raise ValueError("--sample-features and --train-features are compared with each other; give both")
         for name in ("samples", "train"):
             if not getattr(self, name) and not vectors:
                 raise ValueError(f"--{name} is needed: "
@@ -89,24 +84,21 @@ class Options(data.Subset):
         for name in ("pairs", "curve", "which"):
             if Path(value := getattr(self, name)).suffix.lower() not in ("", ".png"):
                 raise ValueError(f"--{name} {value} is drawn as PNG; let it end in .png")
-        if self.neighbours < 0 or self.neighbours == 1:
-            raise ValueError(f"--neighbours {self.neighbours}: give 2 or more, such as 50, or 0 for the "
-                             "second nearest")
         for wrong, remedy in (
-                (self.mirror, "--mirror is for images; give the vectors of mirrored ones too"),
-                (self.held_out, "--held-out names images; give their vectors, --held-out-features"),
-                ((self.pairs or self.which) and not (self.samples and self.train),
-                 "--pairs and --which draw images; give these too, in the vectors' order")):
-            if wrong and vectors:
-                raise ValueError(f"of vectors, {remedy}")
-        if self.mirror and (self.quality or self.snapshots):
-            raise ValueError("--quality compares images as they are; leave out --mirror")
-        if self.snapshots and (vectors or self.csv or self.pairs or self.curve or self.which):
-            raise ValueError("--snapshots takes many samples files, and --sample-features, --csv, --pairs, "
-                             "--curve and --which are of one; leave it, or these, out")
-        if not vectors and (self.held_out_features or self.distance != "l2"):
-            raise ValueError("--held-out-features and --distance are for vectors; give --sample-features and "
-                             "--train-features")
+                (vectors != bool(self.train_features),
+                 "--sample-features and --train-features are compared with each other; give both"),
+                (self.neighbours < 0 or self.neighbours == 1,
+                 f"--neighbours {self.neighbours}: give 2 or more, such as 50, or 0 for the second nearest"),
+                (vectors and self.mirror, "--mirror is for images; give the vectors of mirrored ones too"),
+                (vectors and (self.pairs or self.which) and not (self.samples and self.train),
+                 "--pairs and --which draw images; give these too, in the vectors' order"),
+                (self.mirror and (self.quality or self.snapshots),
+                 "--quality compares images as they are; leave out --mirror"),
+                (self.snapshots and (vectors or self.csv or self.pairs or self.curve or self.which),
+                 "--snapshots takes many samples files, and --sample-features, --csv, --pairs, --curve and "
+                 "--which are of one; leave it, or these, out")):
+            if wrong:
+                raise ValueError(remedy)
 
 
 def parse_threshold(text):
@@ -121,28 +113,28 @@ def parse_threshold(text):
     return ratio.numerator, ratio.denominator
 
 
-def measured(x, train, threshold=(1, 3), neighbours=0, **how):
+def measured(x, train, threshold=(1, 3), neighbours=0, mirror=False):
     """Verdicts bool [Q], squared distances [Q, K] and indices [Q, K] of x, on the CPU.
 
     x [Q, ...] and train [N, ...] are on one device, uint8 or floats; K is `neighbours`, or 2 without. Under
-    torchrun every process measures its share, and has all. `how` is as for `nearest.compared`.
+    torchrun every process measures its share, and has all.
     """
     count, part = len(x), x[parallel.share(len(x))]
-    squares, index = nearest.compared(part, train, neighbours or 2, **how)
+    squares, index = nearest.compared(part, train, neighbours or 2, mirror)
     verdict = (nearest.near_the_mean if neighbours else is_memorized)(squares, threshold)
     return [parallel.gather(result, count).cpu() for result in (verdict, squares, index)]
 
 
-def score(samples, train, threshold=(1, 3), references=None, **how):
+def score(samples, train, threshold=(1, 3), references=None, neighbours=0, mirror=False):
     """Compare samples with training images, both uint8 [*, C, H, W], or vectors, on one device.
 
     `references` are the training images prepared, which may then lie elsewhere themselves.
-    Returns a summary for JSON, and what `measured` does, to which `how` goes.
+    Returns a summary for JSON, and what `measured` does.
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).
     """
     with parallel.group(samples.device):
-        verdict, squares, index = measured(samples, references or train, threshold, **how)
+        verdict, squares, index = measured(samples, references or train, threshold, neighbours, mirror)
     hits, count = int(verdict.sum()), len(samples)
     low, high = search.wilson(hits, count)
     mean = squares[:, :2].double().sqrt().mean(0).tolist()
@@ -189,7 +181,7 @@ def memorize(options):
 
 
 def memorize_snapshots(options, device):
-    """`memorize` for every samples file of a run directory, with quality: a JSON with a row for each, a figure.
+    """`memorize` for every samples file of a run directory, with quality: a row for each, and a figure.
 
     Rows that the JSON has already are kept; those of samples drawn since then are added.
     """
@@ -227,7 +219,8 @@ def earlier(out, about, held_out=None):
     other held-out images (`Side`).
     """
     there = run.read_json(out) if out and out.is_file() else {}
-    different = there and run.differences(there, about, run.defaults(Options))
+    retired = dict(distance="l2")  # an option of older versions, which another value refuses
+    different = there and run.differences(there, about, run.defaults(Options) | retired)
     if held_out and "held_out" in there and there["held_out"]["sha256"] != data.sha256(held_out.values):
         different = different or "other held-out images"
     if different:
@@ -241,27 +234,25 @@ def scorer(options, train, held_out, device):
     The former is a dict for JSON, of rank 0 alone whole. What takes no samples is computed here, once.
     """
     y, h = (side and side.values.to(device) for side in (train, held_out))
-    how = dict(mirror=options.mirror, cosine=options.distance == "cosine")
-    k, threshold, own = options.neighbours, parse_threshold(options.threshold), None
-    held = h is not None and measured(h, y, threshold, k, **how)
+    k, mirror, threshold = options.neighbours, options.mirror, parse_threshold(options.threshold)
+    held, own = h is not None and measured(h, y, threshold, k, mirror), None
     if options.which:
         nearest_others = 1 + (quality.NEAREST if options.quality else 1)  # the first is the image itself
-        own = nearest.compared(y, y, min(nearest_others, len(y)), options.mirror)[0]
+        own = nearest.compared(y, y, min(nearest_others, len(y)), mirror)[0]
     quality_of = options.quality and quality.against(y, h, own)
 
     def score_of(samples):
         x = samples.values.to(device)
-        summary, *found = score(x, y, threshold, neighbours=k, **how)
+        summary, *found = score(x, y, threshold, None, k, mirror)
         verdict, squares, index = found
         if parallel.rank():
             return summary, found
         if options.sample_features:
             summary["vector_length"] = x.shape[1]
         if held:
-            cells = curve.cells(y, x, h, mirror=options.mirror)
-            copied = (held[1][:, 0] == 0).nonzero()[:NAMED, 0].tolist()
-            summary["held_out"] = curve.control(squares, *held[:2], cells, k) | dict(
-                sha256=data.sha256(held_out.values), names_in_training=[held_out.names[i] for i in copied])
+            cells = curve.cells(y, x, h, mirror=mirror)
+            control = curve.control(squares, *held[:2], cells, k)
+            summary["held_out"] = control | dict(sha256=data.sha256(held_out.values))
         if options.curve:
             summary["curve"] = curve.curve(*(distance_ratio(f[1], k) for f in (found, held) if f))
         if options.quality:
@@ -269,7 +260,7 @@ def scorer(options, train, held_out, device):
         if options.which:
             summary["which"] = which.which(verdict, index, own[:, 1].cpu())
         if options.spurious:
-            spurious = nearest.near_other_samples(x, squares, verdict, threshold, **how)
+            spurious = nearest.near_other_samples(x, squares, verdict, threshold, mirror)
             hits = int(spurious.sum())
             summary["spurious"] = dict(samples=hits, ratio=hits / len(x),
                                        interval_95=list(search.wilson(hits, len(x))))
@@ -283,16 +274,11 @@ def draw(options, result, samples, train, verdict, squares, index):
         write_csv(options.csv, verdict, squares, index, samples.names, train.names, options.neighbours)
     if options.curve:
         plot.draw_curve(result, options.curve)
-    sheets = {}
     if options.pairs:
-        sheets[options.pairs] = pair_sheet(samples.images, train.images, squares, index,
-                                           neighbours=options.neighbours)
+        save(pair_sheet(samples.images, train.images, squares, index, options.neighbours), options.pairs)
     if options.which:
-        sheets[options.which] = copied_sheet(
-            train.images, torch.bincount(index[verdict, 0], minlength=len(train)))
-    for path, sheet in sheets.items():
-        with run.publish(path) as temporary:
-            sheet.save(temporary, format="PNG")
+        copies = torch.bincount(index[verdict, 0], minlength=len(train.names))
+        save(copied_sheet(train.images, copies), options.which)
 
 
 def write_csv(path, verdict, distances, index, sample_names, train_names, neighbours=0):
@@ -316,23 +302,18 @@ def report(result):
     """The summary in words, for people."""
     if "snapshots" in result:
         return words.of_snapshots(result["snapshots"])
-    given, vectors = result.get("options", {}), "vector_length" in result
-    k, distance = given.get("neighbours", 0), given.get("distance", "l2").replace("l2", "L2")
-    low, high = result["interval_95"]
+    k, (low, high) = result.get("options", {}).get("neighbours", 0), result["interval_95"]
+    unit = f"vectors of {result['vector_length']}" if "vector_length" in result else "pixel values 0 to 255"
     lines = [f"{result['memorized']} of {result['samples']} samples memorized: {result['ratio']:.2%} "
              f"(95% interval {low:.2%} to {high:.2%}), ratio of distances under {result['threshold']}"
              + f" of the mean of the {k} nearest" * bool(k),
              f"{result['copied_training_images']} of {result['training_images']} training images copied "
-             f"at least once; {result['pixel_exact_copies']} samples equal a training image in every "
-             f"{'value' if vectors else 'pixel'}",
-             f"mean {distance} distance to the nearest {result['mean_distance']:.1f}, to the second nearest "
-             f"{result['mean_second_distance']:.1f} (pixel values 0 to 255)"]
-    if vectors:
-        lines[2] = (f"mean {distance} distance to the nearest {result['mean_distance']:.4g}, to the second "
-                    f"nearest {result['mean_second_distance']:.4g} (vectors of {result['vector_length']})")
+             f"at least once; {result['pixel_exact_copies']} samples equal a training image in every value",
+             f"mean L2 distance to the nearest {result['mean_distance']:.4g}, to the second nearest "
+             f"{result['mean_second_distance']:.4g} ({unit})"]
     if result["duplicate_training_images"]:
         lines.append(f"{result['duplicate_training_images']} training images repeat an earlier one: "
-                     f"copies of those ({result['copies_of_duplicates']} to the pixel) "
+                     f"copies of those ({result['copies_of_duplicates']} exact ones) "
                      "cannot count as memorized; --distinct drops the repeats")
     return "\n".join(lines + words.beside(result))
 

@@ -37,7 +37,7 @@ def band(count, confidence=CONFIDENCE):
 
 
 def curve(samples, held_out=None):
-    """The shares of ratios strictly below every threshold i / STEPS, for JSON, and half the bands' heights."""
+    """The shares of ratios below every threshold i / STEPS, for JSON, and half the heights of their bands."""
     thresholds = np.arange(STEPS + 1) / STEPS
     found = dict(thresholds=thresholds.tolist())
     for name, ratios in (("samples", samples), ("held_out", held_out)):

@@ -88,19 +88,17 @@ def squares_of_pairs(x, y, row, column):
     return squares.to(torch.int64) if x.dtype == torch.uint8 else squares
 
 
-def compared(x, y, k=2, mirror=False, cosine=False):
+def compared(x, y, k=2, mirror=False):
     """`nearest` for k of 2 or more. `mirror` counts the nearer of each y and its mirror image.
 
-    x is uint8 [Q, ...] or floats [Q, D]; y may be `References` where k is 2. `cosine` takes vectors of length
-    one, and gives the squares of 1 - x.y, which is |x - y|^2 / 2: close ones lose no digits.
+    x is uint8 [Q, ...] or floats [Q, D]; y may be `References` where k is 2.
     """
     def search(queries):
         if isinstance(y, References) or k == 2 and x.dtype == torch.uint8:
             return memorized(queries, y)[1:]
         return nearest(queries, y, k)
     if not mirror:
-        squares, index = search(x)
-        return (squares / 2) ** 2 if cosine else squares, index
+        return search(x)
     # |x - mirrored y| = |mirrored x - y|. An image among the k nearest is among them in the search in which
     # it is nearer: all before it there are before it in both
     found = [torch.cat(parts, 1).cpu().numpy() for parts in zip(search(x), search(x.flip(-1)))]
@@ -111,14 +109,13 @@ def compared(x, y, k=2, mirror=False, cosine=False):
     return tuple(torch.from_numpy(part[:, :k].copy()).to(x.device) for part in (squares, index))
 
 
-def near_other_samples(x, squares, verdict, threshold=(1, 3), **how):
-    """bool [Q]: samples not memorized whose nearest other sample is under p/q of their nearest training image.
+def near_other_samples(x, squares, verdict, threshold=(1, 3), mirror=False):
+    """bool [Q]: not memorized, and another sample is under p/q of the nearest training image's distance.
 
-    "Spurious" of Pham et al. (2505.21777): repeated, and no image of the training set. The more samples, the
-    more are found. squares [Q, K] are those to training images, on the CPU as verdict [Q], and `how` is as
-    for `compared`.
+    "Spurious" of Pham et al. (2505.21777). The more samples, the more are found. squares [Q, K] are those to
+    training images, on the CPU as verdict [Q].
     """
-    other = compared(x, x, **how)[0][:, 1].cpu()  # the first is the sample itself, or its equal, at 0 as well
+    other = compared(x, x, 2, mirror)[0][:, 1].cpu()  # the first is the sample itself, or its equal, at 0 as well
     return ~verdict & is_memorized(torch.stack([other, squares[:, 0]], 1), threshold)
 
 

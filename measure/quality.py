@@ -5,7 +5,7 @@ ball about each image; Dowson and Landau (1982) as in Heusel et al. (2017). On p
 extractor: numbers compare with published ones only on the same vectors and counts.
 """
 import math
-from dataclasses import dataclass
+from collections import namedtuple
 
 import torch
 
@@ -16,17 +16,8 @@ NEAREST = 5        # k, as Naeem et al. take
 MOST = 10_000      # of each kind that are compared, the first
 
 
-@dataclass(frozen=True)
-class Kind:
-    """Images or vectors of one kind [N, ...], and what is compared of them besides.
-
-    radius [N] is the squared distance of each to its k-th nearest other; mean [D]; R, [N, D] or smaller, with
-    R'R the covariance.
-    """
-    x: torch.Tensor
-    radius: torch.Tensor
-    mean: torch.Tensor
-    R: torch.Tensor
+# x [N, ...] of one kind; squared radius [N] to the k-th nearest other; mean [D]; R [*, D], R'R the covariance
+Kind = namedtuple("Kind", "x radius mean R")
 
 
 def kind(x, k=NEAREST, radius=None):
@@ -35,8 +26,7 @@ def kind(x, k=NEAREST, radius=None):
         raise ValueError(f"quality needs more than {k} images of each kind, and here are {len(x)}")
     flat = x.flatten(1).double()
     mean = flat.mean(0)
-    R = (flat - mean) / math.sqrt(len(x) - 1)
-    R = torch.linalg.qr(R, mode="r").R if len(x) > R.shape[1] else R
+    R = torch.linalg.qr((flat - mean) / math.sqrt(len(x) - 1), mode="r").R
     return Kind(x, nearest(x, x, k + 1)[0][:, k] if radius is None else radius, mean, R)
 
 

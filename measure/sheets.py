@@ -1,6 +1,7 @@
 """Sheets of images, as PNG: samples beside their nearest training images; the most and the never copied."""
 from PIL import Image, ImageDraw, ImageFont
 
+import run
 from images import picture
 from measure.curve import distance_ratio
 
@@ -26,7 +27,12 @@ def sheet(panels):
     return out
 
 
-def pair_sheet(samples, train, squares, index, rows=2, neighbours=0):
+def save(sheet, path):
+    with run.publish(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def pair_sheet(samples, train, squares, index, neighbours=0, rows=2):
     """The most and the least memorized samples, each with its nearest and second nearest training image."""
     d, ratio = squares.double().sqrt(), distance_ratio(squares, neighbours)
     order, count = ratio.argsort(stable=True).tolist(), rows * COLUMNS // 3

@@ -1,7 +1,8 @@
 """What memorize.py compares: images of sources and run directories, or any extractor's vectors (npz)."""
 import re
 import zipfile
-from dataclasses import dataclass, replace
+from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,8 @@ MAX_BYTES = 2**34      # of a file's vectors: 16 GiB
 MAX_VALUES = 2**20     # of a vector
 
 
-@dataclass(frozen=True)
-class Side:
-    """What is compared, uint8 images [N, C, H, W] or vectors [N, D]; its images (None without), and names."""
-    values: torch.Tensor
-    images: torch.Tensor | None
-    names: list
-
-    def __len__(self):
-        return len(self.values)
+# Compared values, uint8 images [N, C, H, W] or vectors [N, D]; images of these (None without), and names
+Side = namedtuple("Side", "values images names")
 
 
 def sides(options):
@@ -41,14 +35,13 @@ def sides(options):
         place = options.samples
         place = samples_of_run(place)[0][1] if is_run(place) else place
         samples = of_source(place, options.resolution)
-    if options.held_out:
+    if options.held_out and not options.sample_features:
         rest = options.held_out == "rest"
         held_out = outside(D, of) if rest else of_source(options.held_out, of.resolution)
     if options.sample_features:
-        samples = of_vectors(options.sample_features, samples, options.distance)
-        train = of_vectors(options.train_features, train, options.distance)
-        if options.held_out_features:
-            held_out = of_vectors(options.held_out_features, None, options.distance)
+        samples = of_vectors(options.sample_features, samples)
+        train = of_vectors(options.train_features, train)
+        held_out = of_vectors(options.held_out) if options.held_out else None
         for side in filter(None, (samples, held_out)):
             if side.values.shape[1] != train.values.shape[1]:
                 raise ValueError(f"{side.names[0]} and the like have {side.values.shape[1]} values, training "
@@ -90,15 +83,14 @@ def outside(D, of):
     return Side(rest.images, rest.images, rest.names)
 
 
-def of_vectors(path, side, distance):
+def of_vectors(path, side=None):
     """The vectors in `path` as a `Side`, whose images are those of `side`, if that is given."""
-    values = vectors(path, distance)
-    if side is None:
-        return Side(values, None, [f"{Path(path).name}/{i:05d}" for i in range(len(values))])
-    if len(values) != len(side):
-        raise ValueError(f"{path} has {len(values)} vectors for {len(side)} images; give one for each image, "
-                         "in their order")
-    return Side(values, side.images, side.names)
+    values = vectors(path)
+    if side and len(values) != len(side.names):
+        raise ValueError(f"{path} has {len(values)} vectors for {len(side.names)} images; give one for each "
+                         "image, in their order")
+    names = side.names if side else [f"{Path(path).name}/{i:05d}" for i in range(len(values))]
+    return Side(values, side and side.images, names)
 
 
 def is_run(place):
@@ -126,11 +118,10 @@ def samples_of_run(folder, every=False):
     return pairs
 
 
-def vectors(path, distance="l2"):
+def vectors(path):
     """Vectors float32 or float64 [N, D] of an npz file: its array `features`, or arr_0, or the only one.
 
-    With distance "cosine" they are scaled to length one, in float64. Raises ValueError, naming the file, for
-    what are no finite vectors.
+    Raises ValueError, naming the file, for what are no finite vectors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -150,12 +141,4 @@ def vectors(path, distance="l2"):
     if len(wrong):
         raise ValueError(f"{path}: {len(wrong)} vectors are not finite, the first of them number {wrong[0]}; "
                          "extract these again, or drop them")
-    x = torch.from_numpy(x.astype(np.float64 if distance == "cosine" or x.itemsize > 4 else np.float32))
-    if distance == "cosine":
-        zero = (x.abs().amax(1) == 0).nonzero()[:, 0].tolist()
-        if zero:
-            raise ValueError(f"{path}: vector {zero[0]} is zero and has no direction; drop it, or take "
-                             "--distance l2")
-        x = x / x.abs().amax(1, keepdim=True)  # so that no square overflows
-        x = x / x.norm(dim=1, keepdim=True)
-    return x
+    return torch.from_numpy(x.astype(np.float64 if x.itemsize > 4 else np.float32))

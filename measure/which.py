@@ -1,4 +1,4 @@
-"""Which training images are copied: isolated or typical ones, and how evenly."""
+"""Which training images are copied: isolated ones, or those with a near neighbour."""
 import math
 
 import torch
@@ -22,16 +22,6 @@ def rank_correlation(a, b):
     return rho, [math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)]
 
 
-def drawn(hits, count):
-    """How many of `count` images `hits` uniform draws touch: mean and standard deviation.
-
-    The classical occupancy problem (Johnson and Kotz, Urn Models, 1977).
-    """
-    one, two = ((1 - i / count) ** hits for i in (1, 2))
-    variance = count * one + count * (count - 1) * two - (count * one) ** 2
-    return count * (1 - one), math.sqrt(max(0.0, variance))
-
-
 def which(verdict, index, own):
     """Who is copied, for JSON.
 
@@ -43,11 +33,8 @@ def which(verdict, index, own):
     """
     copies, samples = (torch.bincount(nearest, minlength=len(own))
                        for nearest in (index[verdict, 0], index[:, 0]))
-    touched, (mean, deviation) = int((copies > 0).sum()), drawn(int(verdict.sum()), len(own))
-    half = NORMAL * deviation
-    found = dict(copied=touched, never=len(own) - touched, most_copies=int(copies.max()),
-                 copied_if_uniform=mean,
-                 copied_if_uniform_95=[max(0.0, mean - half), min(len(own), mean + half)])
+    copied = int((copies > 0).sum())
+    found = dict(copied=copied, never=len(own) - copied, most_copies=int(copies.max()))
     for name, count in (("copies", copies), ("samples", samples)):
         rho, interval = rank_correlation(count, own)
         found |= {f"{name}_nearest_correlation": rho, f"{name}_nearest_interval_95": interval}

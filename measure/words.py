@@ -32,10 +32,8 @@ def of_control(found):
                "as far from the training images as held-out images are, within chance")
         lines.append(f"{name} {value:+.1f}: samples are {how}")
     if found["training_copies"]:
-        names = found["names_in_training"]
-        more = ", ..." if len(names) < found["training_copies"] else ""
         lines.append(f"{found['training_copies']} held-out images equal a training image, and count among "
-                     f"the false positives: {', '.join(names)}{more}; take them out")
+                     "the false positives; take them out (--csv names them, given as --samples)")
     return lines
 
 
@@ -51,9 +49,7 @@ def of_scores(q):
 
 
 def of_which(found):
-    low, high = found["copied_if_uniform_95"]
-    lines = [f"{found['copied']} training images copied, one of them {found['most_copies']} times; as many "
-             f"uniform draws touch {found['copied_if_uniform']:.1f} ({low:.1f} to {high:.1f})"]
+    lines = [f"{found['copied']} training images copied, one of them {found['most_copies']} times"]
     rho, interval = found["copies_nearest_correlation"], found["copies_nearest_interval_95"]
     if rho is not None:
         kind = ("isolated images are copied more" if interval[0] > 0 else
@@ -64,19 +60,17 @@ def of_which(found):
 
 
 def of_spurious(found, threshold):
-    return [f"{found['samples']} samples spurious, {percent(found, 'ratio', 'interval_95')}: not memorized, and "
-            f"another sample is under {threshold} of the distance to the nearest training image"]
+    return [f"{found['samples']} samples spurious, {percent(found, 'ratio', 'interval_95')}: not memorized, "
+            f"and another sample is under {threshold} of the distance to the nearest training image"]
 
 
 def of_snapshots(rows):
     """A line for each snapshot, against held-out images where there are any."""
     lines = []
     for row in rows:
-        against = "held_out" if "held_out" in row else "training"
-        q, under = row["quality"][against], ""
-        if "held_out" in row:
-            under = (f", {row['held_out']['samples_under_threshold']:.2%} under the threshold of "
-                     f"{row['held_out']['rate']:.0%} of false positives")
-        lines.append(f"{row['file']}: {row['ratio']:.2%} memorized{under}; against {against.replace('_', '-')} "
-                     f"images {of_scores(q)}")
+        held = row.get("held_out")
+        against = "held-out" if held else "training"
+        under = held and f", {held['samples_under_threshold']:.2%} at {held['rate']:.0%} of false positives"
+        lines.append(f"{row['file']}: {row['ratio']:.2%} memorized{under or ''}; against {against} images "
+                     f"{of_scores(row['quality'][against.replace('-', '_')])}")
     return "\n".join(lines)

@@ -1,5 +1,4 @@
 """The K nearest against all distances written out in float64, or in whole numbers."""
-import math
 
 import numpy as np
 import pytest
@@ -86,17 +85,6 @@ def test_mirrored_images_count_once(noise):
         order = d.argsort(dim=1, stable=True)[:, :k]
         assert torch.equal(index, order) and squares.tolist() == d.gather(1, order).tolist()
     assert index[0, 0] == 4 and squares[0, 0] == 0 and neighbours.compared(x, y)[0][0, 0] > 0
-
-
-def test_cosine_distances():
-    x, y = (torch.nn.functional.normalize(vectors(n, 16, seed=n), dim=1) for n in (20, 90))
-    x[0] = torch.nn.functional.normalize(y[8] + 1e-9 * y[9], dim=0)
-    squares, index = neighbours.compared(x, y, 2, cosine=True)
-    expected = (1 - x @ y.T).sort(dim=1)
-    assert torch.equal(index, expected.indices[:, :2])
-    assert torch.allclose(squares.sqrt(), expected.values[:, :2], atol=1e-15)
-    sine = math.sqrt(1 - float(y[8] @ y[9]) ** 2)
-    assert float(squares[0, 0].sqrt()) == pytest.approx((1e-9 * sine) ** 2 / 2, rel=1e-6)
 
 
 def test_near_the_mean():

@@ -217,10 +217,10 @@ def test_more_fields_for_who_asks_alone(tmp_path, write_images, noise):
     assert {name: more[name] for name in OLD_FIELDS} == first
     assert set(more) == {*OLD_FIELDS, "held_out", "curve", "quality", "which", "spurious"}
     assert more["curve"]["samples"][40] == 0.6 and more["curve"]["held_out"][40] == 0.02
-    assert more["held_out"]["names_in_training"] == ["0007.png"]
+    assert more["held_out"]["training_copies"] == 1
     words = memorize.report(more)
     for line in ("control: 1 of 50 held-out images would count as memorized, 2.00% (0.35% to 10.50%)",
-                 "1 held-out images equal a training image, and count among the false positives: 0007.png;",
+                 "1 held-out images equal a training image, and count among the false positives; take",
                  "5 training images copied, one of them 2 times", "0 samples spurious", "\nZ_U -",
                  "C_T: no cell holds enough samples", "held-out against training images: precision"):
         assert line in words
@@ -243,7 +243,7 @@ def test_numbers_of_other_held_out_images_are_refused(tmp_path, write_images, no
     assert run.read_json(tmp_path / "X.json") == json.loads(json.dumps(found))
 
 
-def test_what_else_is_asked_follows_mirror_and_distance(tmp_path, write_images, noise):
+def test_what_else_is_asked_follows_mirror(tmp_path, write_images, noise):
     x, y = noise(60, 8, 8, 3), noise(12, 8, 8, 3, seed=1)
     y[6] = y[1][:, ::-1]       # without mirroring far from all others
     x[:30] = y[np.arange(30) % 6][:, :, ::-1] ^ 1
@@ -256,26 +256,6 @@ def test_what_else_is_asked_follows_mirror_and_distance(tmp_path, write_images, 
     own = compared(*[torch.from_numpy(y).permute(0, 3, 1, 2)] * 2, mirror=True)[0][:, 1]
     expected = which.rank_correlation(torch.tensor([5, 0, 5, 5, 5, 5] + [0] * 6), own)[0]
     assert mirrored["which"]["copies_nearest_correlation"] == pytest.approx(expected)
-    # lengths that cosine does not see decide the plain distances: all numbers are those of unit vectors
-    random = np.random.RandomState(0)
-    raw = [random.standard_normal((n, 6)) * random.uniform(0.01, 100, (n, 1)) for n in (80, 60, 70)]
-    raw[0][:40] = raw[1][:40] * 7 + 1e-6
-    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in raw]
-    found = []
-    for vectors, distance in ((raw, "cosine"), (unit, "cosine"), (unit, "l2")):
-        files = [str(tmp_path / f"{name}.npz") for name in "abc"]
-        for file, values in zip(files, vectors):
-            np.savez(file, features=values)
-        found.append(memorize.memorize(options(
-            samples="", train="", sample_features=files[0], train_features=files[1],
-            held_out_features=files[2], distance=distance, quality=True)))
-    for name in ("precision", "recall", "density", "coverage"):
-        a, b, c = (f["quality"]["held_out"][name] for f in found)
-        assert a == b == c
-    a, _, b = (f["quality"]["training"]["frechet"] for f in found)
-    assert a == pytest.approx(b)
-    for name in ("c_t", "z_u"):
-        assert found[0]["held_out"][name] == pytest.approx(found[2]["held_out"][name])
 
 
 def test_spurious_samples_in_words(tmp_path, write_images, noise):
@@ -341,12 +321,17 @@ def test_vectors_get_the_same_verdicts(tmp_path, write_images, noise):
     for name in ("memorized", "copied_training_images", "pixel_exact_copies", "mean_distance"):
         assert found[name] == pytest.approx(pixels[name])
     assert "vectors of 192" in memorize.report(found) and "in every value" in memorize.report(found)
-    cosine = memorize.memorize(options(samples, train, **files, distance="cosine",
-                                       pairs=str(tmp_path / "p.png"),
-                                       held_out_features=files["train_features"]))
-    assert cosine["memorized"] == 6 and cosine["held_out"]["training_copies"] == 30
-    assert "mean cosine distance to the nearest" in memorize.report(cosine)
+    more = memorize.memorize(options(samples, train, **files, pairs=str(tmp_path / "p.png"),
+                                     held_out=files["train_features"], out=str(tmp_path / "X.json")))
+    assert more["memorized"] == 6 and more["held_out"]["training_copies"] == 30
     assert Image.open(tmp_path / "p.png").mode == "RGB"
+    # a file of the time of --distance
+    for distance, words in (("l2", "other held-out images"), ("cosine", "distance: 'cosine' there")):
+        older = more | dict(options=more["options"] | dict(distance=distance))
+        run.write_json(tmp_path / "X.json", older)
+        with pytest.raises(ValueError, match=words):
+            memorize.memorize(options(samples, train, **files, held_out=files["sample_features"],
+                                      out=str(tmp_path / "X.json")))
 
 
 VECTORS = dict(sample_features="a.npz", train_features="b.npz")
@@ -356,10 +341,7 @@ VECTORS = dict(sample_features="a.npz", train_features="b.npz")
     (dict(neighbours=1), "--neighbours 1: give 2 or more"), (dict(neighbours=-5), "--neighbours -5"),
     (dict(curve="x.pdf"), "--curve x.pdf is drawn as PNG"), (dict(which="x.jpg"), "--which x.jpg"),
     (dict(sample_features="x"), "give both"), (dict(train_features="x"), "give both"),
-    (dict(held_out_features="x"), "give --sample-features"),
-    (dict(distance="cosine"), "give --sample-features"),
     (VECTORS | dict(mirror=True), "--mirror is for images"),
-    (VECTORS | dict(held_out="rest"), "give their vectors, --held-out-features"),
     (VECTORS | dict(samples="", which="x.png"), "--pairs and --which draw images; give these too"),
     (dict(samples=""), "--samples is needed"), (dict(pairs="x.jpg"), "--pairs x.jpg is drawn as PNG"),
     (dict(train=""), "--train is needed"), (dict(threshold="4/3"), "4/3"),
