@@ -176,36 +176,40 @@ def memorize(options):
     result = there | summary | about | run.provenance(device)
     if out:
         run.write_json(out, result)
-    draw(options, result, samples, train, *found)
+    verdict, squares, index = found
+    if options.csv:
+        write_csv(options.csv, verdict, squares, index, samples.names, train.names, options.neighbours)
+    if options.curve:
+        plot.draw_curve(result, options.curve)
+    if options.pairs:
+        save(pair_sheet(samples.images, train.images, squares, index, options.neighbours), options.pairs)
+    if options.which:
+        copies = torch.bincount(index[verdict, 0], minlength=len(train.names))
+        save(copied_sheet(train.images, copies), options.which)
     return result
 
 
 def memorize_snapshots(options, device):
-    """`memorize` for every samples file of a run directory, with quality: a row for each, and a figure.
-
-    Rows that the JSON has already are kept; those of samples drawn since then are added.
-    """
+    """`memorize` for every samples file of a run directory, with quality: a row for each, and a figure."""
     if not is_run(options.samples):
         raise ValueError(f"--snapshots takes a run directory, and --samples {options.samples} is none")
     pairs = samples_of_run(options.samples, every=True)
     _, train, held_out = sides(options)
     out = Path(options.out) if options.out else Path(options.samples) / "snapshots.json"
     about = dict(options=run.recorded(options), source=dict(
-        train_sha256=data.sha256(train.values), held_out_sha256=held_out and data.sha256(held_out.values)))
-    rows = {(row["file"], row["samples_sha256"]): row for row in earlier(out, about).get("snapshots", ())}
+        samples_sha256=[run.file_sha256(file) for _, file in pairs], train_sha256=data.sha256(train.values),
+        held_out_sha256=held_out and data.sha256(held_out.values)))
+    if there := earlier(out, about):
+        return there
     data.announce(options.device, device)
-    found = []
+    rows = []
     with parallel.group(device):
         score_of = scorer(replace(options, quality=True), train, held_out, device)
         for weights, file in pairs:
-            samples = of_source(file, options.resolution)
-            row = dict(file=file.name, samples_sha256=data.sha256(samples.values))
-            if known := rows.get(tuple(row.values())):
-                found.append(known)
-                continue
             step = run.about(weights).get("step") if weights.is_file() else None
-            found.append(dict(step=step) | row | score_of(samples)[0])
-    result = dict(snapshots=found) | about | run.provenance(device)
+            summary, _ = score_of(of_source(file, options.resolution))
+            rows.append(dict(step=step, file=file.name) | summary)
+    result = dict(snapshots=rows) | about | run.provenance(device)
     if not parallel.rank():
         run.write_json(out, result)
         plot.plot(plot.Options(quality=(str(out),), out=str(out.with_suffix(".png"))))
@@ -260,25 +264,13 @@ def scorer(options, train, held_out, device):
         if options.which:
             summary["which"] = which.which(verdict, index, own[:, 1].cpu())
         if options.spurious:
-            spurious = nearest.near_other_samples(x, squares, verdict, threshold, mirror)
-            hits = int(spurious.sum())
+            # Pham et al. (2505.21777); the first is the sample itself, or its equal, at 0 as well
+            other = nearest.compared(x, x, 2, mirror)[0][:, 1].cpu()
+            hits = int((~verdict & is_memorized(torch.stack([other, squares[:, 0]], 1), threshold)).sum())
             summary["spurious"] = dict(samples=hits, ratio=hits / len(x),
                                        interval_95=list(search.wilson(hits, len(x))))
         return summary, found
     return score_of
-
-
-def draw(options, result, samples, train, verdict, squares, index):
-    """Write the table and the pictures that the options name."""
-    if options.csv:
-        write_csv(options.csv, verdict, squares, index, samples.names, train.names, options.neighbours)
-    if options.curve:
-        plot.draw_curve(result, options.curve)
-    if options.pairs:
-        save(pair_sheet(samples.images, train.images, squares, index, options.neighbours), options.pairs)
-    if options.which:
-        copies = torch.bincount(index[verdict, 0], minlength=len(train.names))
-        save(copied_sheet(train.images, copies), options.which)
 
 
 def write_csv(path, verdict, distances, index, sample_names, train_names, neighbours=0):

@@ -35,9 +35,15 @@ def sides(options):
         place = options.samples
         place = samples_of_run(place)[0][1] if is_run(place) else place
         samples = of_source(place, options.resolution)
-    if options.held_out and not options.sample_features:
-        rest = options.held_out == "rest"
-        held_out = outside(D, of) if rest else of_source(options.held_out, of.resolution)
+    if options.held_out == "rest" and not options.sample_features:
+        # whatever their labels, and copies too, which are counted
+        rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0), copies=True)
+        if not len(rest):
+            raise ValueError(f"--held-out rest: the part and classes of {of.data} that were trained on have "
+                             f"no images but the {len(D)} of the training set; name a source of others")
+        held_out = Side(rest.images, rest.images, rest.names)
+    elif options.held_out and not options.sample_features:
+        held_out = of_source(options.held_out, of.resolution)
     if options.sample_features:
         samples = of_vectors(options.sample_features, samples)
         train = of_vectors(options.train_features, train)
@@ -71,16 +77,6 @@ def training_images(options):
                          f"--train {options.train} is none; leave it out")
     of = data.Options(data=options.train, **subset)
     return data.load(of), of
-
-
-def outside(D, of):
-    """The images of its source that a training set D leaves out, whose `data.Options` are `of`."""
-    # whatever their labels, and copies too, which are counted
-    rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0), copies=True)
-    if not len(rest):
-        raise ValueError(f"--held-out rest: the part and classes of {of.data} that were trained on have no "
-                         f"images but the {len(D)} of the training set; name a source of others")
-    return Side(rest.images, rest.images, rest.names)
 
 
 def of_vectors(path, side=None):

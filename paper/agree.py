@@ -77,11 +77,11 @@ def agree(options):
         samples.append(x)
         nearest.append(distances[:, 0])                               # [N], squared
         ratios.append(summary["ratio"])
-    shared = data.duplicates(torch.cat([D.images for D in sets]))[len(sets[0]):]  # or twice in the second
-    shared = int((shared & ~data.duplicates(sets[1].images)).sum())
     neither = data.outside(chosen[0], sets[0])
-    new = ~data.duplicates(torch.cat([sets[1].images, neither.images]))[len(sets[1]):]  # nor of the second
-    neither = data.Images(neither.images[new], neither.labels[new], neither.label_dim, [])
+    known = data.duplicates(torch.cat([sets[0].images, sets[1].images, neither.images]))
+    _, in_second, in_rest = known.split([len(D) for D in (*sets, neither)])
+    shared = int((in_second & ~data.duplicates(sets[1].images)).sum())
+    neither = data.Images(neither.images[~in_rest], neither.labels[~in_rest], neither.label_dim, [])
     result = dict(other=str(Path(options.other).resolve()), training_images=[len(D) for D in sets],
                   shared_training_images=shared, ratios=ratios,
                   samples=of_samples(*samples, *nearest), sigmas=compare.SIGMAS, denoisers={})

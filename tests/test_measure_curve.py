@@ -58,7 +58,7 @@ def test_the_shares_interval_holds_for_the_noise_of_both():
         assert low <= share <= high
         width.append(high - low)
     assert inside / 600 >= 0.95 and np.mean(width) < 0.15
-    # 300 of 1,000 samples under 0.5, where all held-out images but one lie: a hundred leave the lower end open
+    # 300 of 1,000 samples under 0.5, where 99 of 100 held-out images lie: so few leave the lower end open
     ratios = np.repeat([0.4, 0.9], [300, 700])
     assert curve.share_at(0.01, ratios, np.array([0.3] + [0.5] * 99)) == (
         0.3, [0, pytest.approx(stats.binomtest(300, 1000).proportion_ci(0.975).high)])

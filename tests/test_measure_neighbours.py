@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from kernels import nearest_two
-from kernels.nearest import is_memorized
 from measure import neighbours
 
 
@@ -93,15 +92,6 @@ def test_near_the_mean():
     found = neighbours.near_the_mean(squares.double() ** 2, (1, 2))
     d = squares.double()
     assert found.tolist() == (d[:, 0] / d.mean(1) < 0.5).tolist()
-
-
-def test_samples_near_other_samples(noise):
-    train, x = torch.from_numpy(noise(20, 1, 8, 8)), torch.from_numpy(noise(9, 1, 8, 8, seed=1))
-    x[1], x[3], x[5] = x[0] ^ 1, train[2], train[2] ^ 1  # a pair of samples, and two copies of an image
-    squares = neighbours.compared(x, train)[0]
-    verdict = is_memorized(squares)
-    assert neighbours.near_other_samples(x, squares, verdict).tolist() == [True, True] + [False] * 7
-    assert verdict.tolist() == [i in (3, 5) for i in range(9)]
 
 
 def test_too_few(noise):

@@ -258,11 +258,16 @@ def test_what_else_is_asked_follows_mirror(tmp_path, write_images, noise):
     assert mirrored["which"]["copies_nearest_correlation"] == pytest.approx(expected)
 
 
-def test_spurious_samples_in_words(tmp_path, write_images, noise):
-    samples, train = two_folders(tmp_path, write_images, noise)
-    found = memorize.memorize(options(samples, train, neighbours=20, threshold="1/2", spurious=True))
-    assert "0 samples spurious, 0.00% (0.00% to 27.75%): not memorized, and another sample is under 1/2 of " \
-           "the distance to the nearest training image" in memorize.report(found)
+def test_spurious_samples(tmp_path, write_images, noise):
+    train, x = noise(20, 8, 8), noise(9, 8, 8, seed=1)
+    x[1], x[3], x[5] = x[0] ^ 1, train[2], train[2] ^ 1  # a pair of samples, and two copies of an image
+    samples, train = (write_images(tmp_path / name, images[..., None])
+                      for name, images in (("x", x), ("y", train)))
+    for more, threshold in (({}, "1/3"), (dict(neighbours=10, threshold="1/2"), "1/2")):
+        found = memorize.memorize(options(samples, train, spurious=True, **more))
+        assert found["memorized"] == found["spurious"]["samples"] == 2
+        assert f"2 samples spurious, 22.22% (6.32% to 54.74%): not memorized, and another sample is under " \
+               f"{threshold} of the distance to the nearest training image" in memorize.report(found)
 
 
 def test_every_snapshot_of_a_run(tmp_path):
@@ -277,8 +282,9 @@ def test_every_snapshot_of_a_run(tmp_path):
         memorize.memorize(options("digits", out, snapshots=True))
     for weights in (out, out / "snapshot-00000002.safetensors"):
         sample.sample(sample.Options(run=str(weights), seeds="0-7", device="cpu"))
-        found = memorize.memorize(options(out, out, held_out="rest", snapshots=True))
-    assert run.read_json(out / "snapshots.json") == json.loads(json.dumps(found))
+    found = memorize.memorize(options(out, out, held_out="rest", snapshots=True))
+    again = memorize.memorize(options(out, out, held_out="rest", snapshots=True))
+    assert run.read_json(out / "snapshots.json") == again == json.loads(json.dumps(found))
     early, last = found["snapshots"]
     assert memorize.report(found).splitlines()[1].startswith("samples.npz: 0.00% memorized, ")
     assert [(row["step"], row["file"]) for row in found["snapshots"]] == [
