@@ -28,12 +28,12 @@ def distance_ratio(squares, neighbours=0):
     return torch.where(other > 0, d[:, 0] / other, 1.0)
 
 
-def band(count, confidence=CONFIDENCE):
+def band(count):
     """Half the height of the DKW band: the true distribution lies within it everywhere at once.
 
     P(sup |F_n - F| > e) <= 2 exp(-2 n e^2), for every F (Dvoretzky, Kiefer and Wolfowitz 1956; Massart 1990).
     """
-    return math.sqrt(math.log(2 / (1 - confidence)) / (2 * count))
+    return math.sqrt(math.log(2 / (1 - CONFIDENCE)) / (2 * count))
 
 
 def curve(samples, held_out=None):

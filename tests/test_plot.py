@@ -130,11 +130,16 @@ def test_quality_against_memorization(tmp_path):
     assert right.lines[0].get_xdata() == pytest.approx([0.2, 0.6])
     assert right.lines[0].get_ydata() == pytest.approx([1, 3])
     assert right.get_xlabel() == "memorization ratio at 1% of false positives"
+    steps = plot.tradeoff([r | dict(step=1000 * i) for i, r in enumerate(both, 1)], "ab").axes[1].texts
+    assert [(text.get_text(), text.xy[0]) for text in steps] == [("step 1,000", 0.2), ("step 2,000", 0.6)]
     left, right = plot.tradeoff([*both, result(0.5, "training")], "abc").axes
     assert right.lines[0].get_xdata() == pytest.approx([0.1, 0.3, 0.5])
     assert (left.get_xlabel(), left.get_ylabel()) == ("memorization ratio", "share, against training images")
     for name, found in (("a", both[0]), ("b", dict(ratio=1.0))):
         run.write_json(tmp_path / f"{name}.json", found)
     assert Image.open(plot.plot(plot.Options(quality=(str(tmp_path / "a.json"),)))).width > 800
+    run.write_json(tmp_path / "snapshots.json", dict(snapshots=both))
+    several = tmp_path / "snapshots.json", tmp_path / "a.json"
+    assert Image.open(plot.plot(plot.Options(quality=tuple(map(str, several))))).width > 800
     with pytest.raises(ValueError, match="b.json has no quality; score its samples with memorize.py"):
         plot.plot(plot.Options(quality=(str(tmp_path / "b.json"),)))
