@@ -94,9 +94,10 @@ class Options(data.Subset):
                  "--pairs and --which draw images; give these too, in the vectors' order"),
                 (self.mirror and (self.quality or self.snapshots),
                  "--quality compares images as they are; leave out --mirror"),
-                (self.snapshots and (vectors or self.csv or self.pairs or self.curve or self.which),
-                 "--snapshots takes many samples files, and --sample-features, --csv, --pairs, --curve and "
-                 "--which are of one; leave it, or these, out")):
+                (self.snapshots and (vectors or self.csv or self.pairs or self.curve or self.which
+                                     or self.spurious),
+                 "--snapshots takes many samples files, and --sample-features, --csv, --pairs, --curve, "
+                 "--which and --spurious are of one; leave it, or these, out")):
             if wrong:
                 raise ValueError(remedy)
 
@@ -209,10 +210,11 @@ def memorize_snapshots(options, device):
             step = run.about(weights).get("step") if weights.is_file() else None
             summary, _ = score_of(of_source(file, options.resolution))
             rows.append(dict(step=step, file=file.name) | summary)
+    if parallel.rank():
+        return dict(snapshots=[])
     result = dict(snapshots=rows) | about | run.provenance(device)
-    if not parallel.rank():
-        run.write_json(out, result)
-        plot.plot(plot.Options(quality=(str(out),), out=str(out.with_suffix(".png"))))
+    run.write_json(out, result)
+    plot.plot(plot.Options(quality=(str(out),), out=str(out.with_suffix(".png"))))
     return result
 
 

@@ -353,7 +353,7 @@ VECTORS = dict(sample_features="a.npz", train_features="b.npz")
     (dict(train=""), "--train is needed"), (dict(threshold="4/3"), "4/3"),
     (dict(mirror=True, quality=True), "leave out --mirror"),
     (dict(mirror=True, snapshots=True), "leave out --mirror"),
-    (dict(snapshots=True, curve="x.png"), "--curve and --which are of one"),
+    (dict(snapshots=True, curve="x.png"), "--which and --spurious are of one"),
     (VECTORS | dict(snapshots=True), "--snapshots takes many")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
