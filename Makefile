@@ -64,7 +64,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 READY := .venv/ready
 endif
 
-EXPERIMENTS = optimum size epochs resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique
+EXPERIMENTS = optimum size epochs epochs-emm resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique
 
 # with quotes and all, for paper.experiments
 export FLAGS

@@ -313,31 +313,6 @@ def read_json(path):
     return value
 
 
-def member(archive, name, limit):
-    """The bytes of a member of an open zip file: as many as it declares, which is at most `limit`."""
-    info = bounded(archive, name, limit)
-    with archive.open(info) as file:
-        return file.read(info.file_size)
-
-
-def bounded(archive, name, limit):
-    """The ZipInfo of a member that declares at most `limit` bytes.
-
-    Raises ValueError for more, and for unusual compressions, which may unpack to any size at once.
-    """
-    info = archive.getinfo(name)
-    if info.flag_bits & 1:
-        raise ValueError(f"{archive.filename}: {name} is encrypted; pack it without a password")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        names = zipfile.compressor_names | {93: "zstd", 95: "xz"}
-        method = names.get(info.compress_type, f"method {info.compress_type}")
-        raise ValueError(f"{archive.filename}: {name} is compressed by {method}; pack it stored or deflated")
-    if info.file_size > limit:
-        raise ValueError(f"{archive.filename}: {name} has {info.file_size:,} bytes; "
-                         f"at most {limit:,} are read")
-    return info
-
-
 class Directory:
     """The files in a run directory: of train.py, and of the stages that use it."""
 
@@ -486,8 +461,8 @@ def about(path):
                 header = file.read(min(length, path.stat().st_size))
             text = json.loads(header)["__metadata__"]["about"]
         else:
-            with zipfile.ZipFile(path) as archive:
-                array = member(archive, "about.npy", ABOUT_BYTES)  # of numpy: a header line, then UTF-32
+            with zipfile.ZipFile(path) as archive, archive.open("about.npy") as file:
+                array = file.read(ABOUT_BYTES)  # of numpy: a header line, then UTF-32
             text = array[array.index(b"\n") + 1:].decode("utf-32-le")
         value = json.loads(text)
         if not isinstance(value, dict):

@@ -146,7 +146,7 @@ def in_chunks(D):
     then, a pixel by one level. In chunks of one size, a sample is the same whatever batch it is drawn in.
     On a GPU, evaluations are replayed as a CUDA graph.
     """
-    size, replayed = chunk(D), Replayed(next(D.parameters()).is_cuda)
+    size, replayed = chunk(D), Replayed(next(D.parameters()).is_cuda, pure=True)
 
     def chunked(x, sigma, labels=None):
         pad = -len(x) % size

@@ -54,8 +54,7 @@ def rises(measured):
     sizes = sorted(measured)
     return [[a, b] for a, b in zip(sizes, sizes[1:])
             if measured[b]["above"] > measured[a]["above"]
-            or measured[a]["whole"] and "interval" in measured[b]
-            and measured[b]["interval"][0] > measured[a]["interval"][1]]
+            or measured[a]["whole"] and measured[b]["interval"][0] > measured[a]["interval"][1]]
 
 
 def logit(p):
@@ -63,26 +62,23 @@ def logit(p):
     return math.log(p / (1 - p))
 
 
-def next_size(measured, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1, interpolate=True):
+def next_size(measured, n_min, n_max, eps=0.1, tolerance=0.1, multiple=1):
     """The size to measure next, or None at the end of the search.
 
-    Doubles from 2 n_min until a size is below 1 - eps, then measures where the ratios say that EMM lies.
-    Sizes are n_min, n_max, and multiples of `multiple` (the number of classes: balanced) between them.
-    Without `interpolate` it halves the bracket on a log scale.
+    Doubles from 2 n_min until a size is below 1 - eps, then measures where the ratios say that EMM lies;
+    where they do not tell, it halves the bracket on a log scale. Sizes are n_min, n_max, and multiples of
+    `multiple` (the number of classes: balanced) between them.
     """
     low, high = bracket(measured)
-    if not measured:
-        return double(n_min, n_max, multiple)
-    if (n := climb(measured, n_max, multiple)) is not False:
-        return n
-    if high is None:
-        return double(low, n_max, multiple) if low < n_max else None
-    if low is None and high <= n_min or low is not None and high <= low * (1 + tolerance):
-        return None
     start = low or n_min
+    if high is None:
+        doubled = math.ceil(2 * start / multiple) * multiple
+        return min(doubled, n_max) if low is None or low < n_max else None
+    if high <= (low * (1 + tolerance) if low else n_min):
+        return None
     n = math.sqrt(start * high)
     tries = sum(start / 2 < m < 2 * high for m in measured)
-    if interpolate and tries <= PATIENCE and (emm := crossing_of_line(measured, eps)):
+    if tries <= PATIENCE and (emm := crossing_of_line(measured, eps)):
         # half a step of the tolerance below EMM; the size after it is then half a step above, and the last
         first, last = low * (1 + tolerance) if low else n_min, high / (1 + tolerance)
         n = min(max(emm / math.sqrt(1 + tolerance), first), last) if first < last else n
@@ -108,53 +104,17 @@ def crossing_of_line(measured, eps=0.1):
     return below[0] * math.exp((drops[0] - logit(1 - eps)) / slope)
 
 
-def rising(measured):
-    """Whether a larger size has a larger ratio by more than chance, among sizes that are all below 1 - eps.
-
-    By both half intervals in quadrature: some 3.5 standard deviations. To wait until the intervals do not
-    overlap, as `rises` does, would take twice the samples, and lead down where there is nothing to find.
-    """
-    known = [m for _, m in sorted(measured.items()) if "interval" in m]
-    half = [(m["interval"][1] - m["interval"][0]) / 2 for m in known]
-    return any(b["ratio"] - a["ratio"] > math.hypot(half[i], half[j])
-               for j, b in enumerate(known) for i, a in enumerate(known[:j]))
-
-
-def climb(measured, n_max, multiple=1):
-    """The next size up, None past the top, if none is above 1 - eps but the ratio rises with |D|; else False.
-
-    At a fixed number of epochs small sets get few steps, and smaller ones fewer still: EMM, if anywhere, is
-    further up.
-    """
-    if any(m["above"] for m in measured.values()) or not rising(measured):
-        return False
-    top = best(measured)
-    return double(top, n_max, multiple) if top == max(measured) and top < n_max else None
-
-
-def best(measured):
-    """The size with the largest ratio."""
-    return max(measured, key=lambda n: measured[n].get("ratio", 0.0))
-
-
-def double(n, n_max, multiple):
-    return min(math.ceil(2 * n / multiple) * multiple, n_max)
-
-
 def next_sizes(measured, count, running=(), **options):
     """Up to `count` sizes to measure at once, beside those running.
 
     They are the next size, those that would follow from either of its outcomes, and so on.
     """
-    found, worlds = [], [dict(measured)]
+    found, worlds = [], [measured]
     while worlds and len(found) < count:
         world = worlds.pop(0)
-        n = next_size(world, **options)
-        if n is None:
-            continue
-        if n not in running and n not in found:
-            found.append(n)
-        worlds += [world | {n: dict(above=above, whole=False)} for above in (True, False)]
+        if (n := next_size(world, **options)) is not None:
+            found += [n] if n not in (*running, *found) else []
+            worlds += [world | {n: dict(above=above)} for above in (True, False)]
     return found
 
 
@@ -162,7 +122,7 @@ def ahead(measured, emm, **options):
     """{size: share of its training} that a search goes on to measure if EMM is `emm`."""
     shares, measured = {}, dict(measured)
     while (n := next_size(measured, **options)) is not None:
-        measured[n] = dict(above=n <= emm, whole=False)
+        measured[n] = dict(above=n <= emm)
         shares[n] = ABOVE_SHARE if n <= emm else 1.0
     return shares
 
@@ -170,17 +130,11 @@ def ahead(measured, emm, **options):
 # ---- what is known of EMM
 
 def crossing(sizes, values, target):
-    """The largest size at which the line through (sizes, values) is at the target: (size, end).
-
-    end is "below" if no value reaches it (the size is then the first), "above" if the last does, else None.
-    """
+    """The largest size at which the line through (sizes, values) falls to the target; None if it does not."""
     reached = [i for i, value in enumerate(values) if value >= target]
-    if not reached:
-        return sizes[0], "below"
-    i = reached[-1]
-    if i == len(sizes) - 1:
-        return sizes[-1], "above"
-    return sizes[i] + (sizes[i + 1] - sizes[i]) * (values[i] - target) / (values[i] - values[i + 1]), None
+    if not reached or (i := reached[-1]) == len(sizes) - 1:
+        return None
+    return sizes[i] + (sizes[i + 1] - sizes[i]) * (values[i] - target) / (values[i] - values[i + 1])
 
 
 def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
@@ -195,43 +149,36 @@ def estimate(measured, eps=0.1, tolerance=0.1, multiple=1):
     rises      [[a, b], ...]: sizes between which the ratio rises; EMM is the largest size above all the same
     statement  in words; tolerance None if the sizes were not chosen by a search
     """
-    least, (low, high) = float(target(eps)), bracket(measured)
-    sizes = sorted(measured)
-    emm, up = None, rises(measured)
-    lower, below = crossing(sizes, [measured[n]["interval"][0] for n in sizes], least)
+    least, (low, high), emm = float(target(eps)), bracket(measured), None
+    sizes, up = sorted(measured), rises(measured)
     tops = [measured[n]["interval"][1] if measured[n]["whole"] else 1.0 for n in sizes]
-    upper, above = crossing(sizes, tops, least)
-    interval = [None if below else lower, None if above else upper]
-    if low is None and rising(measured):
-        top = best(measured)
-        statement = (f"EMM was not found: no ratio reaches {least:.0%}, and it rises with |D|, "
-                     f"to {measured[top]['ratio']:.1%} at {top}, "
-                     "most likely because at a fixed number of epochs small sets get few steps; "
-                     "raise --epochs, or give every size a floor of them, --steps-min")
-    elif low is None:
-        m = measured[high]
-        statement = (f"EMM is below {high}: the ratio there is {m['ratio']:.1%}, under {least:.0%}; "
-                     + ("train for longer" if high == 2
-                        else "lower --n-min" if tolerance else "measure smaller sizes"))
+    bottoms = [measured[n]["interval"][0] for n in sizes]
+    interval = [crossing(sizes, ends, least) for ends in (bottoms, tops)]
+    if low is None:
+        statement = (f"EMM is below {high}: the ratio there is {measured[high]['ratio']:.1%}, "
+                     f"under {least:.0%}; train for longer")
+        if high > 2:
+            statement += ", or lower --n-min" if tolerance else ", or measure smaller sizes"
     elif high is None:
         statement = (f"EMM is at least {low}: the ratio there is {measured[low]['ratio']:.1%}; "
                      + ("raise --n-max, or take more data" if tolerance else "measure larger sizes"))
     else:
         a, b = measured[low]["ratio"], measured[high]["ratio"]
         emm = low + (high - low) * max(0.0, a - least) / (a - b) if a > b else low
-        ends = [f"below {sizes[0]}" if below else f"{lower:.0f}",
-                f"above {sizes[-1]}" if above else f"{upper:.0f}"]
+        ends = [f"{end:.0f}" if end else beyond
+                for end, beyond in zip(interval, (f"below {sizes[0]}", f"above {sizes[-1]}"))]
         statement = (f"EMM is about {emm:.0f} (95% interval {ends[0]} to {ends[1]}), between {low} "
                      f"({'at least ' * (not measured[low]['whole'])}{a:.1%}) and {high} ({b:.1%})")
         if tolerance and high > low * (1 + tolerance):
             statement += (f"; no size in between is a multiple of {multiple}, "
                           f"so the tolerance of {tolerance:.0%} is not reached")
-    if up and low is not None:
+    if up:
         pairs = " and from ".join(f"{a} to {b}" for a, b in up)
-        statement += (f"; the ratio is not monotone: it rises from {pairs}, and the largest size above "
-                      f"{least:.0%} counts")
-    return dict(emm=emm, interval=interval, bracket=[low, high], monotone=not up, rises=up,
-                statement=statement)
+        statement += f"; the ratio is not monotone: it rises from {pairs}, " + (
+            f"and the largest size above {least:.0%} counts" if low else
+            "most likely because at a fixed number of epochs small sets get few steps: "
+            "raise --epochs, or give every size a floor of them, --steps-min")
+    return dict(emm=emm, interval=interval, bracket=[low, high], rises=up, statement=statement)
 
 
 def onset(trajectory, ratio):
@@ -253,20 +200,6 @@ def onset(trajectory, ratio):
     lows, highs = zip(*(t["interval"] for t in trajectory))
     return dict(epoch=epoch, step=epoch and epoch * last["step"] / last["epoch"],
                 interval=[first(highs), first(lows)])
-
-
-def times_as_often(copies, images):
-    """How many times as often an image of one group is copied as one of another, and its interval: a dict.
-
-    `copies` and `images` are pairs of counts. Of all copies the first group has a binomial share: its Wilson
-    interval, as odds, over the odds of the images. None is infinite, or unknown where nothing is copied.
-    """
-    def times(share):
-        return share / (1 - share) * images[1] / images[0] if share < 1 else None
-    total = sum(copies)
-    ends = wilson(copies[0], total) if total else (0.0, 1.0)
-    return dict(copies=list(copies), images=list(images), times=times(copies[0] / total) if total else None,
-                interval=[times(end) for end in ends])
 
 
 def wilson(hits, count):
@@ -300,7 +233,7 @@ def interval(hits, count, alpha=0.05):
         return log_mixture(hits, count, p) >= -math.log(alpha)
 
     def end(outside, inside):  # M_n falls from either side towards hits / count
-        if not count or not excluded(outside):
+        if not excluded(outside):
             return outside
         for _ in range(BISECTIONS):
             middle = (outside + inside) / 2
@@ -315,14 +248,9 @@ def verdict(hits, count, target, alpha_above=0.01, alpha_below=0.01):
 
     If it is not above, "above" is ever said with probability alpha_above at most; and so for below.
     """
-    if not count:
-        return None
-    log_m = log_mixture(hits, count, target)
-    if hits > target * count and log_m >= -math.log(alpha_above):
-        return True
-    if hits < target * count and log_m >= -math.log(alpha_below):
-        return False
-    return None
+    above = hits > target * count
+    decided = log_mixture(hits, count, target) >= -math.log(alpha_above if above else alpha_below)
+    return above if decided else None
 
 
 def next_samples(count, size=FIRST_LOOK):

@@ -99,8 +99,10 @@ def find(ratio, way, grid, generator):
             enough = len(grid) > MOST_BY_HAND and sum(not m["above"] for m in measured.values()) == 2
             n = left[0] if left and not enough else None
         else:
-            n = search.next_size(measured, N_MIN, N_MAX, EPS, TOLERANCE, CLASSES,
-                                 interpolate=way == "emm.py")
+            known = measured  # without ratios a search can only halve
+            if way != "emm.py":
+                known = {n: dict(above=m["above"]) for n, m in measured.items()}
+            n = search.next_size(known, N_MIN, N_MAX, EPS, TOLERANCE, CLASSES)
         if n is None:
             return search.estimate(measured, EPS, TOLERANCE, CLASSES), trained, drawn, len(measured)
         measured[n], images, samples = measure(ratio, n, generator, early=way in ("early", "emm.py"))

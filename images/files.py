@@ -1,40 +1,27 @@
 """Images of a source, with their classes: a standard data set, a folder or zip of image files, one array.
 
 Files may be a stranger's: no code is read from them, nothing is unpacked to disk, and what they may take of
-memory is bounded before it is taken. Nothing is dropped or changed in silence: what is passed over or cropped
-is said in one line on stderr (docs/inputs.md). Every error is a ValueError that names the file.
+memory is bounded before it is taken. Every error is a ValueError that names the file (docs/inputs.md).
 """
 import json
 import os
-import stat
 import zipfile
-from collections import Counter, deque
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from images.pixels import (
-    MAX_BYTES,
-    MAX_LABEL,
-    check_labels,
-    decode,
-    picture,
-    read_npy,
-    read_npz,
-    resize,
-    to_array,
-)
+from images.pixels import MAX_BYTES, bounded, check_labels, decode, picture, read_array, resize, to_array
 from images.standard import ARCHIVES, STANDARD, find_idx, read_cifar, read_idx_pair, read_standard
-from run import ZIP_ERRORS, member, say
+from run import ZIP_ERRORS, say
 
 SUFFIXES = ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"
-# Folders of thumbnails and trash that file managers, NAS boxes and archivers make, beside hidden ones
+# What file managers, NAS boxes and archivers leave in folders, beside hidden files
 NOT_OURS = ("__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information",
-            "lost+found")
+            "lost+found", "Thumbs.db", "desktop.ini")
 HALVES = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-MAX_FILE_BYTES = 2**26  # of one image file, or dataset.json: 64 MiB, room for every data set of the field
+MAX_FILE_BYTES = 2**26  # of one file in a zip: 64 MiB
 
 
 def read(source, resolution=0):
@@ -44,14 +31,14 @@ def read(source, resolution=0):
     ValueError, naming the file, for what cannot be read.
     """
     source = str(source)
-    whole, colon, number = source.rpartition(":")
-    if colon and number.isdecimal() and not os.path.exists(source):
+    whole, _, number = source.rpartition(":")
+    if whole and number.isdecimal() and not os.path.exists(source):
         images, classes, names = read(whole, resolution)
-        kept = (classes == int(number)).nonzero()[:, 0] if int(number) <= MAX_LABEL else ()
-        if not len(kept):
+        kept = [i for i, c in enumerate(classes.tolist()) if c == int(number)]
+        if not kept:
             last = int(classes.max())
             raise ValueError(f"{whole} has no class {number}; its classes are numbered 0 to {last}")
-        return images[kept], torch.zeros_like(kept), [names[i] for i in kept.tolist()]
+        return images[kept], torch.zeros(len(kept), dtype=torch.int64), [names[i] for i in kept]
     if not there(source):
         raise ValueError(f"no data at {source!r}; give digits, cifar10 or another standard data set, an "
                          "image folder, a zip or an npz file")
@@ -86,11 +73,43 @@ def place(source):
 
 
 def _files(source):
-    """What tells a source from others, and from itself before a change: its files, their sizes and times."""
+    """The names of its files, their times and sizes: what tells a source from itself before a change."""
     if source in STANDARD:
-        return None
-    found = _walk(source) if os.path.isdir(source) else [(source, os.stat(source))]
-    return tuple((name, about.st_size, about.st_mtime_ns) for name, about in found)
+        return ()
+    names = _walk(source) if os.path.isdir(source) else [""]
+    stats = [os.stat(Path(source, name)) for name in names]
+    return tuple((name, about.st_mtime_ns, about.st_size) for name, about in zip(names, stats))
+
+
+def _walk(folder):
+    """Names of the files below a folder. Links are followed, but every folder is read once.
+
+    A folder counts under its own name rather than a link's, if it has one here.
+    """
+    found, seen, folders, links = [], set(), [""], []
+    while folders or links:
+        inside = (folders or links).pop(0)
+        path = os.path.join(folder, inside)
+        real = os.path.realpath(path)
+        if real in seen:
+            continue
+        seen.add(real)
+        for name in sorted(os.listdir(path)):
+            entry = os.path.join(path, name)
+            if _is_foreign(name):
+                continue
+            if os.path.isdir(entry):
+                (links if os.path.islink(entry) else folders).append(f"{inside}{name}/")
+            elif os.path.isfile(entry):
+                found.append(inside + name)
+            else:
+                raise ValueError(f"{entry} is a link that leads nowhere, or no file; remove it, or mend it")
+    return found
+
+
+def _is_foreign(name):
+    """Whether a file or folder is hidden, or another program's."""
+    return name.startswith(".") or name in NOT_OURS
 
 
 @lru_cache(maxsize=2)  # a source, and what is mixed into it
@@ -99,21 +118,18 @@ def _read(source, resolution, files):
     path = Path(source)
     if found := _array(source):
         images, classes = found
-        if classes is None:
-            classes = np.zeros(len(images), np.int64)
-        classes = check_labels(classes, len(images), source)
-        names = [f"{path.name}/{i:0{4 if source == 'digits' else 5}d}" for i in range(len(images))]
+        names = [f"{path.name}/{i:05d}" for i in range(len(images))]
         if resolution and images.shape[2:] != (resolution, resolution):
-            _fits(source, len(images) * images.shape[1] * resolution**2)
-            if images.shape[2] != images.shape[3]:
-                say(f"{source}: {len(images)} images; {_cropped(len(images))}")
+            _check_size(source, len(images) * images.shape[1] * resolution**2)
             images = np.stack([to_array(resize(picture(image), resolution)) for image in images])
     elif path.is_dir():
-        images, classes, names = read_folder(path, [name for name, *_ in files], resolution)
+        files = {_plain(name): path / name for name, *_ in files}
+        images, classes, names = _read_files(source, files, Path.read_bytes, resolution)
     elif path.suffix.lower() == ".zip":
-        images, classes, names = read_zip(path, resolution)
+        images, classes, names = _read_zip(path, resolution)
     else:
         raise ValueError(f"{source} is not an image folder, a zip, an npz, npy or IDX file")
+    classes = check_labels(np.zeros(len(images)) if classes is None else classes, len(images), source)
     return torch.from_numpy(np.require(images, requirements="CW")), torch.from_numpy(classes), names
 
 
@@ -128,192 +144,88 @@ def _array(source):
         return None
     if path.name in ARCHIVES:
         return read_cifar(ARCHIVES[path.name], path)
-    read = {".npz": read_npz, ".npy": read_npy}.get(path.suffix.lower())
-    return read(path) if read else None
+    return read_array(path) if path.suffix.lower() in (".npz", ".npy") else None
 
 
-def _walk(folder):
-    """The files below a folder, as (name with "/", os.stat_result).
-
-    Links to folders are followed, and each folder is read once, under a name of its own if it has one here.
-    Hidden folders, those of file managers, and links to what is read already are not entered; they end in
-    "/". Raises ValueError for a link that leads nowhere.
-    """
-    found, seen, folders, links = [], set(), deque([""]), deque()
-    while folders or links:
-        inside = (folders or links).popleft()
-        path = os.path.join(folder, inside)
-        about = os.stat(path)
-        if (about.st_dev, about.st_ino) in seen:
-            found.append((inside, about))
-            continue
-        seen.add((about.st_dev, about.st_ino))
-        with os.scandir(path) as entries:
-            entries = sorted(entries, key=lambda entry: entry.name)
-        for entry in entries:
-            name, hidden = inside + entry.name, entry.name.startswith(".")
-            if entry.is_symlink() and not hidden and not os.path.exists(entry.path):
-                raise ValueError(f"{entry.path} is a link that leads nowhere; remove it, or bring back what "
-                                 "it leads to")
-            if entry.is_dir() and not _not_ours(entry.name):
-                (links if entry.is_symlink() else folders).append(f"{name}/")
-            elif entry.is_dir():
-                found.append((f"{name}/", entry.stat()))
-            elif entry.is_file():  # no device or pipe
-                found.append((name, entry.stat()))
-    return found
-
-
-def _not_ours(part):
-    """What the name of a file or folder that is not the data's own is called, "" for the data's own."""
-    return "hidden" if part.startswith(".") else part if part in NOT_OURS else ""
-
-
-def read_folder(folder, files, resolution=0):
-    """Images of `files` below a folder; a class is a folder there, or a label in dataset.json (EDM)."""
+def _read_zip(path, resolution):
+    """Images of a zip file, read in memory; classes as in a folder."""
     def content(name):
-        size = (folder / name).stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise ValueError(f"{folder}/{name} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-        return (folder / name).read_bytes()
-    return _read_files(str(folder), files, content, resolution)
-
-
-def read_zip(path, resolution=0):
-    """Images of a zip file, read in memory; classes as in `read_folder`."""
+        info = bounded(archive, name, MAX_FILE_BYTES)
+        with archive.open(info) as file:
+            return file.read(info.file_size)  # of what holds more than it says, no more is unpacked
     try:
         with zipfile.ZipFile(path) as archive:
-            def content(name):
-                return member(archive, name, MAX_FILE_BYTES)
-            for info in archive.infolist():
-                if stat.S_ISLNK(info.external_attr >> 16):
-                    raise ValueError(f"{path}: {info.filename} is a link, which is not followed in a zip; "
-                                     "pack the files themselves")
-            files = [name for name in archive.namelist() if not name.endswith(("/", "\\"))]
+            files = {_plain(name): name for name in archive.namelist() if not name.endswith(("/", "\\"))}
+            files = {name: stored for name, stored in files.items()
+                     if not any(map(_is_foreign, name.split("/")))}
             return _read_files(str(path), files, content, resolution)
     except (OSError, *ZIP_ERRORS) as error:
         raise ValueError(f"{path} is not a readable zip file ({error})") from None
 
 
-def _read_files(source, listed, content, resolution):
-    """Images uint8 [N, C, H, W], classes int64 [N] and names of files; `content(file)` gives its bytes."""
-    files = {_plain(file): file for file in listed}
-    names, passed = _image_names(files)
-    passed["of a name that another has"] = len(listed) - len(files)
-    kinds = sorted((-count, kind) for kind, count in passed.items() if count)
-    notes = ["passed over " + ", ".join(f"{-count} {kind}" for count, kind in kinds)] * bool(kinds)
-    if not names:
-        raise ValueError(f"{source} holds no images ({' '.join(SUFFIXES)}){'; '.join(['', *notes])}")
-    classes = _classes(source, names, files, content, notes)
-    pictures = _pictures(source, names, lambda name: content(files[name]), resolution, notes)
-    if notes:
-        say(f"{source}: {len(names)} images; {'; '.join(notes)}")
-    return np.stack([to_array(p) for p in pictures]), check_labels(classes, len(names), source), names
-
-
 def _plain(name):
     """A file's name as zip files should have it: "/" between its parts, and none of them "."."""
-    parts = name.replace("\\", "/").split("/")
-    return "/".join(part for part in parts if part not in ("", ".")) + "/" * name.endswith("/")
+    return os.path.normpath(name.replace("\\", "/"))
 
 
-def _image_names(names):
-    """The images among names, sorted, and how many of each kind the others are (a Counter).
-
-    What comes with every folder and can be no image of the data, such as .DS_Store, is not counted.
-    """
-    images, passed = [], Counter()
-    for name in names:
-        *folders, last = name.rstrip("/").split("/")
-        suffix = os.path.splitext(last)[1].lower()
-        if foreign := next(filter(None, map(_not_ours, [*folders, last])), ""):
-            passed[foreign] += suffix in SUFFIXES or name.endswith("/")
-        elif name.endswith("/"):
-            passed["links to folders that are read already"] += 1
-        elif suffix in SUFFIXES:
-            images.append(name)
-        elif last not in ("dataset.json", "Thumbs.db", "desktop.ini"):
-            passed[suffix if suffix[1:].isalnum() else "of no known kind"] += 1
-    return sorted(images), passed
-
-
-def _classes(source, names, files, content, notes):
-    """Class [N] of each image: what dataset.json says, or the place of its folder, below those around all."""
-    around = os.path.commonprefix([name.split("/")[:-1] for name in names])
-    tables = [parts for name in files if (parts := name.split("/"))[-1] == "dataset.json"]
-    tables = ["/".join(parts) for parts in tables if not any(map(_not_ours, parts))]
-    if len(tables) > 1 or tables and tables[0].split("/")[:-1] != around[:tables[0].count("/")]:
-        raise ValueError(f"{source}: {tables[-1]} has not the labels of all images; keep one, at the top")
+def _read_files(source, files, content, resolution):
+    """Images uint8 [N, C, H, W], classes and names of `files`, {name: what `content` gives its bytes for}."""
+    names = sorted(name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES)
+    tables = [name for name in files if os.path.basename(name) == "dataset.json"]
+    if not names:
+        raise ValueError(f"{source} holds no images ({' '.join(SUFFIXES)})")
+    if others := sorted(files.keys() - {*names, *tables}):
+        say(f"{source}: {len(names)} images; files of other kinds passed over: {len(others)}, such as "
+            f"{others[0]}")
+    if len(tables) > 1:
+        raise ValueError(f"{source} holds {tables[0]} and {tables[1]}; keep one, at the top")
     if tables:
-        inside = tables[0].removesuffix("dataset.json")
-        return _labelled(source, [n.removeprefix(inside) for n in names], content(files[tables[0]]), notes)
-    folders = [(name.split("/")[len(around):-1] or [""])[0] for name in names]
-    found = sorted(set(folders), key=_number_first)
+        classes = _labels(source, tables[0], names, content(files[tables[0]]))
+    else:
+        classes = _classes(source, names)
+    return _pixels(source, names, lambda name: content(files[name]), resolution), classes, names
+
+
+def _classes(source, names):
+    """Class [N] of each image: the place of its folder, below those around all, numbers as numbers."""
+    around = len(os.path.commonprefix([name.split("/")[:-1] for name in names]))
+    folders = [(name.split("/")[around:-1] or [""])[0] for name in names]
+    found = sorted(set(folders), key=lambda name: (name.zfill(20) if name.isdecimal() else name, name))
     if len(found) > 1 and {folder.lower() for folder in found} <= HALVES:
         raise ValueError(f"{source} holds {' and '.join(found)}, which are no classes; give one of these")
-    if len(found) > 1 and "" in found:
-        notes.append(f"{folders.count('')} in no folder of a class, which make one of their own")
     order = {folder: c for c, folder in enumerate(found)}
     return np.array([order[folder] for folder in folders])
 
 
-def _number_first(name):
-    """A key that sorts names that are numbers as numbers, and before others."""
-    number = name.lstrip("0") if name.isascii() and name.isdigit() else None
-    return number is None, len(number or ""), number or "", name
-
-
-def _labelled(source, names, table, notes):
-    """Labels [N] of dataset.json, or [N, K] where they are vectors, zeros where it has none."""
+def _labels(source, table, names, content):
+    """Labels [N] of dataset.json (EDM), or [N, K] where they are vectors; None where it has none."""
     try:
-        table = json.loads(table)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"dataset.json of {source} is not valid JSON ({error})") from None
-    if isinstance(table, dict) and "labels" not in table:
-        raise ValueError(f'dataset.json of {source} has no "labels"; give it [[NAME, CLASS], ...] or null')
-    labels = table["labels"] if isinstance(table, dict) else table
-    if not labels:
-        return np.zeros(len(names), np.int64)
-    try:
-        labels = {_plain(str(name)): label for name, label in dict(labels).items()}
-        classes = np.array([labels[name] for name in names])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"dataset.json of {source} has no label for {error}; name every image with one, or "
-                         "remove it") from None
-    if len(labels) > len(names):
-        notes.append(f"{len(labels) - len(names)} that dataset.json names are not there")
-    return classes
+        labels = dict(json.loads(content)["labels"] or {})
+        around = os.path.dirname(table)
+        labels = {_plain(os.path.join(around, name)): label for name, label in labels.items()}
+        return np.array([labels[name] for name in names]) if labels else None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{table} of {source} does not give every image a label ({error!r}); write "
+                         '{"labels": [[NAME, CLASS], ...]} of all, or null') from None
 
 
-def _pictures(source, names, content, resolution, notes):
-    """The images as PIL pictures of one size, all grey or all RGB."""
-    _fits(source, len(names) * 3 * resolution**2)
-    pictures, total, oblong = [], 0, 0
+def _pixels(source, names, content, resolution):
+    """The images as one array uint8 [N, C, H, W]; a few grey ones among colour ones become colour."""
+    arrays = []
     for name in names:
         picture = decode(content(name), f"{source}/{name}")
-        oblong += picture.width != picture.height
-        if resolution and picture.mode == "RGB":  # grey ones wait for what the others are
-            picture = resize(picture, resolution)
-        total += picture.width * picture.height * 3  # grey ones among colour ones become colour
-        _fits(source, total)
-        pictures.append(picture)
-    if any(p.mode == "RGB" for p in pictures):  # a few grey files among colour ones
-        pictures = [p.convert("RGB") for p in pictures]
-    if resolution:
-        pictures = [resize(p, resolution) for p in pictures]
-        notes += [_cropped(oblong)] * (oblong > 0)
-    for name, picture in zip(names, pictures):
-        if picture.size != pictures[0].size:
-            raise ValueError(f"{source}/{name} is {picture.width}x{picture.height}, {names[0]} is "
-                             f"{pictures[0].width}x{pictures[0].height}; give --resolution for one size")
-    return pictures
+        array = to_array(resize(picture, resolution) if resolution else picture)
+        arrays.append(array)
+        (H, W), (h, w) = array.shape[1:], arrays[0].shape[1:]
+        if (H, W) != (h, w):
+            raise ValueError(f"{source}/{name} is {W}x{H}, {names[0]} is {w}x{h}; give --resolution for one "
+                             "size")
+        _check_size(source, len(names) * 3 * H * W)
+    C = max(map(len, arrays))
+    return np.stack([np.broadcast_to(array, (C, *array.shape[1:])) for array in arrays])
 
 
-def _fits(source, size):
+def _check_size(source, size):
     if size > MAX_BYTES:
         raise ValueError(f"{source} has {size:,} bytes of pixels; at most {MAX_BYTES:,} are read: lower "
                          "--resolution, or give fewer images")
-
-
-def _cropped(count):
-    return f"{count} are not square, and cropped to their centre for --resolution"

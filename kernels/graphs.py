@@ -9,20 +9,23 @@ WARM_UP = 2  # calls launched one by one: they compile kernels, choose algorithm
 class Replayed:
     """Call one function, of tensors of the same shapes each time: replayed(function, *tensors).
 
-    From the third call on it is replayed as a CUDA graph.
+    From the third call on it is replayed as a CUDA graph. A `pure` function, which changes nothing, is called
+    for nothing first, and every answer is the graph's: in float32 cuDNN may choose other kernels for a graph
+    (measured at width 256), which round otherwise.
 
-    The graph holds the very launches of the function, and so gives the same bits, random numbers included:
-    torch's default generator, seeded before a call as ever, is read at each replay. The function may not wait
-    for the device.
+    Random numbers are the same: torch's default generator, seeded before a call as ever, is read at each
+    replay. The function may not wait for the device.
     Where it cannot be recorded that is said on stderr, once, and it is called as it is.
     """
 
-    def __init__(self, wanted=True):
-        self.wanted, self.calls = wanted, 0
+    def __init__(self, wanted=True, pure=False):
+        self.wanted, self.pure, self.calls = wanted, pure, 0
         self.graph = self.held = self.result = None
 
     def __call__(self, function, *tensors):
-        if self.wanted and self.calls == WARM_UP and self.graph is None:
+        if self.wanted and self.graph is None and (self.pure or self.calls == WARM_UP):
+            for _ in range(WARM_UP - self.calls):
+                function(*tensors)
             self.record(function, tensors)
         if self.graph is None:
             result = function(*tensors)

@@ -13,7 +13,8 @@ layout there, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128,
 besides the passes that silu and dropout take; kernels/norm_triton.py does all of it in one.
 
 The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on
-other devices each function is the plain one of kernels/plain.py, and so is the gradient of a gradient.
+other devices each function is the plain one of kernels/plain.py. A fast form has no second derivative: take
+torch.func for that, or float64.
 """
 import warnings
 from collections.abc import Callable
@@ -21,16 +22,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kernels.plain import (
-    gradients,
-    plain_attention,
-    plain_backward,
-    plain_norm,
-    plain_resample,
-    transformed,
-)
+from kernels.plain import plain_attention, plain_norm, plain_resample, transformed
 
 FEW_TOKENS = 256  # up to here the HW x HW weights of attention are fewer than its inputs, at 256 channels
 FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowest level of 8x8 images
@@ -184,18 +179,12 @@ class GroupNorm(torch.autograd.Function):
             if factor is not None:
                 y.mul_(factor)
         ctx.save_for_backward(*inputs, mask, sum_x, c, scale, average, gate, y if silu else None)
-        ctx.how = groups, eps, silu
         return image(y, shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         x, weight, bias, shift, mask, sum_x, c, scale, average, gate, y = ctx.saved_tensors
-        if plain_backward(g):
-            factors = None if mask is None else image(mask, x.shape)
-
-            def plain(*inputs):
-                return plain_norm(*inputs, factors, *ctx.how)
-            return *gradients(plain, (x, weight, bias, shift), g), *[None] * 4
         shape, x, g = x.shape, pixels(x), pixels(g)
         if gate is not None:  # dy / dh = mask gate + y (1 - gate)
             g = torch.lerp(y, y.new_ones(()) if mask is None else mask, gate).mul_(g)
@@ -253,28 +242,8 @@ def dropout_mask(count, p):
 
 def attention(q, k, v):
     """Softmax attention of q, k, v [B, 1, HW, C], where torch can without holding the HW x HW weights."""
-    if transformed():
+    # torch's other kernels for float32 use no tensor cores of an H100
+    few = q.is_cuda and q.dtype == torch.float32 and q.shape[2] <= FEW_TOKENS
+    if few or q.dtype == torch.float64 or transformed():
         return plain_attention(q, k, v)
-    if q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return Attention.apply(q, k, v)  # on a GPU a graph of a step could not record it
-    if q.is_cuda and q.dtype == torch.float32 and q.shape[2] <= FEW_TOKENS:
-        return plain_attention(q, k, v)  # torch's other kernels for float32 use no tensor cores of an H100
     return F.scaled_dot_product_attention(q, k, v)
-
-
-class Attention(torch.autograd.Function):
-    """torch's attention, whose kernels have no second derivative."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        ctx.save_for_backward(*inputs)
-        with torch.enable_grad():
-            ctx.inputs = [x.detach().requires_grad_() for x in inputs]
-            ctx.output = F.scaled_dot_product_attention(*ctx.inputs)
-        return ctx.output.detach()
-
-    @staticmethod
-    def backward(ctx, g):
-        if plain_backward(g):
-            return tuple(gradients(plain_attention, ctx.saved_tensors, g))
-        return torch.autograd.grad(ctx.output, ctx.inputs, g, retain_graph=True)

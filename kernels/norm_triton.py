@@ -20,8 +20,7 @@ would take longer than the memory.
 import torch
 import triton
 import triton.language as tl
-
-from kernels.plain import gradients, plain_backward, plain_norm
+from torch.autograd.function import once_differentiable
 
 CHANNELS = 16           # of a pixel that a program reads at one time: a sector of a GPU's memory, or two
 WHOLE = 2**14           # values of x that a program keeps in registers: 1,024 pixels of 16 channels
@@ -228,34 +227,23 @@ class GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, shift, seed, groups, eps, silu, dropout):
         mean, scale = torch.empty(2, len(x), groups, device=x.device)
-        inputs, how = (x, weight, bias, shift), (groups, eps, silu, dropout)
+        how = groups, eps, silu, dropout
         x = x.contiguous(memory_format=torch.channels_last)
         y = torch.empty_like(x)
         _launch(forward_kernel, x, weight, bias, shift, seed, mean, scale, y, how=how)
-        ctx.save_for_backward(*inputs, seed, mean, scale)
+        ctx.save_for_backward(x, weight, bias, shift, seed, mean, scale)
         ctx.how = how
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
-        *inputs, seed, mean, scale = ctx.saved_tensors
-        x, weight, bias, shift = inputs
-        if plain_backward(g):
-            mask = None if seed is None else mask_of(x, seed, ctx.how).to(x.dtype)
-            return *gradients(lambda *inputs: plain_norm(*inputs, mask, *ctx.how[:3]), inputs, g), *[None] * 5
+        x, weight, bias, shift, seed, mean, scale = ctx.saved_tensors
         x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
         dx, sums = torch.empty_like(x), torch.empty(3, *x.shape[:2], device=x.device)
         _launch(backward_kernel, x, weight, bias, shift, seed, mean, scale, g, dx, sums, how=ctx.how)
         dweight, dbias = sums[:2].sum(1)
         return dx, dweight, dbias, None if shift is None else sums[2].to(shift.dtype), *[None] * 5
-
-
-def mask_of(x, seed, how):
-    """Dropout's factors for x, as drawn from `seed`: a norm that is 1 everywhere, in the same kernel."""
-    groups, eps, _, dropout = how
-    one = torch.ones(x.shape[1], device=x.device)
-    kept = GroupNorm.apply(x.detach(), 0 * one, one, None, seed, groups, eps, False, dropout) > 0
-    return kept * (2**16 / (2**16 - threshold(dropout)))
 
 
 def threshold(dropout):

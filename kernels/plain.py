@@ -1,7 +1,6 @@
 """Layers as torch has them: what the fast forms are tested against, and what serves under transforms.
 
-Their derivatives have derivatives; the fast forms' backward passes, which have none, are written by hand, and
-give way to `gradients` of these where one is differentiated again.
+Their derivatives have derivatives; the fast forms' backward passes, written by hand, have none.
 """
 import torch
 from torch.autograd import forward_ad
@@ -31,16 +30,3 @@ def plain_attention(q, k, v):
 def transformed():
     """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation is active; they need plain code."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def plain_backward(g):
-    """Whether a fast form's backward pass, with gradient g, is differentiated again or mapped over many g."""
-    return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(g)
-
-
-def gradients(plain, inputs, g):
-    """What it returns then: the gradients of the plain form, with regard to inputs that ask for them."""
-    again, wanted = torch.is_grad_enabled(), [x for x in inputs if x is not None and x.requires_grad]
-    with torch.enable_grad():
-        found = iter(torch.autograd.grad(plain(*inputs), wanted, g, create_graph=again))
-    return [next(found) if x is not None and x.requires_grad else None for x in inputs]

@@ -57,7 +57,6 @@ class Resample(torch.autograd.Function):
 
 def resample(x, up, factor=1.0):
     """float32 or bfloat16 x [B, C, H, W] on CUDA, H and W even where it goes down; in channels_last."""
-    values = 4 * x.numel() if up else x.numel()
-    if torch._C._functorch.is_legacy_batchedtensor(x) or values >= 2**31:  # the kernel counts in int32
+    if (4 * x.numel() if up else x.numel()) >= 2**31:  # the kernel counts in int32
         return plain_resample(x, up, factor)
     return Resample.apply(x, up, factor)

@@ -1,6 +1,5 @@
 """What memorize.py compares: images of sources and run directories, or any extractor's vectors (npz)."""
 import re
-import zipfile
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,8 @@ import torch
 
 import data
 import run
-from images import read
-from run import ZIP_ERRORS, bounded
+from images import load_arrays, read
 
-MAX_BYTES = 2**34      # of a file's vectors: 16 GiB
 MAX_VALUES = 2**20     # of a vector
 
 
@@ -115,21 +112,17 @@ def samples_of_run(folder, every=False):
 
 
 def vectors(path):
-    """Vectors float32 or float64 [N, D] of an npz file: its array `features`, or arr_0, or the only one.
+    """Vectors float32 or float64 [N, D] of a file: its array `features`, or arr_0, or the only one.
 
     Raises ValueError, naming the file, for what are no finite vectors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-            known = [name for name in ("features.npy", "arr_0.npy") if name in names] or names
-            if len(known) > 1 and known == names or not known:
-                raise ValueError(f"arrays: {', '.join(names) or 'none'}; call one features")
-            bounded(archive, known[0], MAX_BYTES)
-            with archive.open(known[0]) as file:
-                x = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, *ZIP_ERRORS) as error:
-        raise ValueError(f"{path} is not a readable npz file of features ({error})") from None
+    def choose(names):
+        known = [name for name in ("features", "arr_0") if name in names] or names
+        if len(known) > 1 and known == names or not known:
+            raise ValueError(f"arrays: {', '.join(names) or 'none'}; call one features")
+        return known[:1]
+
+    [x] = load_arrays(path, choose)
     if x.dtype.kind != "f" or x.ndim != 2 or not len(x) or not 1 <= x.shape[1] <= MAX_VALUES:
         raise ValueError(f"{path}: features are {x.dtype} {list(x.shape)}; save floats [N, D], a vector an "
                          "image, such as x.reshape(len(x), -1).astype(np.float32)")

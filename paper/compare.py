@@ -1,12 +1,13 @@
 """Set a trained model beside the closed-form optimum of its training set: copies, distances, loss by noise.
 
-    python -m paper.compare --run runs/n64 --sample-count 1000     runs/n64/compare.json; digits take seconds
+    python -m paper.compare --run runs/n64 --sample-count 1000     digits take seconds
+
+Writes runs/n64/compare.json, and beside it the samples with their originals, compare-trained.png and
+compare-closed-form.png.
 
 The loss of a denoiser D at noise sigma is E |D(y + sigma n; sigma) - y|^2 / dim, for pixels in [-1, 1]. Over
-the training images nothing is lower than the optimum D* (paper, eq. 2 and 3), and the model's excess is
-E |D - D*|^2 / dim. Over images of the same source outside the training set it is the optimum that fails: what
-a model does better there, it generalizes. How well the loss of one noisy copy tells an image of the training
-set from one outside is an attack on membership: AUC, and the true positives at 1% of false ones.
+the training images nothing is lower than the optimum (paper, eq. 2 and 3). Over images of the same source
+outside the training set it is the optimum that fails: what a model does better there, it generalizes.
 With labels, both are given the same: the drawn one of a sample, an image's own. Outside, images count whose
 label a training image has too.
 """
@@ -21,16 +22,13 @@ import data
 import memorize
 import run
 import sample
-import search
 import unet
 from kernels import Optimum, References
 from run import option
 
 BATCH = 256                       # images a pass
-MOST_FALSE = 0.01                 # share of images outside that an attack may call members
 QUANTILES = range(0, 101, 5)      # per cent, of the ratio of nearest distances
 SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, evenly in the logarithm
-SAID = 6                          # the level of those that is put in words
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,6 @@ class Options:
     draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
     seed: int = option(0, "of that noise")
     out: str = option("", "JSON to write; compare.json in the run directory by default", recorded=False)
-    pairs: str = option("", "also draw the model's samples beside their originals in this PNG, "
-                            "the optimum's in NAME-closed-form.png", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
     precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32",
                             unet.PRECISION_CHOICES)
@@ -56,8 +52,6 @@ class Options:
             raise ValueError(f"--sample-count {self.sample_count}, --draws {self.draws}, --seed {self.seed}: "
                              "need at least 1, 1 and 0")
         memorize.parse_threshold(self.threshold)
-        if self.pairs and not self.pairs.endswith(".png"):
-            raise ValueError(f"--pairs {self.pairs} must end in .png")
 
 
 def compare(options):
@@ -73,44 +67,32 @@ def compare(options):
     source = dict(weights_sha256=run.file_sha256(run.Directory(folder).model),
                   train_sha256=D.fingerprint()["sha256"])
     about = dict(options=run.recorded(options), source=source)
-    sheets = []
-    if options.pairs:
-        pairs = Path(options.pairs)
-        sheets = [pairs, pairs.with_stem(f"{pairs.stem}-closed-form")]
     if out.is_file():
         if different := run.differences(run.read_json(out), about, run.defaults(Options)):
             raise ValueError(f"{out} holds another comparison ({different}); "
                              "choose another --out, or remove it")
-        if not sheets:
-            return out
+        return out
     outside = data.outside(chosen, D)
     shown = data.Images(D.images[D.shown], D.labels[D.shown], D.label_dim, [])
     optimum = Optimum(shown.images.to(device), shown.labels.to(device) if D.label_dim else None)
     denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
-    result = {name: {} for name in denoisers}
-    weights = sample.weigh_labels(metadata["label_counts"], unseen=False)
+    result, weights = {}, sample.weigh_labels(metadata["label_counts"], unseen=False)
     data.announce(options.device, device, sample.EVALUATIONS * options.sample_count * trained.flops(),
                   options.precision)
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
-    for name, sheet in zip(denoisers, sheets or (None, None)):
-        samples, _ = sample.generate(denoisers[name], range(options.sample_count), weights, device=device)
-        scored = memorize.score(samples.to(device), D.images, threshold, references)
-        summary, copied, distances, index = scored
-        result[name] |= summary | dict(distance_ratio_quantiles=quantiles(distances))
-        if chosen.repeat:
-            result[name]["repeated"] = of_repeated(D, index[copied, 0])
-        if sheet:
-            with run.publish(sheet) as temporary:
-                memorize.pair_sheet(samples, D.images, distances, index).save(temporary, format="PNG")
-    loss, apart = losses(denoisers, shown, options.draws, options.seed, device)
-    result["trained"]["excess"] = apart.mean(1).tolist()
-    if len(outside):
-        loss_outside, _ = losses(denoisers, outside, options.draws, options.seed, device)
-    for name in denoisers:
-        result[name]["loss"] = loss[name].mean(1).tolist()
-        if len(outside):
-            result[name]["loss_outside"] = loss_outside[name].mean(1).tolist()
-            result[name]["membership"] = [membership(*both) for both in zip(loss[name], loss_outside[name])]
+    for name, denoiser in denoisers.items():
+        samples, _ = sample.generate(denoiser, range(options.sample_count), weights, device=device)
+        summary, _, distances, index = memorize.score(samples.to(device), D.images, threshold, references)
+        shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
+        quantiles = torch.quantile(memorize.distance_ratio(distances), shares)
+        result[name] = summary | dict(distance_ratio_quantiles=quantiles.tolist())
+        with run.publish(out.with_name(f"{out.stem}-{name.replace(' ', '-')}.png")) as temporary:
+            memorize.pair_sheet(samples, D.images, distances, index).save(temporary, format="PNG")
+    for key, images in (("loss", shown), ("loss_outside", outside)):
+        if len(images):
+            loss, _ = losses(denoisers, images, options.draws, options.seed, device)
+            for name in denoisers:
+                result[name][key] = loss[name].mean(1).tolist()
     result |= dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside))
     run.write_json(out, result | about | run.provenance(device))
     return out
@@ -129,32 +111,6 @@ def trained_model(folder, device="cpu"):
         raise ValueError(f"{files.model} is not of the run in {folder} ({different}); "
                          "restore it, or train again")
     return D, metadata
-
-
-def of_repeated(D, copied):
-    """`search.times_as_often` of images that --repeat repeats and the rest, given those copied, int64 [M]."""
-    repeated = torch.bincount(D.shown) > 1
-    hits = int(repeated[copied].sum())
-    return search.times_as_often((hits, len(copied) - hits), (int(repeated.sum()), int((~repeated).sum())))
-
-
-def membership(members, others, most=MOST_FALSE):
-    """How well low losses tell members from others, float64 [*] and [*], as a dict:
-
-    auc  the chance that a member's is the lower, where equal ones count half
-    tpr  the share of members under the threshold that at most a share `most` of others is under
-    """
-    sorted_others = others.sort().values
-    lower, no_higher = (torch.searchsorted(sorted_others, members, right=right) for right in (False, True))
-    threshold = sorted_others[int(most * len(others) + 1e-9)]  # 0.29 * 100 is 28.999...
-    return dict(auc=1 - float((lower + no_higher).double().mean()) / (2 * len(others)),
-                tpr=float((members < threshold).double().mean()))
-
-
-def quantiles(distances):
-    """`QUANTILES` of the ratio of nearest to second nearest distance, of their squares int64 [N, 2]."""
-    shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
-    return torch.quantile(memorize.distance_ratio(distances), shares).tolist()
 
 
 @torch.inference_mode()
@@ -183,22 +139,8 @@ def losses(denoisers, D, draws, seed=0, device="cpu"):
     return {name: torch.cat(loss[name]).reshape(levels) for name in loss}, torch.cat(apart).reshape(levels)
 
 
-def in_words(path):
-    """A comparison for people, its losses at a noise level where the optimum still knows the image."""
-    result, lines = run.read_json(path), []
-    for name in ("closed form", "trained"):
-        r = result[name]
-        outside = f", {r['loss_outside'][SAID]:.2g} outside" if "loss_outside" in r else ""
-        if outside:
-            outside += f", AUC of membership {r['membership'][SAID]['auc']:.2f}"
-        lines.append(f"{name:>12}: {r['memorized']} of {r['samples']} samples memorized; "
-                     f"loss at sigma {SIGMAS[SAID]:.2g}: {r['loss'][SAID]:.2g} on the training images"
-                     f"{outside}")
-    return "\n".join([*lines, f"wrote {path}"])
-
-
 def main():
-    run.stage(compare, Options, __doc__, say=in_words)
+    run.stage(compare, Options, __doc__, say="wrote {}".format)
 
 
 if __name__ == "__main__":

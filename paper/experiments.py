@@ -11,7 +11,6 @@ weights and noise; its interval is Student's.
 """
 import dataclasses
 import hashlib
-import json
 import shlex
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,45 +18,50 @@ from pathlib import Path
 
 import data
 import emm
-import plot
 import run
-import search
 import train
 import unet
 from bench import plan
 from images import shape_of, there
 from paper import compare, figures
-from paper.protocol import BASE, EXPERIMENTS, RANGE, SCALES, SEEDS
+from paper.protocol import BASE, EXPERIMENTS, SCALES, SEEDS
 from run import option
 
 ASSUMED_EMM = dict(paper=1000, gpu=500, cpu=20)  # to price searches
+SEARCH = 4.5  # whole trainings of as many images that a search costs (docs/search.md)
 
 
 @dataclass(frozen=True)
 class Options:
     name: str = option("size", "experiment, or all of them in order", ("all", *EXPERIMENTS))
     scale: str = option("cpu", "the paper's settings, hours of one GPU, or a day of two CPU cores", SCALES)
-    seeds: tuple[int, ...] = option((), "a run of every point for each; 0,1,2 on a CPU by default, else 0")
+    seeds: tuple[int, ...] = option((), "a run of every point for each; by default 0, 1, ..., "
+                                        "as many as the table says")
     also: str = option("", "options of emm.py for all points, such as '--data my.zip --device cuda:1'")
     runs: str = option("runs", "directory of the runs")
     out: str = option("paper/results", "directory of result files and figures")
     dry_run: bool = option(False, "print the commands and what they cost, and run nothing")
 
-    def __post_init__(self):
-        if not self.seeds:
-            object.__setattr__(self, "seeds", SEEDS[self.scale])
-        own = {"sizes", "full", "train_seeds", "out"} & set(self.given)
-        if own:
-            raise ValueError(f"--also {self.also!r} has --{sorted(own)[0]}, "
-                             "which the experiment gives itself; leave it out")
 
-    @property
-    def given(self):
-        """What --also gives, as emm.py's options by name."""
-        words = shlex.split(self.also)
-        parsed = run.parse(emm.Options, words)
-        names = (word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))
-        return {name.removeprefix("no_"): getattr(parsed, name.removeprefix("no_")) for name in names}
+def commands(options, name):
+    """The emm.py runs of an experiment: emm.Options -> its points. Points that differ in |D| alone share one.
+
+    What --also gives comes after what the scale has in common, and before what varies.
+    """
+    e, found = EXPERIMENTS[name], {}
+    points, usual = getattr(e, options.scale), emm.Options(**BASE[options.scale])
+    also = differences(run.parse(emm.Options, words(usual) + shlex.split(options.also)), usual)
+    if own := {"sizes", "full", "train_seeds", "out"} & also.keys():
+        raise ValueError(f"--also {options.also!r} has --{min(own).replace('_', '-')}, "
+                         "which the experiment gives itself; leave it out")
+    seeds = options.seeds or tuple(range(e.seeds.get(options.scale, SEEDS[options.scale])))
+    for point in points:
+        o = native(dataclasses.replace(usual, **also | point.given))
+        sizes = tuple(dict.fromkeys(p.n for p in points if p.n and p.given == point.given))
+        out = Path(options.runs) / options.scale / f"{'full' if sizes else 'emm'}-{directory(o, usual)}"
+        o = dataclasses.replace(o, sizes=sizes, full=bool(sizes), train_seeds=seeds, out=str(out))
+        found.setdefault(o, []).append(point)
+    return found
 
 
 def differences(options, usual):
@@ -66,84 +70,66 @@ def differences(options, usual):
             if getattr(options, field.name) != getattr(usual, field.name)}
 
 
-def commands(options, name):
-    """The emm.py runs of an experiment: emm.Options -> its points. Points that differ in |D| alone share one.
-
-    What --also gives comes after what the scale has in common, and before what varies.
-    """
-    found, points = {}, getattr(EXPERIMENTS[name], options.scale)
-    base = emm.Options(**BASE[options.scale] | options.given)
-    for point in points:
-        o = native(dataclasses.replace(base, **point.given))
-        kind = "emm" if point.n is None else "full"
-        out = Path(options.runs) / options.scale / f"{kind}-{directory(o, BASE[options.scale])}"
-        how = RANGE[options.scale] | options.given if point.n is None else dict(
-            full=True, sizes=tuple(dict.fromkeys(p.n for p in points if p.given == point.given)))
-        o = dataclasses.replace(o, **{key: how[key] for key in how if key not in point.given},
-                                train_seeds=options.seeds, out=str(out))
-        found.setdefault(o, []).append(point)
-    return found
-
-
 def native(o):
     """The same options without what they have anyway, so that experiments share runs."""
-    _, _, side, classes = source_shape(dataclasses.replace(o, resolution=0, classes=0))
+    _, side, classes = source_shape(dataclasses.replace(o, resolution=0, classes=0))
     return dataclasses.replace(
         o, resolution=0 if o.resolution == side else o.resolution, classes=o.classes % classes,
         embedding=None if o.embedding == unet.ARCHITECTURES[o.arch]["embedding"] else o.embedding)
 
 
-def directory(o, base):
-    """A directory's name for options of emm.py: those unlike the base's, and a digest where that is long."""
-    usual = run.recorded(emm.Options(**base))
-    given = {key: value for key, value in run.recorded(o).items() if value != usual[key]}
-    name = "_".join(f"{key}-{','.join(map(str, value)) if isinstance(value, list) else value}"
-                    for key, value in sorted(given.items()))
+def directory(o, usual):
+    """A directory's name for options of emm.py: those unlike the usual, and a digest where that is long."""
+    recorded = run.recorded(o).keys()
+    name = "_".join(f"{key}-{','.join(map(str, value)) if isinstance(value, tuple) else value}"
+                    for key, value in sorted(differences(o, usual).items()) if key in recorded)
     name = "".join(c if c.isalnum() or c in "._,-" else "-" for c in name) or "base"
     return name if len(name) <= 80 else f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-def command(o):
-    """Those options as a command, for people and shells."""
-    words = []
+def words(o):
+    """Those options on a command line, as a list."""
+    found = []
     for name, value in differences(o, emm.Options()).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{flag}")
+            found.append(f"--{'' if value else 'no-'}{flag}")
         else:
-            words += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return f"python emm.py {shlex.join(words)}"
+            found += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return found
+
+
+def command(o):
+    """Those options as a command, for people and shells."""
+    return f"python emm.py {shlex.join(words(o))}"
 
 
 def price(options, o):
     """Images trained and FLOPs of a run of emm.py, sampling included, on all seeds.
 
-    A search is priced as the sizes it measures if EMM is `ASSUMED_EMM`, every snapshot as sampled in full.
+    A search is priced as `SEARCH` trainings of `ASSUMED_EMM` images, every snapshot as sampled in full.
     """
-    count, channels, side, classes = source_shape(o)
-    share = dict.fromkeys(o.sizes, 1.0) or search.ahead(
-        {}, ASSUMED_EMM[options.scale], n_min=o.n_min, n_max=count, eps=o.eps, tolerance=o.tolerance,
-        multiple=search.balance(classes, o.n_min))
-    trained = len(options.seeds) * sum(part * train.total_steps(o, n) * o.batch for n, part in share.items())
-    drawn = len(options.seeds) * sum(part * len(train.snapshot_steps(o, n)) for n, part in share.items())
-    labels = data.label_count(o.labels, max(share, default=1), classes)
-    cost = cost_of(json.dumps([o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
-                               o.channel_mult, o.attn_resolutions, o.embedding]))
+    channels, side, classes = source_shape(o)
+    times = dict.fromkeys(o.sizes, 1) or {ASSUMED_EMM[options.scale]: SEARCH}
+    seeds = len(o.train_seeds)
+    trained = seeds * sum(many * train.total_steps(o, n) * o.batch for n, many in times.items())
+    drawn = seeds * sum(many * len(train.snapshot_steps(o, n)) for n, many in times.items())
+    labels = data.label_count(o.labels, max(times), classes)
+    cost = cost_of(o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
+                   o.channel_mult, o.attn_resolutions, o.embedding)
     return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count)
 
 
 def source_shape(o):
-    """Images, channels, pixels a side and classes of a command's data; what is not here is as CIFAR-10."""
-    count, channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
-    if o.classes:
-        count, classes = count * o.classes // classes, o.classes
-    return o.n_max or count, channels, side, classes
+    """Channels, pixels a side and classes of a command's data; what is not here is as CIFAR-10."""
+    _, channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
+    return channels, side, o.classes or classes
 
 
 @lru_cache(maxsize=None)
-def cost_of(shape):
+def cost_of(*shape):
     """plan.cost of a network, skips all kept: those that are not kept save next to nothing."""
-    return plan.cost(unet.Denoiser(*json.loads(shape)))
+    return plan.cost(unet.Denoiser(*shape))
 
 
 def experiment(options):
@@ -158,110 +144,74 @@ def experiment(options):
 def dry_run(options, names):
     """Print the commands, a line each, that a shell can run, and comments; returns no paths.
 
-    What experiments have in common stands at the first of them, with the sizes of all, so that no two
-    commands write into one directory.
+    What experiments have in common stands at the first of them, with the sizes and seeds of all, so that no
+    two commands write into one directory.
     """
-    merged, first, total = {}, {name: [] for name in names}, 0
+    merged, first, total = {}, {}, 0
     for name in names:
         for o in commands(options, name):
-            if o.out not in merged:
-                first[name].append(o.out)
-            sizes = dict.fromkeys(merged.get(o.out, o).sizes + o.sizes)
-            merged[o.out] = dataclasses.replace(o, sizes=tuple(sorted(sizes)))
-    for name, outs in first.items():
+            first.setdefault(o.out, name)
+            other = merged.get(o.out, o)
+            merged[o.out] = dataclasses.replace(o, sizes=tuple(sorted({*o.sizes, *other.sizes})),
+                                                train_seeds=max(o.train_seeds, other.train_seeds, key=len))
+    for name in names:
         print(f"# {name}: {EXPERIMENTS[name].about}")
-        for out in outs:
+        for out in (out for out in merged if first[out] == name):
             trained, flops = price(options, merged[out])
             total += flops
             print(f"{command(merged[out])}    # {trained:,} images, {flops:.2g} FLOP")
     hours = (f", {plan.hours(total, 'H100', 'tf32'):,.1f} hours on an H100 in TF32 "
              f"at {plan.UTILISATION['tf32']:.0%} of its peak")
-    print(f"# {total:.3g} FLOP in all, where a search counts as the sizes that it measures if EMM is "
-          f"{ASSUMED_EMM[options.scale]:,}{'' if options.scale == 'cpu' else hours}")
+    print(f"# {total:.3g} FLOP in all, where a search counts as {SEARCH} trainings of "
+          f"{ASSUMED_EMM[options.scale]:,} images{'' if options.scale == 'cpu' else hours}")
     return []
 
 
 def one(options, name):
     """Run an experiment, and write its result file and figures; returns the path of the result file."""
-    results, shared, e = [], {}, EXPERIMENTS[name]
-    folder = Path(options.out) / options.scale
-    path = folder / f"{name}.json"
+    e, folder = EXPERIMENTS[name], Path(options.out) / options.scale
+    table, rows, shared, path = getattr(e, options.scale), {}, {}, folder / f"{name}.json"
     if path.exists() and (also := run.read_json(path)["options"].get("also")) != options.also:
         raise ValueError(f"{path} was measured with --also {also!r}, and not {options.also!r}; "
                          "give another --out (RESULTS= of make), or remove it")
-    for o, chosen in commands(options, name).items():
+    for o, points in commands(options, name).items():
         print(command(o), flush=True)
         found = emm.find(o)
-        runs = found.parent
-        searches = [run.read_json(runs / part) for part in run.read_json(found)["searches"]]
-        for point in chosen:
-            extra = dict(command=command(o), runs=str(runs))
+        searches = [run.read_json(found.parent / part) for part in run.read_json(found)["searches"]]
+        for point in points:
             if name == "optimum":
-                both = compared(o, point, runs, folder)
-                values = [c[point.x]["ratio"] for c in both]
-                extra |= dict(denoising=[c[point.x] for c in both])
+                both = compared(o, point, found.parent, folder)
                 shared = dict(sigmas=both[0]["sigmas"], quantiles=both[0]["quantiles"])
+                extra = dict(denoising=[c[point.x] for c in both])
+                values = [c["ratio"] for c in extra["denoising"]]
             elif point.n:
-                probes = [next(p for p in search["probes"] if p["n"] == point.n) for search in searches]
-                values = [probe["ratio"] for probe in probes]
-                extra |= dict(trajectories=[probe["trajectory"] for probe in probes])
+                probes = [next(p for p in s["probes"] if p["n"] == point.n) for s in searches]
+                extra = dict(trajectories=[p["trajectory"] for p in probes])
+                values = [p["ratio"] for p in probes]
             else:
-                values = [search["emm"] for search in searches]
-                extra |= dict(brackets=[search["bracket"] for search in searches])
+                extra = dict(brackets=[s["bracket"] for s in searches])
+                values = [s["emm"] for s in searches]
             mean = emm.mean_interval(values)
-            measured = dict(values=values, mean=mean["emm"], interval=mean["interval"])
-            results.append(dataclasses.asdict(point) | measured | extra)
-    order = {(p.series, p.x, p.n): i for i, p in enumerate(getattr(e, options.scale))}
-    results.sort(key=lambda r: order[r["series"], r["x"], r["n"]])
+            rows[table.index(point)] = dataclasses.asdict(point) | dict(
+                values=values, mean=mean["emm"], interval=mean["interval"],
+                command=command(o), runs=str(found.parent), **extra)
     run.write_json(path, dict(
-        name=name, scale=options.scale, about=e.about, x=e.x,
-        measure="ratio" if results[0]["n"] else "emm", seeds=options.seeds,
-        published=published(name) if options.scale == "paper" else [],
-        options=run.recorded(options), **run.provenance(), **shared, points=results))
-    figures.draw(figures.Options(experiment=str(path)))
+        name=name, scale=options.scale, about=e.about, x=e.x, measure="ratio" if table[0].n else "emm",
+        seeds=o.train_seeds, options=run.recorded(options), **run.provenance(), **shared,
+        points=[rows[i] for i in sorted(rows)]))
+    figures.draw(path)
     return path
 
 
 def compared(o, point, runs, folder):
-    """paper.compare's comparisons of each seed's last weights with the closed form.
-
-    The first seed's come with sheets of pairs.
-    """
-    found = []
-    for seed in o.train_seeds:
-        there = runs / f"seed{seed}" / f"n{point.n:06d}"
-        sheets = {}
-        if seed == o.train_seeds[0]:
-            sheets = {name: there / f"{name}.png" for name in ("pairs", "pairs-closed-form")}
-        new = not all(sheet.exists() for sheet in sheets.values())
-        found.append(run.read_json(compare.compare(compare.Options(
-            run=str(there), pairs=str(sheets["pairs"]) if new else "",
-            **{name: getattr(o, name)
-               for name in ("sample_count", "threshold", "precision", "device", "threads")}))))
-        for name, sheet in sheets.items():
-            with run.publish(folder / f"optimum-{name}.png") as temporary:
-                temporary.write_bytes(sheet.read_bytes())
-    return found
-
-
-def published(name):
-    """An experiment's points read off the paper's figures: series, x, and ratio or EMM, of each."""
-    found = []
-    for row in plot.published_rows():
-        for (series, x), theirs in EXPERIMENTS[name].published.items():
-            same_size = not series.startswith("|D|") or series == f"|D| = {row['n_train']}"
-            if row["experiment"] == theirs[0] and theirs[1] in (None, row["series"]) and same_size:
-                there = f"{row['x']}x{row['x']}" if row["x_name"] == "resolution" else row["x"]
-                found.append(dict(series=series, x=there if x is None else x,
-                                  value=float(row["ratio_percent"]) / 100))
-    # as a ratio is: the highest of those that one place has, of several numbers of epochs
-    found = [max((f for f in found if (f["series"], f["x"]) == key), key=lambda f: f["value"])
-             for key in dict.fromkeys((f["series"], f["x"]) for f in found)]
-    if name == "resolution":  # where its curves cross 90%
-        emms = {side: search.crossing(*plot.published_curve(series=f"{side}x{side}"), 0.9)[0]
-                for side in (32, 16, 8)}
-        found = [dict(series="", x=str(side), value=value) for side, value in emms.items()]
-    return found
+    """paper.compare's comparisons of each seed's last weights with the optimum; sheets of the first too."""
+    how = {name: getattr(o, name) for name in ("sample_count", "threshold", "precision", "device", "threads")}
+    paths = [compare.compare(compare.Options(run=str(runs / f"seed{seed}" / f"n{point.n:06d}"), **how))
+             for seed in o.train_seeds]
+    for sheet in paths[0].parent.glob("compare-*.png"):
+        with run.publish(folder / sheet.name.replace("compare-", "optimum.")) as temporary:
+            temporary.write_bytes(sheet.read_bytes())
+    return [run.read_json(path) for path in paths]
 
 
 def main():

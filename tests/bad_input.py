@@ -3,8 +3,6 @@
 `cases(folder)` makes the files and yields (stage, words, exit status, what the line must say); `OUT` in words
 is a directory that must not be there afterwards. chaos.py goes through them, and measures their memory too.
 """
-import io
-import json
 import os
 import shutil
 import struct
@@ -13,7 +11,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+import inputs
 
 TRAIN = ("--data digits --n 8 --width 4 --blocks 1 --channel-mult 1,1 --batch 4 --steps 1 --device cpu "
          "--out OUT")
@@ -159,162 +158,89 @@ def options():
         yield stage, text, int(status), say
 
 
-def png(array, mode=None, **how):
-    file = io.BytesIO()
-    Image.fromarray(array, mode).save(file, "PNG", **how)
-    return file.getvalue()
-
-
 def npy_header(text):
     text = text.encode() + b" " * 10 + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def raw_png(side, colour, *chunks):
-    """A PNG that says it is of that size and type of colour, whatever its chunks hold."""
-    header = struct.pack(">IIBBBBB", side, side, 8, colour, 0, 0, 0)
+def raw_png(side, *chunks):
+    """A grey PNG that says it is of that size, whatever its chunks hold."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunks = (b"IHDR", header), *chunks, (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(inputs.chunk(*each) for each in chunks)
+
+
+def endless_tiff():
+    """One of pages whose last is followed by the first."""
+    tiff = bytearray(inputs.moving("TIFF"))
+    first = last = int.from_bytes(tiff[4:8], "little")
+    while True:
+        link = last + 2 + 12 * int.from_bytes(tiff[last:last + 2], "little")
+        if not any(tiff[link:link + 4]):
+            break
+        last = int.from_bytes(tiff[link:link + 4], "little")
+    tiff[link:link + 4] = struct.pack("<I", first)
+    return bytes(tiff)
 
 
 def files(folder):
-    """Make the files; yields (name, what the line must say) of those that cannot be read."""
-    grey, colour = np.zeros((8, 8), np.uint8), np.zeros((32, 32, 3), np.uint8)
-    good = png(colour)
+    """Make the files; yields (name, what the line must say) of those that cannot be read.
 
-    def put(name, content):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-    def pack(name, compression=zipfile.ZIP_STORED, **members):
-        with zipfile.ZipFile(folder / name, "w", compression) as archive:
-            for member, content in members.items():
-                archive.writestr(member.replace("__", "."), content)
-
-    for i in range(3):
-        put(f"colour32/{i}.png", good)
-    frames = [Image.fromarray(np.full((8, 8), i, np.uint8)) for i in range(3)]
-    moving, cmyk = io.BytesIO(), io.BytesIO()
-    frames[0].save(moving, "PNG", save_all=True, append_images=frames[1:])
-    Image.fromarray(np.zeros((8, 8, 4), np.uint8), "CMYK").save(cmyk, "JPEG")
-    palette = Image.fromarray(grey).convert("P")
-    palette.info["transparency"] = 0
-    see_through = io.BytesIO()
-    palette.save(see_through, "PNG", transparency=0)
-    # an error of Pillow's, and a warning
-    huge, large = (raw_png(side, 2, (b"IDAT", b"")) for side in (60_000, 11_000))
+    What inputs.py has is not repeated: these are the hostile ones, and one of each kind of mistake.
+    """
+    good = inputs.file(np.zeros((32, 32, 3), np.uint8))
+    inputs.put(folder, {f"colour32/{i}.png": good for i in range(3)})
     text = b"k\0\0" + zlib.compress(bytes(BOMB))
-    bomb = raw_png(8, 0, (b"zTXt", text), (b"IDAT", zlib.compress(bytes(72))))
+    bomb = raw_png(8, (b"zTXt", text), (b"IDAT", zlib.compress(bytes(72))))
+    huge, large = (raw_png(side, (b"IDAT", b"")) for side in (60_000, 11_000))  # Pillow's error, its warning
     for name, content, say in (
-            ("deep16", png(np.zeros((8, 8), np.uint16)), "16 bits a channel"),
-            ("alpha", png(np.zeros((8, 8, 4), np.uint8)), "transparent"),
-            ("grey-alpha", png(np.zeros((8, 8, 2), np.uint8), "LA"), "transparent"),
-            ("moving", moving.getvalue(), "an animation"),
-            ("see-through", see_through.getvalue(), "transparent"),
-            ("torn", good[:40], "0.png"),
-            ("empty", b"", "0.png"),
-            ("text", b"hello", "0.png"),
-            ("huge", huge, "cannot be read"),
-            ("wide", large, "cannot be read"),
-            ("text-bomb", bomb, "0.png")):
-        put(f"{name}/0.png", content)
-        yield name, say
-    pages = io.BytesIO()
-    frames[0].save(pages, "TIFF", save_all=True, append_images=frames[1:])
-    endless = bytearray(pages.getvalue())  # of pages whose last one is followed by the first
-    first = int.from_bytes(endless[4:8], "little")
-    last = first
-    while there := last + 2 + 12 * int.from_bytes(endless[last:last + 2], "little"):
-        if not any(endless[there:there + 4]):
-            break
-        last = int.from_bytes(endless[there:there + 4], "little")
-    endless[there:there + 4] = struct.pack("<I", first)
-    put("endless/0.tif", bytes(endless))
-    yield "endless", "several pages"
-    put("cmyk/0.jpg", cmyk.getvalue())
-    yield "cmyk", "mode CMYK"
-    put("sizes/0.png", good), put("sizes/1.png", png(grey))
-    yield "sizes", "--resolution"
-    (folder / "nothing").mkdir(exist_ok=True)
+            ("deep16.png", inputs.deep_png(1), "16 bits a channel"), ("torn.png", good[:40], "torn.png"),
+            ("empty.png", b"", "empty.png"), ("huge.png", huge, "cannot be read"),
+            ("wide.png", large, "at most 16,777,216 pixels"), ("text-bomb.png", bomb, "text-bomb.png"),
+            ("endless.tif", endless_tiff(), "several pages")):
+        inputs.put(folder / Path(name).stem, {name: content})
+        yield Path(name).stem, say
+    inputs.put(folder, {"nothing/.keep": ""})
     yield "nothing", "holds no images"
-    for name, table, say in (
-            ("unlabelled", dict(labels=[["0.png", 1]]), "1.png"),
-            ("strange", dict(labels=[["0.png", "cat"], ["1.png", "dog"]]), "whole numbers"),
-            ("negative", dict(labels=[["0.png", -1], ["1.png", 0]]), "whole numbers"),
-            ("large", dict(labels=[["0.png", 10**9], ["1.png", 0]]), "whole numbers"),
-            ("fraction", dict(labels=[["0.png", 0.5], ["1.png", 0]]), "whole numbers"),
-            ("list", dict(labels=7), "label")):
-        put(f"{name}/0.png", good), put(f"{name}/1.png", good)
-        put(f"{name}/dataset.json", json.dumps(table).encode())
+    cat = inputs.table_of(["0.png", "1.png"], ["cat", "dog"])
+    for name, table, say in (("unlabelled", inputs.table_of(["0.png"], [1]), "1.png"),
+                             ("strange", cat, "whole numbers"),
+                             ("deep-json", "[" * 100_000, "RecursionError")):
+        inputs.put(folder / name, {"0.png": good, "1.png": good, "dataset.json": table})
         yield name, say
-    put("not-json/0.png", good), put("not-json/dataset.json", b"{")
-    yield "not-json", "not valid JSON"
-    put("deep-json/0.png", good), put("deep-json/dataset.json", b"[" * 100_000)
-    yield "deep-json", "not valid JSON"
 
-    put("empty.json", b"{}")
-    put("torn.zip", b"PK\x03\x04 not a zip")
-    yield "torn.zip", "not a readable zip"
-    pack("none.zip", readme__txt="hello")
-    yield "none.zip", "holds no images"
-    pack("bomb.zip", zipfile.ZIP_DEFLATED, a__png=bytes(BOMB))
-    yield "bomb.zip", "bytes"
-    pack("json-bomb.zip", zipfile.ZIP_DEFLATED, a__png=good, dataset__json=b" " * BOMB)
-    yield "json-bomb.zip", "bytes"
-    pack("lying.zip", zipfile.ZIP_DEFLATED, a__png=bytes(BOMB))
-    packed = (folder / "lying.zip").read_bytes()  # says that ten bytes are in it
-    put("lying.zip", packed.replace(struct.pack("<I", BOMB), struct.pack("<I", 10)))
+    deflated = zipfile.ZIP_DEFLATED
+    for name, members, say in (
+            ("none.zip", {"readme.txt": "hello"}, "holds no images"),
+            ("bomb.zip", {"a.png": bytes(BOMB)}, "at most 67,108,864 are read"),
+            ("json-bomb.zip", {"a.png": good, "dataset.json": b" " * BOMB}, "at most 67,108,864 are read"),
+            ("bad-json.zip", {"a.png": good, "dataset.json": b"\xff\xfe{"}, "every image a label")):
+        inputs.packed(folder / name, members, deflated)
+        yield name, say
+    content = inputs.packed(folder / "lying.zip", {"a.png": bytes(BOMB)}, deflated).read_bytes()
+    inputs.put(folder, {"lying.zip": content.replace(struct.pack("<I", BOMB), struct.pack("<I", 10))})
     yield "lying.zip", "lying.zip"
-    pack("lzma.zip", zipfile.ZIP_LZMA, a__png=good)
-    yield "lzma.zip", "stored or deflated"
-    put("deep.zip", b""), pack("deep.zip", a__png=good, dataset__json="[" * 100_000)
-    yield "deep.zip", "not valid JSON"
-    pack("bad-json.zip", a__png=good, dataset__json=b"\xff\xfe{")
-    yield "bad-json.zip", "not valid JSON"
-    with zipfile.ZipFile(folder / "link.zip", "w") as archive:
-        link = zipfile.ZipInfo("a.png")
-        link.external_attr = 0o120777 << 16
-        archive.writestr(link, "/etc/passwd")
-    yield "link.zip", "a.png is a link"
-    data = bytearray((folder / "colour32" / "0.png").read_bytes())
-    pack("flipped.zip", a__png=bytes(data))
-    whole = bytearray((folder / "flipped.zip").read_bytes())
-    whole[60] ^= 255
-    put("flipped.zip", bytes(whole))
+    content = bytearray(inputs.packed(folder / "flipped.zip", {"a.png": good}).read_bytes())
+    content[60] ^= 255
+    inputs.put(folder, {"flipped.zip": bytes(content), "torn.zip": b"PK\x03\x04 not a zip"})
     yield "flipped.zip", "flipped.zip"
+    yield "torn.zip", "not a readable zip"
 
     pixels = np.zeros((4, 8, 8, 1), np.uint8)
     for name, arrays, say in (
             ("float", dict(arr_0=np.zeros(pixels.shape)), "float64"),
-            ("signed", dict(arr_0=np.full(pixels.shape, -1)), "int64"),
-            ("flat", dict(arr_0=np.zeros(9, np.uint8)), "[9]"),
-            ("other", dict(x=np.zeros(3)), "no array that may be images"),
-            ("channels", dict(arr_0=np.zeros((4, 8, 8, 5), np.uint8)), "1 or 3 channels"),
-            ("none", dict(arr_0=pixels[:0]), "[0, 8, 8, 1]"),
+            ("other", dict(x=np.zeros(3)), "float64 [3]"),
             ("labels", dict(arr_0=pixels, labels=np.zeros(3, np.int64)), "labels"),
             ("records", dict(arr_0=pixels, labels=np.zeros((4, 2), "i4,i4")), "labels"),
-            ("minus", dict(arr_0=pixels, labels=np.full(4, -1)), "labels"),
+            ("pickled", dict(arr_0=np.array([dict(a=1)], dtype=object)), "of plain numbers"),
             ("oblong", dict(arr_0=pixels[:, :, :6]), "6x8")):
         np.savez(folder / f"{name}.npz", **arrays)
         yield f"{name}.npz", say
-    np.savez(folder / "pickled.npz", arr_0=np.array([dict(a=1)], dtype=object))
-    yield "pickled.npz", "pickled objects are not read"
-    header = npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000, 1000, 3)}")
-    pack("claims.npz", arr_0__npy=header + bytes(9))
-    yield "claims.npz", "bytes are not"
-    pack("long-header.npz", arr_0__npy=b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(9))
-    yield "long-header.npz", "not a readable array"
-    pack("code-header.npz", arr_0__npy=npy_header("__import__('os').abort()"))
-    yield "code-header.npz", "not a readable array"
-    put("torn.npz", b"PK")
-    yield "torn.npz", "not a readable npz"
-    put("images.tar", b"x")
-    yield "images.tar", "not an image folder"
+    claim = npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000, 1000, 3)}")
+    for name, content in (("claims", claim + bytes(9)), ("code", npy_header("__import__('os').abort()")),
+                          ("long", b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(9))):
+        inputs.packed(folder / f"{name}.npz", {"arr_0.npy": content})
+        yield f"{name}.npz", "cannot be read as an npz"
 
 
 def cases(folder):

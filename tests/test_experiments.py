@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 import emm
+import plot
 import run
+import search
 import train
 import unet
 from conftest import ROOT
@@ -29,7 +31,8 @@ def test_every_point_is_a_command_of_emm(name, scale):
     for o, points in found.items():
         words = shlex.split(experiments.command(o))
         assert run.parse(emm.Options, words[2:]) == o  # what people see is what runs
-        assert o.train_seeds == ((0, 1, 2) if scale == "cpu" else (0,))
+        many = 5 if name in ("labels", "skips") else 3
+        assert o.train_seeds == (tuple(range(many)) if scale == "cpu" else (0,))
         assert set(o.sizes) == {p.n for p in points} if o.full else points[0].n is None
         assert bool(o.mix) == (name == "mixture")
         assert scale != "paper" or o.snapshot_images == 2_500_000
@@ -70,7 +73,7 @@ def test_settings_that_are_not_the_base_run_s():
 
 def test_names_of_directories_follow_the_options():
     def name(**given):
-        return experiments.directory(emm.Options(**given), dict(data="digits"))
+        return experiments.directory(emm.Options(**given), emm.Options(data="digits"))
     assert name(data="digits", width=8) == "width-8"
     assert name(data="digits") == "base" and len(name(data="x" * 200)) < 80
     outs = [{o.out for o in settings(name).values()} for name in ("size", "labels")]
@@ -97,13 +100,13 @@ def test_also_changes_what_is_common_and_not_what_varies():
     assert all(f.out.startswith("my runs/paper/") for f in found)
     for also in ("--sizes 3", "--full", "--train-seeds 3", "--out x"):
         with pytest.raises(ValueError, match="which the experiment gives itself"):
-            Options(also=also)
+            experiments.commands(Options(also=also), "size")
 
 
 def test_skips_kept():
-    assert list(protocol.at_resolution(32, 2, 16)) == [4, 5, 6]
-    assert protocol.skips(9, [4, 5, 6]) == dict(skip_connections=(0, 0, 0, 1, 1, 1, 0, 0, 0))
     points = EXPERIMENTS["skips"].paper
+    one = {p.x: p.given["skip_connections"] for p in points if p.series == "one resolution"}
+    assert list(one) == ["32x32", "16x16", "8x8"] and one["16x16"] == (0, 0, 0, 1, 1, 1, 0, 0, 0)
     alone = [p.given["skip_connections"] for p in points if p.series == "one skip"]
     assert alone == [tuple(int(i == j) for j in range(9)) for i in range(9)]
     two = {p.x: p.given["skip_connections"] for p in points if p.series == "two of one resolution"}
@@ -123,8 +126,8 @@ def test_the_dry_run_is_a_list_of_commands_for_directories_of_their_own(scale, c
     found = [run.parse(emm.Options, shlex.split(line, comments=True)[2:]) for line in lines if line[0] != "#"]
     assert len({o.out for o in found}) == len(found)
     every = [experiments.commands(Options(name=name, scale=scale), name) for name, s in EVERY if s == scale]
-    wanted = {(o.out, n) for runs in every for o in runs for n in o.sizes}
-    assert {(o.out, n) for o in found for n in o.sizes} == wanted
+    wanted = {(o.out, n, seed) for runs in every for o in runs for n in o.sizes for seed in o.train_seeds}
+    assert {(o.out, n, seed) for o in found for n in o.sizes for seed in o.train_seeds} >= wanted
 
 
 def test_its_commands_side_by_side(tmp_path, monkeypatch):
@@ -144,23 +147,24 @@ def test_claims_name_points():
         for points in filter(None, (e.cpu, e.gpu, e.paper)):
             series = [p.series for p in points]
             for claim in e.claims:
+                if isinstance(claim, protocol.Slope):
+                    line = [p.x for p in points if claim.series in ("all", p.series)]
+                    assert len(line) > 1 and min(line) > 0 and claim.range[0] < claim.range[1], name
+                    continue
                 for s, x in (claim.more, claim.less):
                     s = {"first": series[0], "last": series[-1]}.get(s, s)
                     line = [p.x for p in points if p.series == s]
                     assert line and (x in line or x in ("first", "last", "all")), name
 
 
-def test_published_points_have_places_in_the_figures():
-    for name, e in EXPERIMENTS.items():
-        if e.published:
-            found, places = experiments.published(name), {(p.series, str(p.x)) for p in e.paper}
-            places |= {("base run", "3000"), ("base run", "4000")}
-            assert len(found) >= 2 and {(f["series"], f["x"]) for f in found} <= places, name
-
-
-def test_emm_of_the_published_curves():
-    found = {p["x"]: round(p["value"], -1) for p in experiments.published("resolution")}
-    assert found == {"32": 1060, "16": 4470, "8": 7640}
+def test_numbers_in_findings_are_those_of_the_published_figures():
+    emms = [search.crossing(*plot.published_curve(series=f"{side}x{side}"), 0.9) for side in (8, 16, 32)]
+    said = "about {:,} images of 8x8, {:,} of 16x16 and {:,} of 32x32"
+    assert said.format(*(round(emm, -2) for emm in emms[:2]), round(emms[2], -1)) \
+        .replace(".0", "") in EXPERIMENTS["resolution"].finding
+    rows = [row for row in plot.published_rows() if row["experiment"] == "unique_labels_50k"]
+    best = max(float(row["ratio_percent"]) for row in rows if row["series"].startswith("unique ("))
+    assert f"{best:.0f}%" in EXPERIMENTS["unique"].finding
 
 
 def test_the_price_of_sizes():
@@ -170,13 +174,13 @@ def test_the_price_of_sizes():
 
 
 def test_searches_and_data_are_priced_as_what_they_are(tmp_path, write_images, noise):
-    """A search as the sizes that it measures, and a folder as the images in it."""
-    o = Options(name="width", scale="cpu", seeds=(0,))
+    """A search as several trainings, and a folder as the images in it."""
+    o = Options(name="width", scale="cpu")
     write_images(tmp_path / "grey", noise(60, 16, 16, 1))
     search_of = emm.Options(steps=100, batch=8, snapshots=1, n_min=2, width=8, channel_mult=(1, 1), blocks=1,
-                            data=f"{tmp_path}/grey")
+                            data=f"{tmp_path}/grey", train_seeds=(0,))
     images, flops = experiments.price(o, search_of)
-    assert 3 * 100 * 8 < images < 8 * 100 * 8, "some sizes around the EMM of 20 that is assumed"
+    assert images == 4.5 * 100 * 8
     small = experiments.price(o, dataclasses.replace(search_of, resolution=8))
     assert small[0] == images and flops == pytest.approx(4 * small[1], rel=0.1), "four times the pixels"
 
@@ -197,7 +201,7 @@ def test_an_experiment_to_its_figure(tmp_path, capsys):
     result, folder = run.read_json(path), path.parent
     assert [p["values"] for p in result["points"]] == [[1, 1], [0, 0]]
     assert len(result["points"][0]["denoising"][0]["loss"]) == len(result["sigmas"])
-    figures = {f"optimum{end}.png" for end in ("", "-loss", "-pairs", "-pairs-closed-form")}
+    figures = {f"optimum{end}.png" for end in ("", ".loss", ".trained", ".closed-form")}
     assert {path.name for path in folder.glob("optimum*.png")} == figures
     with pytest.raises(ValueError, match="was measured with --also .* give another --out"):
         experiments.one(Options(name="epochs", runs=o.runs, out=o.out), "epochs")

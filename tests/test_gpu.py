@@ -140,14 +140,18 @@ def test_a_step_as_a_graph_gives_the_same_weights(shape, precision, deterministi
 @precisions
 @shapes
 def test_an_evaluation_as_a_graph_gives_the_same_images(shape, precision):
+    """From the first call on, and those of the launches one by one but for what cuDNN chooses otherwise."""
     D = work(shape, precision).net.eval()
     denoise, count = sample.in_chunks(D), sample.chunk(D)
     with torch.inference_mode():
-        for k in range(5):
+        found = []
+        for k in (0, 1, 2, 0):
             generator = torch.Generator().manual_seed(k)
             x = torch.randn(count, shape[2], shape[1], shape[1], generator=generator).double().to(DEVICE)
             sigma = torch.tensor(0.5 + k, dtype=torch.float64, device=DEVICE)
-            assert torch.equal(denoise(x, sigma), D(x, sigma))
+            found.append(denoise(x, sigma))
+            assert close(found[-1], D(x, sigma), RELATIVE)
+        assert torch.equal(found[0], found[3])
 
 
 @pytest.mark.parametrize("precision", ("fp32", "bf16") if GPU else ("fp32",))

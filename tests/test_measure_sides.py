@@ -70,9 +70,9 @@ def test_files_that_hold_none(tmp_path):
     (tmp_path / "torn.npz").write_bytes(b"PK")
     np.savez(tmp_path / "two.npz", a=np.eye(2), b=np.eye(2))
     np.savez(tmp_path / "none.npz")
-    for name, words in (("torn", "torn.npz is not a readable npz"),
-                        ("two", "a.npy, b.npy; call one features"), ("none", "arrays: none"),
-                        ("missing", "missing.npz is not a readable")):
+    for name, words in (("torn", "torn.npz cannot be read"),
+                        ("two", "a, b; call one features"), ("none", "arrays: none"),
+                        ("missing", "missing.npz cannot be read")):
         with pytest.raises(ValueError, match=words):
             sides.vectors(tmp_path / f"{name}.npz")
 

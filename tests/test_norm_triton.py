@@ -13,7 +13,7 @@ from kernels.plain import plain_norm
 
 pytest.importorskip("triton")
 import interpreter
-from kernels.norm_triton import WHOLE, GroupNorm, mask_of, norm, tiling
+from kernels.norm_triton import WHOLE, GroupNorm, norm, threshold, tiling
 from kernels.resample_triton import resample
 
 GPU = torch.cuda.is_available()
@@ -41,6 +41,14 @@ def near(a, b, tolerance=None):
 
 def groups(C):
     return min(32, C // 4)
+
+
+def mask_of(x, seed, how):
+    """Dropout's factors for x, as drawn from `seed`: a norm that is 1 everywhere, in the same kernel."""
+    groups, eps, _, dropout = how
+    one = torch.ones(x.shape[1], device=x.device)
+    kept = GroupNorm.apply(x.detach(), 0 * one, one, None, seed, groups, eps, False, dropout) > 0
+    return kept * (2**16 / (2**16 - threshold(dropout)))
 
 
 def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0, mean=0.0, tolerance=None):
@@ -119,19 +127,6 @@ def test_the_seed_comes_from_torchs_generator():
         torch.manual_seed(seed)
         drawn.append(norm(x, one, one, 4, EPS, dropout=0.5))
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-
-
-@launches
-def test_second_derivatives():
-    given = [draw(2, 16, 3, 3), draw(16, seed=1), draw(16, seed=2), draw(2, 16, seed=3)]
-    seed, how, found = torch.tensor([7], device=DEVICE), (4, EPS, True, 0.5), []
-    mask = mask_of(given[0], seed, how).double()
-    for dtype, function in ((torch.float32, lambda *inputs: GroupNorm.apply(*inputs, seed, *how)),
-                            (torch.float64, lambda *inputs: plain_norm(*inputs, mask, *how[:3]))):
-        inputs = [t.to(dtype).requires_grad_() for t in given]
-        first = torch.autograd.grad(function(*inputs).square().sum(), inputs, create_graph=True)
-        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
-    assert all(float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(*found))
 
 
 @launches

@@ -37,13 +37,9 @@ def test_right(shape, dtype, up):
 
 
 @launches
-def test_layouts_and_many_gradients_at_once():
-    x, y = draw(2, 3, 4, 4), draw(2, 3, 2, 2, seed=1)
+def test_any_layout():
+    x = draw(2, 3, 4, 4)
     assert torch.equal(resample(x.contiguous(), False), resample(x, False))
-    z = x.clone().requires_grad_()
-    g = torch.stack([y, 2 * y])
-    many, = torch.autograd.grad(resample(z, False), z, g, is_grads_batched=True)
-    assert torch.equal(many[0], plain_resample(y, True, 0.25)) and torch.equal(many[1], 2 * many[0])
 
 
 @compiles

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -245,19 +244,6 @@ def test_a_link_stays_and_what_is_no_regular_file_is_written_into(tmp_path):
             temporary.write_text("new")
     assert reader.communicate(timeout=60)[0] == "new" and not os.path.isfile(os.devnull)
     assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
-
-
-def test_a_member_of_a_zip_is_never_more_than_it_says(tmp_path):
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a", bytes(1000))
-        archive.writestr("b", b"b", zipfile.ZIP_BZIP2)
-    with zipfile.ZipFile(path) as archive:
-        assert run.member(archive, "a", 1000) == bytes(1000)
-        for name, words in (("a", "a has 1,000 bytes; at most 999 are read"),
-                            ("b", "b is compressed by bzip2; pack it stored or deflated")):
-            with pytest.raises(ValueError, match=words):
-                run.member(archive, name, 999)
 
 
 def test_json_may_be_edited_by_hand(tmp_path):
