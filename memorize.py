@@ -8,14 +8,17 @@ second nearest (paper, section 2). Distances and verdicts are exact, in whole nu
 are sources of images as for train.py --data, or run directories (their samples; their training set).
 
     python memorize.py --samples runs/n1000 --train runs/n1000 --held-out rest --curve curve.png --quality
-    python memorize.py --sample-features a.npz --train-features b.npz --distance cosine
+    python memorize.py --samples runs/n1000 --train runs/n1000 --held-out rest --snapshots      all of a run
+    python memorize.py --sample-features a.npz --train-features b.npz
 
 What the other numbers answer, and how they mislead: docs/measure.md.
 """
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+
+import torch
 
 import data
 import parallel
@@ -25,13 +28,13 @@ import search
 from kernels.nearest import is_memorized
 from measure import curve, neighbours as nearest, quality, which, words
 from measure.curve import distance_ratio
-from measure.sheets import copied_sheet, pair_sheet
-from measure.sides import is_run, sides
+from measure.sheets import copied_sheet, pair_sheet, save
+from measure.sides import is_run, of_source, samples_of_run, sides
 from run import option
 
 MAX_DENOMINATOR = 2**12   # of the threshold p/q: q^2 times a squared distance (below 2^39) stays within int64
 NAMED = 20                # held-out images that are training images, by name at most
-MORE = ("csv", "pairs", "curve", "which", "held_out", "held_out_features", "quality", "spurious")
+MORE = ("csv", "pairs", "curve", "which", "held_out", "quality", "spurious")
 
 
 @dataclass(frozen=True)
@@ -51,31 +54,30 @@ class Options(data.Subset):
     sample_features: str = option("", "npz of vectors [N, D] to measure in place of the samples' pixels",
                                   recorded=False)
     train_features: str = option("", "npz of the training images' vectors", recorded=False)
-    held_out_features: str = option("", "npz of held-out images' vectors", recorded=False)
     distance: str = option("l2", "between vectors: l2 or cosine (one minus the similarity)", ("l2", "cosine"))
-    held_out: str = option("", "also score images that were not trained on, the control: a source, or rest "
-                               "for those of --train's source that it leaves out", recorded=False)
+    held_out: str = option("", "also score images that were not trained on, the control: a source, or an npz "
+                               "of vectors, or rest for those of --train's source that it leaves out",
+                           recorded=False)
     quality: bool = option(False, "also precision, recall, density, coverage and Frechet distance",
                            recorded=False)
+    snapshots: bool = option(False, "score the samples of every snapshot of the run directory --samples, and "
+                                    "their quality: snapshots.json and snapshots.png there", recorded=False)
     spurious: bool = option(False, "also count samples that repeat other samples, and no training image",
                             recorded=False)
     curve: str = option("", "also the shares under every threshold, drawn here as PNG", recorded=False)
     which: str = option("", "also who is copied, with the most and the never copied images drawn here as PNG",
                         recorded=False)
-    out: str = option("", "JSON to write; memorize.json beside the samples of a run, by default",
-                      recorded=False)
+    out: str = option("", "JSON to write; memorize.json or snapshots.json beside the samples of a run, by "
+                          "default", recorded=False)
     csv: str = option("", "also write every sample with its two nearest training images here", recorded=False)
     pairs: str = option("", "also draw the most and the least memorized samples beside their nearest here",
                         recorded=False)
-    pair_rows: int = option(8, "samples of each kind on the pair sheet", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
         vectors = bool(self.sample_features)
-        if vectors != bool(self.train_features):
-            raise ValueError("--sample-features and --train-features are compared with each other; give both")
         for name in ("samples", "train"):
             if not getattr(self, name) and not vectors:
                 raise ValueError(f"--{name} is needed: "
@@ -84,21 +86,26 @@ class Options(data.Subset):
         for name in ("pairs", "curve", "which"):
             if Path(value := getattr(self, name)).suffix.lower() not in ("", ".png"):
                 raise ValueError(f"--{name} {value} is drawn as PNG; let it end in .png")
-        if self.pair_rows < 1:
-            raise ValueError(f"--pair-rows {self.pair_rows}: at least 1")
-        if self.neighbours < 0 or self.neighbours == 1:
-            raise ValueError(f"--neighbours {self.neighbours}: give 2 or more, such as 50, or 0 for the "
-                             "second nearest")
         for wrong, remedy in (
-                (self.mirror, "--mirror is for images; give the vectors of mirrored ones too"),
-                (self.held_out, "--held-out names images; give their vectors, --held-out-features"),
-                ((self.pairs or self.which) and not (self.samples and self.train),
-                 "--pairs and --which draw images; give these too, in the vectors' order")):
-            if wrong and vectors:
-                raise ValueError(f"of vectors, {remedy}")
-        if not vectors and (self.held_out_features or self.distance != "l2"):
-            raise ValueError("--held-out-features and --distance are for vectors; give --sample-features and "
-                             "--train-features")
+                (vectors != bool(self.train_features),
+                 "--sample-features and --train-features are compared with each other; give both"),
+                (self.neighbours < 0 or self.neighbours == 1,
+                 f"--neighbours {self.neighbours}: give 2 or more, such as 50, or 0 for the second nearest"),
+                (not vectors and self.distance != "l2",
+                 "--distance is for vectors; give --sample-features and --train-features"),
+                (self.quality and self.distance != "l2",
+                 "--quality is of L2 distances; leave out --distance"),
+                (vectors and self.mirror, "--mirror is for images; give the vectors of mirrored ones too"),
+                (vectors and (self.pairs or self.which) and not (self.samples and self.train),
+                 "--pairs and --which draw images; give these too, in the vectors' order"),
+                (self.mirror and (self.quality or self.snapshots),
+                 "--quality compares images as they are; leave out --mirror"),
+                (self.snapshots and (vectors or self.csv or self.pairs or self.curve or self.which
+                                     or self.spurious),
+                 "--snapshots takes many samples files, and --sample-features, --csv, --pairs, --curve, "
+                 "--which and --spurious are of one; leave it, or these, out")):
+            if wrong:
+                raise ValueError(remedy)
 
 
 def parse_threshold(text):
@@ -125,7 +132,7 @@ def measured(x, train, threshold=(1, 3), neighbours=0, **how):
     return [parallel.gather(result) for result in (verdict, squares, index)]
 
 
-def score(samples, train, threshold=(1, 3), references=None, **how):
+def score(samples, train, threshold=(1, 3), references=None, neighbours=0, **how):
     """Compare samples with training images, both uint8 [*, C, H, W], or vectors, on one device.
 
     `references` are the training images prepared, which may then lie elsewhere themselves.
@@ -134,7 +141,7 @@ def score(samples, train, threshold=(1, 3), references=None, **how):
     (what the published scorer prints).
     """
     with parallel.group(samples.device):
-        verdict, squares, index = measured(samples, references or train, threshold, **how)
+        verdict, squares, index = measured(samples, references or train, threshold, neighbours, **how)
     hits, count = int(verdict.sum()), len(samples)
     low, high = search.wilson(hits, count)
     mean = squares[:, :2].double().sqrt().mean(0).tolist()
@@ -156,80 +163,123 @@ def memorize(options):
     Raises ValueError for images that cannot be read or compared, or if `out` holds another result.
     """
     device = data.pick_device(options.device, options.threads)
-    samples, train, held_out, classes = sides(options)
+    if options.snapshots:
+        return memorize_snapshots(options, device)
+    samples, train, held_out = sides(options)
     about = dict(options=run.recorded(options),
                  source=dict(samples_sha256=data.sha256(samples.values),
                              train_sha256=data.sha256(train.values)))
-    there, out = {}, Path(options.out) if options.out else None
+    out = Path(options.out) if options.out else None
     if not out and is_run(options.samples):
         out = Path(options.samples) / "memorize.json"
-    if out and out.is_file():
-        there = run.read_json(out)
-        different = run.differences(there, about, run.defaults(Options))
-        if different:
-            raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
-        if not any(getattr(options, name) for name in MORE):
-            return there
+    there = earlier(out, about, held_out)
+    if there and not any(getattr(options, name) for name in MORE):
+        return there
     data.announce(options.device, device)
-    x, y, h = (side and side.values.to(device) for side in (samples, train, held_out))
-    how = dict(mirror=options.mirror, cosine=options.distance == "cosine")
-    kind = dict(how, threshold=parse_threshold(options.threshold), neighbours=options.neighbours)
     with parallel.group(device):
-        summary, *found = score(x, y, **kind)
-        held = h is not None and measured(h, y, **kind)
+        summary, found = scorer(options, train, held_out, device)(samples)
     if parallel.rank():
         return summary
-    if options.sample_features:
-        summary["vector_length"] = x.shape[1]
-    more = beside(options, x, y, h, found, held, classes, how)
-    if held:
-        copied = (held[1][:, 0] == 0).nonzero()[:NAMED, 0].tolist()
-        more["held_out"] |= dict(sha256=data.sha256(held_out.values),
-                                 names_in_training=[held_out.names[i] for i in copied])
-    result = there | summary | more | about | run.provenance(device)
+    result = there | summary | about | run.provenance(device)
     if out:
         run.write_json(out, result)
-    draw(options, result, samples, train, *found)
-    return result
-
-
-def beside(options, x, y, h, found, held, classes, how):
-    """What the options ask for beyond the ratio, a dict for JSON; h and held are those of held-out images.
-
-    x, y and h are samples, training and held-out images (None without); found and held what `measured` says.
-    """
-    k, (verdict, squares, index), more = options.neighbours, found, {}
-    if held:
-        more["held_out"] = curve.control(verdict, squares, *held[:2], curve.cells(y, x, h), k)
-    if options.curve:
-        more["curve"] = curve.curve(*(curve.distance_ratio(f[1], k) for f in (found, held) if f))
-    if options.quality:
-        more["quality"] = quality.quality(x, y, h)
-    if options.which:
-        more["which"] = which.which(verdict, index, y, classes)
-    if options.spurious:
-        spurious = nearest.near_other_samples(x, squares, verdict, parse_threshold(options.threshold), **how)
-        hits = int(spurious.sum())
-        more["spurious"] = dict(samples=hits, ratio=hits / len(x),
-                                interval_95=list(search.wilson(hits, len(x))))
-    return more
-
-
-def draw(options, result, samples, train, verdict, squares, index):
-    """Write the table and the pictures that the options name."""
+    verdict, squares, index = found
     if options.csv:
         write_csv(options.csv, verdict, squares, index, samples.names, train.names, options.neighbours)
     if options.curve:
         plot.save(plot.shares(result), options.curve)
-    sheets = {}
     if options.pairs:
-        sheets[options.pairs] = pair_sheet(samples.images, train.images, squares, index, options.pair_rows,
-                                           options.neighbours)
+        save(pair_sheet(samples.images, train.images, squares, index, options.neighbours), options.pairs)
     if options.which:
-        sheets[options.which] = copied_sheet(train.images, which.copies(verdict, index, len(train)))
-    for path, sheet in sheets.items():
-        with run.publish(path) as temporary:
-            sheet.save(temporary, format="PNG")
+        copies = torch.bincount(index[verdict, 0], minlength=len(train.names))
+        save(copied_sheet(train.images, copies), options.which)
+    return result
+
+
+def memorize_snapshots(options, device):
+    """`memorize` for every samples file of a run directory, with quality: a row for each, and a figure."""
+    if not is_run(options.samples):
+        raise ValueError(f"--snapshots takes a run directory, and --samples {options.samples} is none")
+    pairs = samples_of_run(options.samples, every=True)
+    _, train, held_out = sides(options)
+    out = Path(options.out) if options.out else Path(options.samples) / "snapshots.json"
+    about = dict(options=run.recorded(options), source=dict(
+        samples_sha256=[run.file_sha256(file) for _, file in pairs], train_sha256=data.sha256(train.values),
+        held_out_sha256=held_out and data.sha256(held_out.values)))
+    if there := earlier(out, about):
+        return there
+    data.announce(options.device, device)
+    rows = []
+    with parallel.group(device):
+        score_of = scorer(replace(options, quality=True), train, held_out, device)
+        for weights, file in pairs:
+            step = run.about(weights).get("step") if weights.is_file() else None
+            summary, _ = score_of(of_source(file, options.resolution))
+            rows.append(dict(step=step, file=file.name) | summary)
+    if parallel.rank():
+        return dict(snapshots=[])
+    result = dict(snapshots=rows) | about | run.provenance(device)
+    run.write_json(out, result)
+    plot.plot(plot.Options(quality=(str(out),), out=str(out.with_suffix(".png"))))
+    return result
+
+
+def earlier(out, about, held_out=None):
+    """The result in the file `out`, {} if there is none.
+
+    Raises ValueError if it is of other options, samples or training images than `about`, or has numbers of
+    other held-out images (`Side`).
+    """
+    there = run.read_json(out) if out and out.is_file() else {}
+    different = there and run.differences(there, about, run.defaults(Options))
+    if held_out and "held_out" in there and there["held_out"]["sha256"] != data.sha256(held_out.values):
+        different = different or "other held-out images"
+    if different:
+        raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
+    return there
+
+
+def scorer(options, train, held_out, device):
+    """A function of samples (`Side`), which gives all that the options ask of them, and what `measured` does.
+
+    The former is a dict for JSON, of rank 0 alone whole. What takes no samples is computed here, once.
+    """
+    y, h = (side and side.values.to(device) for side in (train, held_out))
+    k, threshold = options.neighbours, parse_threshold(options.threshold)
+    how = dict(mirror=options.mirror, cosine=options.distance == "cosine")
+    held, own = h is not None and measured(h, y, threshold, k, **how), None
+    if options.which:  # the first is the image itself
+        own = nearest.compared(y, y, min(1 + which.NEIGHBOURS, len(y)), **how)[0]
+    quality_of = options.quality and quality.against(y, h, own)
+
+    def score_of(samples):
+        x = samples.values.to(device)
+        summary, *found = score(x, y, threshold, None, k, **how)
+        verdict, squares, index = found
+        if parallel.rank():
+            return summary, found
+        if options.sample_features:
+            summary["vector_length"] = x.shape[1]
+        if held:
+            cells = curve.cells(y, x, h, mirror=options.mirror)
+            control = curve.control(squares, *held[:2], cells, k)
+            copied = (held[1][:, 0] == 0).nonzero()[:NAMED, 0].tolist()
+            summary["held_out"] = control | dict(sha256=data.sha256(held_out.values),
+                                                 names_in_training=[held_out.names[i] for i in copied])
+        if options.curve:
+            summary["curve"] = curve.curve(*(distance_ratio(f[1], k) for f in (found, held) if f))
+        if options.quality:
+            summary["quality"] = quality_of(x)
+        if options.which:
+            summary["which"] = which.which(verdict, index, own.cpu().double().sqrt(), train.classes)
+        if options.spurious:
+            # Pham et al. (2505.21777); the first is the sample itself, or its equal, at 0 as well
+            other = nearest.compared(x, x, 2, **how)[0][:, 1].cpu()
+            hits = int((~verdict & is_memorized(torch.stack([other, squares[:, 0]], 1), threshold)).sum())
+            summary["spurious"] = dict(samples=hits, ratio=hits / len(x),
+                                       interval_95=list(search.wilson(hits, len(x))))
+        return summary, found
+    return score_of
 
 
 def write_csv(path, verdict, distances, index, sample_names, train_names, neighbours=0):
@@ -251,23 +301,21 @@ def write_csv(path, verdict, distances, index, sample_names, train_names, neighb
 
 def report(result):
     """The summary in words, for people."""
-    given, vectors = result.get("options", {}), "vector_length" in result
+    if "snapshots" in result:
+        return words.of_snapshots(result["snapshots"])
+    given, (low, high) = result.get("options", {}), result["interval_95"]
     k, distance = given.get("neighbours", 0), given.get("distance", "l2").replace("l2", "L2")
-    low, high = result["interval_95"]
+    unit = f"vectors of {result['vector_length']}" if "vector_length" in result else "pixel values 0 to 255"
     lines = [f"{result['memorized']} of {result['samples']} samples memorized: {result['ratio']:.2%} "
              f"(95% interval {low:.2%} to {high:.2%}), ratio of distances under {result['threshold']}"
              + f" of the mean of the {k} nearest" * bool(k),
              f"{result['copied_training_images']} of {result['training_images']} training images copied "
-             f"at least once; {result['pixel_exact_copies']} samples equal a training image in every "
-             f"{'value' if vectors else 'pixel'}",
-             f"mean {distance} distance to the nearest {result['mean_distance']:.1f}, to the second nearest "
-             f"{result['mean_second_distance']:.1f} (pixel values 0 to 255)"]
-    if vectors:
-        lines[2] = (f"mean {distance} distance to the nearest {result['mean_distance']:.4g}, to the second "
-                    f"nearest {result['mean_second_distance']:.4g} (vectors of {result['vector_length']})")
+             f"at least once; {result['pixel_exact_copies']} samples equal a training image in every value",
+             f"mean {distance} distance to the nearest {result['mean_distance']:.4g}, to the second nearest "
+             f"{result['mean_second_distance']:.4g} ({unit})"]
     if result["duplicate_training_images"]:
         lines.append(f"{result['duplicate_training_images']} training images repeat an earlier one: "
-                     f"copies of those ({result['copies_of_duplicates']} to the pixel) "
+                     f"copies of those ({result['copies_of_duplicates']} exact ones) "
                      "cannot count as memorized; --distinct drops the repeats")
     return "\n".join(lines + words.beside(result))
 

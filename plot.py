@@ -24,12 +24,13 @@ MARKERS = "osD^vP"
 @dataclass(frozen=True)
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
-    out: str = option("", "PNG to write; emm.png beside the first file by default")
-    published: bool = option(False, "draw the published base run too")
+    quality: tuple[str, ...] = option((), "or results of memorize.py --quality or --snapshots")
+    out: str = option("", "PNG to write; emm.png or quality.png beside the first file by default")
+    published: bool = option(False, "draw the published base run even if the settings are others")
 
     def __post_init__(self):
-        if not self.emm:
-            raise ValueError("give --emm, such as runs/emm/emm.json, to draw")
+        if bool(self.emm) == bool(self.quality):
+            raise ValueError("give either --emm RESULT/emm.json or --quality MEMORIZE.json to draw")
         if self.out and not self.out.endswith(".png"):
             raise ValueError(f"--out {self.out} must end in .png")
 
@@ -73,7 +74,13 @@ def plain_matplotlib():
 
 @plain_matplotlib()
 def plot(options):
-    """Draw the searches that the options name; returns the path of the PNG of ratio against |D|."""
+    """Draw the results that the options name; returns the path of the PNG, of searches the one over |D|."""
+    if options.quality:
+        out = Path(options.out) if options.out else Path(options.quality[0]).with_name("quality.png")
+        read_files = ((path, run.read_json(path)) for path in options.quality)
+        points = [(path, row) for path, result in read_files for row in result.get("snapshots", [result])]
+        save(tradeoff([row for _, row in points], [path for path, _ in points]), out)
+        return out
     results = read(options.emm)
     names = [describe(result, results) for result in results]
     out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
@@ -107,6 +114,38 @@ def error(values, intervals):
     """The bars of matplotlib's errorbar: how far each value is from the ends of its interval."""
     return [[max(0, y - low) for y, (low, _) in zip(values, intervals)],
             [max(0, high - y) for y, (_, high) in zip(values, intervals)]]
+
+
+@plain_matplotlib()
+def tradeoff(results, names):
+    """Quality against memorization: shares and the Frechet distance, joined in the order given.
+
+    If all have held-out images, quality is against these, and memorization the share of the samples under the
+    threshold that these put at 1% of false positives: 1/3 is too strict to tell early snapshots apart.
+    """
+    if lacking := [name for name, result in zip(names, results) if "quality" not in result]:
+        raise ValueError(f"{lacking[0]} has no quality; score its samples with memorize.py --quality")
+    controlled = all("held_out" in r["quality"] for r in results)
+    against = "held_out" if controlled else "training"
+    found = [r["quality"][against] for r in results]
+    ratios = [r["held_out"]["samples_under_threshold"] if controlled else r["ratio"] for r in results]
+    rate = f" at {results[0]['held_out']['rate']:.0%} of false positives" if controlled else ""
+    figure, (left, right) = subplots(2, 11)
+    for name, colour, marker in zip(("precision", "recall", "coverage"), COLOURS, MARKERS):
+        y = [q[name] for q in found]
+        bars = error(y, [q[f"{name}_interval_95"] for q in found])
+        left.errorbar(ratios, y, bars, color=colour, marker=marker, capsize=2, linewidth=1, label=name)
+    right.plot(ratios, [q["frechet"] for q in found], color=COLOURS[3], marker="o", linewidth=1)
+    for result, ratio, q in zip(results, ratios, found):
+        if result.get("step"):
+            right.annotate(f"step {result['step']:,}", (ratio, q["frechet"]), (4, 4),
+                           textcoords="offset points", fontsize="x-small")
+    left.set(ylabel=f"share, against {against.replace('_', '-')} images", ylim=(-0.03, 1.03))
+    right.set(ylabel="Frechet distance", ylim=(0, None))
+    for axes in (left, right):
+        axes.set(xlabel=f"memorization ratio{rate}")
+    left.legend(fontsize="small")
+    return figure
 
 
 def subplots(columns=1, width=6.6):

@@ -228,7 +228,7 @@ def read_json(path):
 
 
 class Directory:
-    """The files in a run directory of train.py."""
+    """The files in a run directory: of train.py, and of the stages that use it."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -236,7 +236,11 @@ class Directory:
         self.log = self.path / "log.jsonl"
         self.state = self.path / "state.safetensors"
         self.model = self.path / "model.safetensors"
-        self.scores = self.path / "scores.json"  # of emm.py: memorized samples of each snapshot
+        self.scores = self.path / "scores.json"      # of emm.py: memorized samples of each snapshot
+        self.memorize = self.path / "memorize.json"  # of memorize.py: memorized ones of the last samples
+        self.compare = self.path / "compare.json"    # of paper/compare.py: the model beside the optimum
+        self.agree = self.path / "agree.json"        # of paper/agree.py: the model beside another
+        self.optimum = self.path / "optimum.npz"     # samples of its training set's closed-form optimum
 
     def snapshot(self, step):
         return self.path / f"snapshot-{step:08d}.safetensors"
@@ -244,6 +248,12 @@ class Directory:
     def snapshots(self):
         """The snapshot files that exist, in order of their steps, the final model last."""
         return sorted(self.path.glob("snapshot-*.safetensors")) + [self.model] * self.model.exists()
+
+    @staticmethod
+    def samples(weights):
+        """Where the samples of a snapshot file go: samples.npz or samples-STEP.npz beside it."""
+        stem = weights.stem.replace("model", "samples").replace("snapshot", "samples")
+        return weights.with_name(f"{stem}.npz")
 
 
 @contextlib.contextmanager

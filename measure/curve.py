@@ -4,7 +4,6 @@ A held-out image cannot be a copy, but for near-duplicates in the data: the shar
 the threshold's false positive rate.
 """
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from search import CONFIDENCE, wilson
 
 RATE = 0.01       # of false positives, at which the threshold is given
 STEPS = 120       # of the thresholds from 0 to 1: 1/2, 1/3, 1/4 and 1/5 are among them
-CELLS = 10        # of k-means, for C_T
+CELLS, ROUNDS = 10, 20  # of k-means, for C_T
 LEAST = 20        # samples that a cell of C_T must hold: from about there U is near normal
 FIT = 10_000      # training images that k-means is fitted to
 
@@ -29,41 +28,50 @@ def distance_ratio(squares, neighbours=0):
     return torch.where(other > 0, d[:, 0] / other, 1.0)
 
 
-def shares_below(values, thresholds):
-    """The share of values strictly below each threshold: lists of floats."""
-    ordered = np.sort(np.asarray(values))
-    return (np.searchsorted(ordered, np.asarray(thresholds), side="left") / len(ordered)).tolist()
-
-
-def band(count, confidence=CONFIDENCE):
+def band(count):
     """Half the height of the DKW band: the true distribution lies within it everywhere at once.
 
     P(sup |F_n - F| > e) <= 2 exp(-2 n e^2), for every F (Dvoretzky, Kiefer and Wolfowitz 1956; Massart 1990).
     """
-    return math.sqrt(math.log(2 / (1 - confidence)) / (2 * count))
+    return math.sqrt(math.log(2 / (1 - CONFIDENCE)) / (2 * count))
 
 
 def curve(samples, held_out=None):
-    """The shares of ratios below every threshold i / STEPS, for JSON, and half the heights of the bands."""
-    thresholds = [i / STEPS for i in range(STEPS + 1)]
-    found = dict(thresholds=thresholds)
+    """The shares of ratios below every threshold i / STEPS, for JSON, and half the heights of their bands."""
+    thresholds = np.arange(STEPS + 1) / STEPS
+    found = dict(thresholds=thresholds.tolist())
     for name, ratios in (("samples", samples), ("held_out", held_out)):
         if ratios is not None:
-            found |= {name: shares_below(ratios, thresholds), f"{name}_band": band(len(ratios))}
+            below = np.searchsorted(np.sort(ratios), thresholds, side="left")
+            found |= {name: (below / len(ratios)).tolist(), f"{name}_band": band(len(ratios))}
     return found
 
 
-def threshold_at(rate, ratios):
+def threshold_at(rate, ratios, confidence=CONFIDENCE):
     """(threshold, [low, high]): the largest under which at most `rate` of the ratios lie, and its interval.
 
     The interval is of order statistics: it holds the quantile of the distribution that the ratios are from
-    with probability 95% at least, whatever that is. An end that so few ratios do not show is 0 or 1.
+    with probability `confidence` at least, whatever that is. An end that so few ratios do not show is 0 or 1.
     """
-    n, ordered = len(ratios), np.sort(np.asarray(ratios))
+    n, ordered = len(ratios), np.sort(ratios)
     # the quantile lies between the l-th and the u-th smallest if between l and u - 1 ratios lie below it
-    low, high = (int(stats.binom.ppf(p, n, rate)) for p in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    low, high = (int(stats.binom.ppf(p, n, rate)) for p in ((1 - confidence) / 2, (1 + confidence) / 2))
     interval = [float(ordered[low - 1]) if low else 0.0, float(ordered[high]) if high < n else 1.0]
     return float(ordered[min(n - 1, math.floor(rate * n + 1e-9))]), interval
+
+
+def share_at(rate, ratios, held_out):
+    """(share, [low, high]): of the ratios [N] under the threshold at which `rate` of held-out ones [M] lie.
+
+    The interval holds for the noise of both, by Bonferroni: with probability 97.5% at least the threshold
+    lies within its own interval, and with as much the share is no less than Clopper and Pearson's lower end
+    at the lower of these two, and no more than their upper end at the upper.
+    """
+    each = (1 + CONFIDENCE) / 2
+    ends = [stats.binomtest(int((ratios < end).sum()), len(ratios)).proportion_ci(each)
+            for end in threshold_at(rate, held_out, each)[1]]
+    share = (ratios < threshold_at(rate, held_out)[0]).mean()
+    return float(share), [float(ends[0].low), float(ends[1].high)]
 
 
 def z_u(samples, held_out):
@@ -100,28 +108,38 @@ def c_t(sample_distances, sample_cells, held_out_distances, held_out_cells):
     return float(np.average(scores, weights=weights)), len(scores), deviation
 
 
-def cells(train, *others, seed=0):
-    """Cells of k-means on the training images, for each of `others`: int arrays [N]."""
-    from sklearn.cluster import MiniBatchKMeans  # takes a second
-    y = train[:FIT].flatten(1).cpu().numpy().astype(np.float32)
-    with warnings.catch_warnings(action="ignore"):  # of fewer distinct images than cells
-        means = MiniBatchKMeans(min(CELLS, len(y)), random_state=seed, n_init=1).fit(y)
-    return [means.predict(x.flatten(1).cpu().numpy().astype(np.float32)) for x in others]
+def cells(train, *others, seed=0, mirror=False):
+    """Cells of k-means on the training images, for each of `others`: int arrays [N].
+
+    In float64, and scaled so that no square overflows. With `mirror` an image and its mirror image share a
+    cell: both are replaced by the sum of the two.
+    """
+    def flat(x):
+        return (x.double() + x.double().flip(-1) if mirror else x.double()).flatten(1)  # [N, D]
+    y = flat(train[:FIT])
+    scale = float(y.abs().max()) or 1.0
+    mean = (y / scale).mean(0)
+    y = y / scale - mean
+    centres = y[np.random.RandomState(seed).permutation(len(y))[:CELLS]]
+    for _ in range(ROUNDS):
+        nearest = torch.cdist(y, centres).argmin(1)
+        for c in nearest.unique():
+            centres[c] = y[nearest == c].mean(0)
+    return [torch.cdist(flat(x) / scale - mean, centres).argmin(1).cpu().numpy() for x in others]
 
 
-def control(verdict, squares, held_verdict, held_squares, cells_of, neighbours=0):
+def control(squares, held_verdict, held_squares, cells_of, neighbours=0):
     """What held-out images say of the samples, for JSON; squares [N, K] and [M, K] of nearest distances.
 
     `cells_of` are the cells int [N] and [M] of both.
     """
-    ratios, held_ratios = (distance_ratio(s, neighbours).tolist() for s in (squares, held_squares))
+    ratios, held_ratios = (distance_ratio(s, neighbours).numpy() for s in (squares, held_squares))
     d, held_d = (s[:, 0].double().sqrt().numpy() for s in (squares, held_squares))
     hits, count = int(held_verdict.sum()), len(held_squares)
-    threshold, interval = threshold_at(RATE, held_ratios)
-    under = sum(r < threshold for r in ratios)
     found = dict(images=count, memorized=hits, ratio=hits / count, interval_95=list(wilson(hits, count)),
-                 training_copies=int((held_squares[:, 0] == 0).sum()), rate=RATE, threshold=threshold,
-                 threshold_interval_95=interval, samples_under_threshold=under / len(ratios),
-                 samples_interval_95=list(wilson(under, len(ratios))), z_u=z_u(d, held_d))
+                 training_copies=int((held_squares[:, 0] == 0).sum()), rate=RATE)
+    found["threshold"], found["threshold_interval_95"] = threshold_at(RATE, held_ratios)
+    found["samples_under_threshold"], found["samples_interval_95"] = share_at(RATE, ratios, held_ratios)
+    found["z_u"] = z_u(d, held_d)
     found["c_t"], found["c_t_cells"], found["c_t_deviation"] = c_t(d, cells_of[0], held_d, cells_of[1])
     return found

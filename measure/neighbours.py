@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from kernels import References, memorized
-from kernels.nearest import is_memorized
 from kernels.nearest_cpu import centred, float64_products, int8_products_are_exact, squared_norms
 
 BLOCK = 2**24             # distances at once: 64 MB of float32
@@ -114,17 +113,6 @@ def compared(x, y, k=2, mirror=False, cosine=False):
     again[:, 1:] = index[:, 1:] == index[:, :-1]
     squares, index = _by((squares, index), index, squares, again)
     return tuple(torch.from_numpy(part[:, :k].copy()).to(x.device) for part in (squares, index))
-
-
-def near_other_samples(x, squares, verdict, threshold=(1, 3), **how):
-    """bool [Q]: samples not memorized, but another sample is nearer than p/q of the nearest training image.
-
-    "Spurious" of Pham et al. (2505.21777), by the ratio that decides what is memorized: replayed, and no
-    image of the training set. The more samples, the more are found. squares [Q, K] are those to training
-    images, on the CPU as verdict [Q], and `how` is as for `compared`.
-    """
-    other = compared(x, x, **how)[0][:, 1].cpu()  # the first is the sample itself, or its equal, at 0 as well
-    return ~verdict & is_memorized(torch.stack([other, squares[:, 0]], 1), threshold)
 
 
 def _by(arrays, *keys):

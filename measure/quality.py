@@ -5,6 +5,7 @@ ball about each image; Dowson and Landau (1982) as in Heusel et al. (2017). On p
 extractor: numbers compare with published ones only on the same vectors and counts.
 """
 import math
+from collections import namedtuple
 
 import torch
 
@@ -15,15 +16,22 @@ NEAREST = 5        # k, as Naeem et al. take
 MOST = 10_000      # of each kind that are compared, the first
 
 
-def radii(x, k=NEAREST):
-    """Squared distance [N] of each x [N, ...] to its k-th nearest other. Raises ValueError for k or fewer."""
+# x [N, ...] of one kind; squared radius [N] to the k-th nearest other; mean [D]; R [*, D], R'R the covariance
+Kind = namedtuple("Kind", "x radius mean R")
+
+
+def kind(x, k=NEAREST, radius=None):
+    """The `Kind` of x [N, ...]; `radius` where that is known. Raises ValueError for k or fewer."""
     if len(x) <= k:
         raise ValueError(f"quality needs more than {k} images of each kind, and here are {len(x)}")
-    return nearest(x, x, k + 1)[0][:, k]
+    flat = x.flatten(1).double()
+    mean = flat.mean(0)
+    R = torch.linalg.qr((flat - mean) / math.sqrt(len(x) - 1), mode="r").R
+    return Kind(x, nearest(x, x, k + 1)[0][:, k] if radius is None else radius, mean, R)
 
 
-def prdc(real, fake, k=NEAREST, real_radii=None, fake_radii=None):
-    """Precision, recall, density and coverage of fake [M, ...] against real [N, ...], with 95% intervals.
+def prdc(real, fake, k=NEAREST):
+    """Precision, recall, density and coverage of fake (`Kind` of M) against real (of N), with 95% intervals.
 
     With B(y) the open ball about y that reaches to its k-th nearest of its kind (Naeem et al.):
 
@@ -32,11 +40,9 @@ def prdc(real, fake, k=NEAREST, real_radii=None, fake_radii=None):
 
     Intervals are Wilson's of shares, and of density normal: for the noise of one kind, the other being given.
     """
-    r, s = (radii(x, k) if known is None else known
-            for x, known in ((real, real_radii), (fake, fake_radii)))
-    around = torch.zeros(len(fake), dtype=torch.int64, device=fake.device)
+    x, y, r, s = real.x.flatten(1), fake.x.flatten(1), real.radius, fake.radius
+    around = torch.zeros(len(y), dtype=torch.int64, device=y.device)
     recalled, covered = [], []
-    x, y = real.flatten(1), fake.flatten(1)
     distances, error, unit = approximate(x, y)
     r_unit, s_unit = r.double() / unit, s.double() / unit  # float32 would round squares above 2^24
     for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(y))):
@@ -61,39 +67,37 @@ def prdc(real, fake, k=NEAREST, real_radii=None, fake_radii=None):
     return found
 
 
-def frechet(x, y):
-    """Frechet distance between Gaussians fitted to x [N, ...] and y [M, ...], N and M of 2 or more; float.
+def frechet(one, other):
+    """Frechet distance between Gaussians fitted to two `Kind`s, a float.
 
     |mean x - mean y|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances. With A = R'R and B = S'S the
     trace of the root is the sum of the singular values of R S': no root of a matrix, which would fail where
     images are fewer than pixels. In squared units of x; too large of few images, by more the fewer.
     """
-    (a, R), (b, S) = (_moments(z.flatten(1).double()) for z in (x, y))
-    root = torch.linalg.svdvals(R @ S.T).sum()
-    return float((a - b).square().sum() + R.square().sum() + S.square().sum() - 2 * root)
+    root = torch.linalg.svdvals(one.R @ other.R.T).sum()
+    return float((one.mean - other.mean).square().sum() + one.R.square().sum() + other.R.square().sum()
+                 - 2 * root)
 
 
-def _moments(x):
-    """The mean [D] of x [N, D], and R, [N, D] or smaller, with R'R the covariance."""
-    mean = x.mean(0)
-    R = (x - mean) / math.sqrt(len(x) - 1)
-    return mean, torch.linalg.qr(R, mode="r").R if len(x) > x.shape[1] else R
+def against(train, held_out=None, own=None, k=NEAREST):
+    """A function of samples, which gives their `prdc` and `frechet` against training and held-out images.
 
-
-def quality(samples, train, held_out=None, k=NEAREST):
-    """`prdc` and `frechet` of samples against training and held-out images, at most MOST of each, for JSON.
-
-    With held-out images also these against the training images: what new images of the same kind would get.
+    It takes at most MOST of each, and returns a dict for JSON. With held-out images also these against the
+    training images: what new images of the same kind would get. `own` are squared distances [N, K > k] of
+    training images to their nearest, where they are known.
     """
-    kinds = dict(samples=samples[:MOST], training=train[:MOST])
+    def scores(real, fake):
+        return prdc(real, fake, k) | dict(frechet=frechet(real, fake))
+    known = own is not None and len(own) <= MOST and own.shape[1] > k
+    others = dict(training=kind(train[:MOST], k, own[:, k] if known else None))
+    baseline = {}
     if held_out is not None:
-        kinds["held_out"] = held_out[:MOST]
-    r = {name: radii(x, k) for name, x in kinds.items()}
-    pairs = dict(training=("training", "samples"), held_out=("held_out", "samples"),
-                 held_out_against_training=("training", "held_out"))
-    found = dict(nearest=k, images={name: len(x) for name, x in kinds.items()})
-    for name, (real, fake) in pairs.items():
-        if real in kinds and fake in kinds:
-            found[name] = prdc(kinds[real], kinds[fake], k, r[real], r[fake])
-            found[name]["frechet"] = frechet(kinds[real], kinds[fake])
-    return found
+        others["held_out"] = kind(held_out[:MOST], k)
+        baseline["held_out_against_training"] = scores(others["training"], others["held_out"])
+
+    def quality(samples):
+        fake = kind(samples[:MOST], k)
+        images = dict(samples=len(fake.x)) | {name: len(real.x) for name, real in others.items()}
+        return dict(nearest=k, images=images) | {
+            name: scores(real, fake) for name, real in others.items()} | baseline
+    return quality

@@ -1,5 +1,7 @@
 """What memorize.py compares: images of sources and run directories, or any extractor's vectors (npz)."""
-from dataclasses import dataclass, replace
+import re
+from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,41 +14,40 @@ from images import load_arrays, read
 MAX_VALUES = 2**20     # of a vector
 
 
-@dataclass(frozen=True)
-class Side:
-    """What is compared, uint8 images [N, C, H, W] or vectors [N, D]; its images (None without), and names."""
-    values: torch.Tensor
-    images: torch.Tensor | None
-    names: list
-
-    def __len__(self):
-        return len(self.values)
+# Compared values, uint8 images [N, C, H, W] or vectors [N, D]; images of these (None without), their names,
+# and of training images their true classes
+Side = namedtuple("Side", "values images names classes", defaults=(None,))
 
 
 def sides(options):
-    """Samples, training images and held-out images (None without) as `Side`s, true classes int64 [N] or None.
+    """Samples, training images and held-out images as `Side`s, None for those that are not given.
 
     `options` are memorize.py's; `distinct` drops duplicates here. Raises ValueError for what cannot be read
     or compared.
     """
-    samples, train, held_out, classes = None, None, None, None
+    samples, train, held_out = None, None, None
     if options.train:
         D, of = training_images(options)
-        train = Side(D.images, D.images, D.names)
-        if options.which:
-            classes = data.load(replace(of, labels="none")).labels
-    if options.samples:
+        classes = data.load(replace(of, labels="none")).labels if options.which else None
+        train = Side(D.images, D.images, D.names, classes)
+    if options.samples and not options.snapshots:
         place = options.samples
-        place = samples_of_run(Path(place)) if is_run(place) else place
+        place = samples_of_run(place)[0][1] if is_run(place) else place
         samples = of_source(place, options.resolution)
-    if options.held_out:
-        rest = options.held_out == "rest"
-        held_out = outside(D, of) if rest else of_source(options.held_out, of.resolution)
+    if options.held_out == "rest" and not options.sample_features:
+        # whatever their labels, and copies too, which are counted
+        rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0), copies=True)
+        if not len(rest):
+            raise ValueError(f"--held-out rest: the part and classes of {of.data} that were trained on have "
+                             f"no images but the {len(D)} of the training set; name a source of others")
+        held_out = Side(rest.images, rest.images, rest.names)
+    elif options.held_out and not options.sample_features:
+        held_out = of_source(options.held_out, of.resolution)
     if options.sample_features:
-        samples = of_vectors(options.sample_features, samples, options.distance)
-        train = of_vectors(options.train_features, train, options.distance)
-        if options.held_out_features:
-            held_out = of_vectors(options.held_out_features, None, options.distance)
+        cosine = options.distance == "cosine"
+        samples = of_vectors(options.sample_features, samples, cosine)
+        train = of_vectors(options.train_features, train, cosine)
+        held_out = of_vectors(options.held_out, None, cosine) if options.held_out else None
         for side in filter(None, (samples, held_out)):
             if side.values.shape[1] != train.values.shape[1]:
                 raise ValueError(f"{side.names[0]} and the like have {side.values.shape[1]} values, training "
@@ -54,9 +55,9 @@ def sides(options):
     if options.distinct:
         keep = ~data.duplicates(train.values)
         train = Side(train.values[keep], None if train.images is None else train.images[keep],
-                     [name for name, kept in zip(train.names, keep.tolist()) if kept])
-        classes = classes if classes is None else classes[keep]
-    return samples, train, held_out, classes
+                     [name for name, kept in zip(train.names, keep.tolist()) if kept],
+                     None if train.classes is None else train.classes[keep])
+    return samples, train, held_out
 
 
 def of_source(source, resolution):
@@ -79,58 +80,46 @@ def training_images(options):
     return data.load(of), of
 
 
-def outside(D, of):
-    """The images of its source that a training set D leaves out, whose `data.Options` are `of`."""
-    # whatever their labels, and copies too, which are counted
-    rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0), copies=True)
-    if not len(rest):
-        raise ValueError(f"--held-out rest: the part and classes of {of.data} that were trained on have no "
-                         f"images but the {len(D)} of the training set; name a source of others")
-    return Side(rest.images, rest.images, rest.names)
-
-
-def of_vectors(path, side, distance):
+def of_vectors(path, side=None, cosine=False):
     """The vectors in `path` as a `Side`, whose images are those of `side`, if that is given."""
-    values = vectors(path, distance)
-    if side is None:
-        return Side(values, None, [f"{Path(path).name}/{i:05d}" for i in range(len(values))])
-    if len(values) != len(side):
-        raise ValueError(f"{path} has {len(values)} vectors for {len(side)} images; give one for each image, "
-                         "in their order")
-    return Side(values, side.images, side.names)
+    values = vectors(path, cosine)
+    if side and len(values) != len(side.names):
+        raise ValueError(f"{path} has {len(values)} vectors for {len(side.names)} images; give one for each "
+                         "image, in their order")
+    names = side.names if side else [f"{Path(path).name}/{i:05d}" for i in range(len(values))]
+    return Side(values, side and side.images, names, side and side.classes)
 
 
 def is_run(place):
     return bool(place) and run.Directory(place).config.is_file()
 
 
-def samples_of_run(folder):
-    """The samples file of a run directory; if several are there, the largest of its last weights.
+def samples_of_run(folder, every=False):
+    """[(weights, samples file)] of the last weights sampled in a run directory, or of `every` one in order.
 
-    Its name is samples.npz, samples-STEP.npz (of a snapshot) or samples-FIRST-LAST.npz (of seeds, as the
-    Makefile names it). Raises ValueError if there is none, or if other weights than those beside it made it.
+    Files are named samples-STEP.npz of a snapshot, samples.npz or samples-FIRST-LAST.npz (of seeds, as the
+    Makefile names it) of the last weights; of several of the same, the largest is taken. Raises ValueError if
+    there is none, or if other weights than those beside it made it.
     """
-    def of(file):
-        """The step of the snapshot that a samples file is of; "~", which sorts last, for the last weights."""
-        words = file.stem.split("-")
-        return words[1] if len(words) == 2 else "~"
-
-    found = max(folder.glob("samples*.npz"), key=lambda file: (of(file), file.stat().st_size), default=None)
+    files, found = run.Directory(folder), {}
+    for file in sorted(files.path.glob("samples*.npz"), key=lambda file: file.stat().st_size):
+        step = re.fullmatch(r"samples-(\d+)", file.stem)
+        found[files.snapshot(int(step[1])) if step else files.model] = file
     if not found:
         raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
-    files = run.Directory(folder)
-    model = files.model if of(found) == "~" else files.snapshot(int(of(found)))
-    made_of = run.about(found).get("source", {}).get("weights_sha256")
-    if made_of and model.is_file() and run.file_sha256(model) != made_of:
-        raise ValueError(f"{found} was not drawn from {model}; remove it and sample again")
-    return str(found)
+    pairs = sorted(found.items(), key=lambda pair: (pair[0] == files.model, pair[0]))[0 if every else -1:]
+    for weights, file in pairs:
+        made_of = run.about(file).get("source", {}).get("weights_sha256")
+        if made_of and weights.is_file() and run.file_sha256(weights) != made_of:
+            raise ValueError(f"{file} was not drawn from {weights}; remove it and sample again")
+    return pairs
 
 
-def vectors(path, distance="l2"):
+def vectors(path, cosine=False):
     """Vectors float32 or float64 [N, D] of a file: its array `features`, or arr_0, or the only one.
 
-    With distance "cosine" they are scaled to length one, in float64. Raises ValueError, naming the file, for
-    what are no finite vectors.
+    With `cosine` they are scaled to length one, in float64. Raises ValueError, naming the file, for what are
+    no finite vectors.
     """
     def choose(names):
         known = [name for name in ("features", "arr_0") if name in names] or names
@@ -146,8 +135,8 @@ def vectors(path, distance="l2"):
     if len(wrong):
         raise ValueError(f"{path}: {len(wrong)} vectors are not finite, the first of them number {wrong[0]}; "
                          "extract these again, or drop them")
-    x = torch.from_numpy(x.astype(np.float64 if distance == "cosine" or x.itemsize > 4 else np.float32))
-    if distance == "cosine":
+    x = torch.from_numpy(x.astype(np.float64 if cosine or x.itemsize > 4 else np.float32))
+    if cosine:
         zero = (x.abs().amax(1) == 0).nonzero()[:, 0].tolist()
         if zero:
             raise ValueError(f"{path}: vector {zero[0]} is zero and has no direction; drop it, or take "

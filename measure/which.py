@@ -4,21 +4,9 @@ import math
 import torch
 from scipy import stats
 
-from measure.neighbours import nearest
 from search import NORMAL
 
 NEIGHBOURS = 10   # whose mean distance tells how dense the training set is about an image
-
-
-def surroundings(train, k=NEIGHBOURS):
-    """L2 distance of each image to the nearest other, and its mean over the k nearest others: float64 [N].
-
-    Of fewer than k + 1 images the mean is over all others.
-    """
-    k = min(k, len(train) - 1)
-    # the first is the image itself, or a duplicate, at 0 as well
-    d = nearest(train, train, k + 1)[0].cpu().double().sqrt()
-    return d[:, 1], d[:, 1:].mean(1)
 
 
 def rank_correlation(a, b):
@@ -46,11 +34,6 @@ def drawn(hits, count):
     return count * (1 - one), math.sqrt(max(0.0, variance))
 
 
-def copies(verdict, index, count):
-    """How many memorized samples are nearest to each of `count` training images: int64 [count]."""
-    return torch.bincount(index[verdict, 0], minlength=count)
-
-
 def of_classes(counts, classes):
     """Copies an image in each class, as a list, and the p-value of Kruskal and Wallis; None of one class."""
     groups = [counts[classes == c].numpy() for c in classes.unique().tolist()]
@@ -60,26 +43,26 @@ def of_classes(counts, classes):
     return means, float(stats.kruskal(*groups).pvalue)
 
 
-def which(verdict, index, train, classes):
+def which(verdict, index, distances, classes):
     """Who is copied, for JSON.
 
-    verdict bool [Q] and index int64 [Q, K] as of `memorized`; train [N, ...], classes int64 [N]. Correlations
-    above 0 mean that isolated images are copied more, below 0 typical ones. The verdict itself asks for a
-    distant second nearest, which favours isolated images: `samples` has the correlations of the number of
-    samples, memorized or not, that are nearest to each image.
+    verdict bool [Q] and index int64 [Q, K] as of `memorized`; distances [N, K] of each training image to
+    itself and the nearest others, and classes int64 [N]. Correlations with the distance to the nearest other,
+    and with the mean over those K, are above 0 if isolated images are copied more, below 0 if typical ones
+    are. The verdict itself asks for a distant second nearest, which favours isolated images: `samples` has
+    the correlations of the number of samples, memorized or not, that are nearest to each image.
     """
-    own, density = surroundings(train)
-    counts = dict(copies=copies(verdict, index, len(train)),
-                  samples=torch.bincount(index[:, 0], minlength=len(train)))
-    hits, touched = int(verdict.sum()), int((counts["copies"] > 0).sum())
-    mean, deviation = drawn(hits, len(train))
+    copies, samples = (torch.bincount(nearest, minlength=len(distances))
+                       for nearest in (index[verdict, 0], index[:, 0]))
+    copied = int((copies > 0).sum())
+    mean, deviation = drawn(int(verdict.sum()), len(distances))
     half = NORMAL * deviation
-    found = dict(copied=touched, never=len(train) - touched, most_copies=int(counts["copies"].max()),
+    found = dict(copied=copied, never=len(distances) - copied, most_copies=int(copies.max()),
                  copied_if_uniform=mean,
-                 copied_if_uniform_95=[max(0.0, mean - half), min(len(train), mean + half)])
-    for name, count in counts.items():
-        for what, value in (("nearest", own), ("density", density)):
+                 copied_if_uniform_95=[max(0.0, mean - half), min(len(distances), mean + half)])
+    for name, count in (("copies", copies), ("samples", samples)):
+        for what, value in (("nearest", distances[:, 1]), ("density", distances[:, 1:].mean(1))):
             rho, interval = rank_correlation(count, value)
             found |= {f"{name}_{what}_correlation": rho, f"{name}_{what}_interval_95": interval}
-    found["class_copies"], found["class_p"] = of_classes(counts["copies"], classes)
+    found["class_copies"], found["class_p"] = of_classes(copies, classes)
     return found

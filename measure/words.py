@@ -5,7 +5,8 @@ SAID = 3.0   # deviations from which something is said: by chance one test in 37
 
 def beside(result):
     """Lines about those of held_out, quality, which and spurious that a result has."""
-    parts = dict(held_out=of_control, quality=of_quality, which=of_which, spurious=of_spurious)
+    parts = dict(held_out=of_control, quality=of_quality, which=of_which,
+                 spurious=lambda found: of_spurious(found, result["threshold"]))
     return [line for name, say in parts.items() if name in result for line in say(result[name])]
 
 
@@ -41,9 +42,12 @@ def of_control(found):
 def of_quality(found):
     titles = dict(training="samples against training images", held_out="samples against held-out images",
                   held_out_against_training="held-out against training images")
-    return [f"{titles[name]}: precision {q['precision']:.3f}, recall {q['recall']:.3f}, "
-            f"density {q['density']:.3f}, coverage {q['coverage']:.3f}, Frechet distance {q['frechet']:.4g}"
-            for name, q in found.items() if name in titles]
+    return [f"{titles[name]}: {of_scores(q)}" for name, q in found.items() if name in titles]
+
+
+def of_scores(q):
+    shares = (f"{name} {q[name]:.3f}" for name in ("precision", "recall", "density", "coverage"))
+    return f"{', '.join(shares)}, Frechet distance {q['frechet']:.4g}"
 
 
 def of_which(found):
@@ -62,6 +66,18 @@ def of_which(found):
     return lines
 
 
-def of_spurious(found):
-    return [f"{found['samples']} samples spurious, {percent(found, 'ratio', 'interval_95')}: no copies, but "
-            "as near to another sample as copies are to a training image"]
+def of_spurious(found, threshold):
+    return [f"{found['samples']} samples spurious, {percent(found, 'ratio', 'interval_95')}: not memorized, "
+            f"and another sample is under {threshold} of the distance to the nearest training image"]
+
+
+def of_snapshots(rows):
+    """A line for each snapshot, against held-out images where there are any."""
+    lines = []
+    for row in rows:
+        held = row.get("held_out")
+        against = "held-out" if held else "training"
+        under = held and f", {held['samples_under_threshold']:.2%} at {held['rate']:.0%} of false positives"
+        lines.append(f"{row['file']}: {row['ratio']:.2%} memorized{under or ''}; against {against} images "
+                     f"{of_scores(row['quality'][against.replace('-', '_')])}")
+    return "\n".join(lines)

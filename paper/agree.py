@@ -79,9 +79,12 @@ def agree(options):
         nearest.append(distances[:, 0])                               # [N], squared
         ratios.append(summary["ratio"])
     neither = data.outside(chosen[0], sets[0])
-    new = ~data.duplicates(torch.cat([sets[1].images, neither.images]))[len(sets[1]):]  # nor of the second
-    neither = data.Images(neither.images[new], neither.labels[new], neither.label_dim, [])
-    result = dict(other=str(Path(options.other).resolve()), ratios=ratios,
+    known = data.duplicates(torch.cat([sets[0].images, sets[1].images, neither.images]))
+    _, in_second, in_rest = known.split([len(D) for D in (*sets, neither)])
+    shared = int((in_second & ~data.duplicates(sets[1].images)).sum())
+    neither = data.Images(neither.images[~in_rest], neither.labels[~in_rest], neither.label_dim, [])
+    result = dict(other=str(Path(options.other).resolve()), training_images=[len(D) for D in sets],
+                  shared_training_images=shared, ratios=ratios,
                   samples=of_samples(*samples, *nearest), sigmas=compare.SIGMAS, denoisers={})
     for where, images in (("first", sets[0]), ("second", sets[1]), ("neither", neither)):
         if len(images):  # of a training set that takes all of its part, nothing is left
@@ -135,7 +138,12 @@ def in_words(path):
     """A comparison for people."""
     result = run.read_json(path)
     s, (low, high), (first, second) = result["samples"], result["samples"]["interval"], result["ratios"]
-    return "\n".join([
+    lines = []
+    if shared := result.get("shared_training_images"):  # files of older versions do not say
+        first_size, second_size = result["training_images"]
+        lines.append(f"{shared} images are in both training sets, of {first_size} and {second_size}: "
+                     "models that replay them agree as well; train on --part 1/2 and --part 2/2")
+    return "\n".join(lines + [
         f"{s['closer']} of {s['count']} pairs of a seed are closer than their training images: "
         f"{s['share']:.2%} (95% interval {low:.2%} to {high:.2%})",
         f"root mean square of a pixel, of 0 to 255: {s['rms_a_seed']:.1f} between samples of a seed, "

@@ -117,7 +117,7 @@ memorize 2 --samples digits --train digits --threshold nan | threshold
 memorize 2 --samples digits --train digits --threshold 1e-9 | threshold
 memorize 2 --samples digits | --train
 memorize 2 --samples digits --train digits --neighbours 1 | --neighbours 1
-memorize 2 --samples digits --train digits --distance cosine | --sample-features
+memorize 2 --samples digits --train digits --mirror --quality | leave out --mirror
 memorize 2 --samples digits --train digits --curve x.pdf | x.pdf
 memorize 2 --sample-features FILES/other.npz | both
 memorize 1 --samples digits --train digits --neighbours 5000 --device cpu | 5000 nearest of 1797

@@ -1,4 +1,5 @@
 """Two trained models beside each other: numbers of small cases that are known, and of two runs on halves."""
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -37,14 +38,29 @@ def test_two_runs_on_halves(halves, tmp_path):
         assert all(0 < a < b for a, b in zip(d["apart"], d["loss"]["first"]))
     s = result["samples"]
     assert s["rms_a_seed"] < s["rms_two_seeds"] and s["count"] == 70 and result["ratios"] == [0, 0]
+    assert (result["training_images"], result["shared_training_images"]) == ([20, 20], 0)
+    assert "in both" not in agree.in_words(path)
     before = path.read_bytes()
     assert agree.agree(options(halves)) == path and path.read_bytes() == before
     with pytest.raises(ValueError, match="another comparison .*draws"):
         agree.agree(options(halves, draws=41))
     o = options(halves, other=str(halves / "1"), out=str(tmp_path / "a.json"))
     itself = run.read_json(agree.agree(o))
+    assert itself["shared_training_images"] == 20
+    assert "20 images are in both training sets, of 20 and 20: " in agree.in_words(o.out)
     assert itself["samples"]["rms_a_seed"] == 0 and itself["samples"]["share"] == 1
     assert not any(d["apart"] != [0] * 16 for d in itself["denoisers"].values())
+
+
+def test_images_in_both_training_sets(halves, tmp_path):
+    images = data.load(data.Options(data="digits", n=20, part="1/2")).images.permute(0, 2, 3, 1).numpy()
+    images[15:] = 255 - images[15:]   # 15 are shared,
+    images[1] = images[0]             # 14 of them distinct
+    np.savez(tmp_path / "some.npz", images=images)
+    train.train(train.Options(**TRAINING | dict(data=str(tmp_path / "some.npz")), out=str(tmp_path / "run")))
+    path = agree.agree(options(halves, other=str(tmp_path / "run"), out=str(tmp_path / "a.json")))
+    assert run.read_json(path)["shared_training_images"] == 14
+    assert agree.in_words(path).startswith("14 images are in both training sets, of 20 and 20: ")
 
 
 def test_samples_of_known_distances():

@@ -49,6 +49,36 @@ def test_its_interval_holds_the_quantile():
     assert np.mean([low <= 0.01 <= high for low, high in intervals]) >= 0.95
 
 
+def test_the_shares_interval_holds_for_the_noise_of_both():
+    random, inside, width = np.random.RandomState(0), 0, []
+    for _ in range(600):
+        ratios = random.uniform(size=2000) ** 2
+        share, (low, high) = curve.share_at(0.01, ratios, random.uniform(size=500))
+        inside += low <= 0.01**0.5 <= high  # the share of squares below the true threshold, 0.01
+        assert low <= share <= high
+        width.append(high - low)
+    assert inside / 600 >= 0.95 and np.mean(width) < 0.15
+    # 300 of 1,000 samples under 0.5, where 99 of 100 held-out images lie: so few leave the lower end open
+    ratios = np.repeat([0.4, 0.9], [300, 700])
+    assert curve.share_at(0.01, ratios, np.array([0.3] + [0.5] * 99)) == (
+        0.3, [0, pytest.approx(stats.binomtest(300, 1000).proportion_ci(0.975).high)])
+
+
+def test_cells_of_huge_vectors_of_an_offset_and_of_mirrored_images(noise):
+    random = np.random.RandomState(0)
+    groups = random.randint(0, 4, 200)
+    x = torch.from_numpy(100.0 * np.eye(4)[groups] + random.standard_normal((200, 4)))
+    for factor, offset in ((1.0, 0.0), (1e300, 0.0), (1.0, 1e9)):  # float32 has neither 1e300 nor 1e9 + 1
+        first, again = curve.cells(x[:100] * factor + offset, *[x * factor + offset] * 2)
+        assert (first == again).all() and len(set(first)) > 4
+        assert all(len(set(groups[first == c])) == 1 for c in set(first))
+    images = torch.from_numpy(noise(300, 1, 8, 8))
+    plain, flipped = curve.cells(images[:100], images, images.flip(-1))
+    assert (plain != flipped).any()
+    plain, flipped = curve.cells(images[:100], images, images.flip(-1), mirror=True)
+    assert (plain == flipped).all() and len(set(plain)) == 10
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_z_u_by_every_pair_and_by_scipy(ties):
     random = np.random.RandomState(0)
@@ -87,20 +117,16 @@ def test_c_t_varies_by_chance_as_said():
     assert abs(np.mean(seen)) < 0.25 and 0.85 < np.std(seen) < 1.15
 
 
-def of(squares):
-    return is_memorized(squares), squares
-
-
 def test_control_tells_copies_from_new_images():
     images = data.load(data.Options(data="digits")).images
     train, held_out, new = images[:300], images[300:1000], images[1000:]
     copies = train[torch.arange(600) % 300] ^ 1
     squares = {name: neighbours.compared(x, train)[0]
                for name, x in (("held_out", held_out), ("new", new), ("copies", copies))}
-    found = {}
+    found, held = {}, squares["held_out"]
     for name, x in (("new", new), ("copies", copies)):
         cells = curve.cells(train, x, held_out)
-        found[name] = curve.control(*of(squares[name]), *of(squares["held_out"]), cells)
+        found[name] = curve.control(squares[name], is_memorized(held), held, cells)
     assert found["copies"]["z_u"] < -20 and found["copies"]["c_t"] < -8
     new = found["new"]
     assert abs(new["z_u"]) < 4 and abs(new["c_t"]) < 6 * new["c_t_deviation"]  # other writers
@@ -113,6 +139,6 @@ def test_real_photographs_in_halves(cifar10k):
     images = data.load(data.Options(data=cifar10k)).images
     train, held_out, new = images[:2000], images[2000:3000], images[3000:4000]
     a, b = (neighbours.compared(x, train)[0] for x in (new, held_out))
-    found = curve.control(*of(a), *of(b), curve.cells(train, new, held_out))
+    found = curve.control(a, is_memorized(b), b, curve.cells(train, new, held_out))
     assert found["memorized"] == 0 and abs(found["z_u"]) < 3
     assert abs(found["c_t"]) < 3 * found["c_t_deviation"]

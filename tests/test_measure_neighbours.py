@@ -1,4 +1,5 @@
 """The K nearest against all distances written out in float64, or in whole numbers."""
+
 import math
 
 import numpy as np
@@ -6,7 +7,6 @@ import pytest
 import torch
 
 from kernels import nearest_two
-from kernels.nearest import is_memorized
 from measure import neighbours
 
 
@@ -88,6 +88,22 @@ def test_mirrored_images_count_once(noise):
     assert index[0, 0] == 4 and squares[0, 0] == 0 and neighbours.compared(x, y)[0][0, 0] > 0
 
 
+def test_near_the_mean():
+    squares = torch.tensor([[4, 16, 36, 65], [4, 16, 36, 63], [0, 0, 0, 0], [0, 0, 0, 1]])
+    assert neighbours.near_the_mean(squares, (2, 5)).tolist() == [True, False, False, True]  # 2 of 5 +- .02
+    found = neighbours.near_the_mean(squares.double() ** 2, (1, 2))
+    d = squares.double()
+    assert found.tolist() == (d[:, 0] / d.mean(1) < 0.5).tolist()
+
+
+def test_too_few(noise):
+    x = torch.from_numpy(noise(5, 1, 4, 4))
+    for y in (x, x.flatten(1).float()):  # of fewer samples than processes some have none
+        assert [part.shape for part in neighbours.nearest(y[:0], y, 3)] == [(0, 3), (0, 3)]
+    with pytest.raises(ValueError, match="50 nearest of 5 images"):
+        neighbours.nearest(x, x, 50)
+
+
 def test_cosine_distances():
     x, y = (torch.nn.functional.normalize(vectors(n, 16, seed=n), dim=1) for n in (20, 90))
     x[0] = torch.nn.functional.normalize(y[8] + 1e-9 * y[9], dim=0)
@@ -109,20 +125,3 @@ def test_near_the_mean_in_whole_numbers():
     found = neighbours.near_the_mean(squares.double() ** 2, (1, 2))
     d = squares.double()
     assert found.tolist() == (d[:, 0] / d.mean(1) < 0.5).tolist()
-
-
-def test_samples_near_other_samples(noise):
-    train, x = torch.from_numpy(noise(20, 1, 8, 8)), torch.from_numpy(noise(9, 1, 8, 8, seed=1))
-    x[1], x[3], x[5] = x[0] ^ 1, train[2], train[2] ^ 1  # a pair of samples, and two copies of an image
-    squares = neighbours.compared(x, train)[0]
-    verdict = is_memorized(squares)
-    assert neighbours.near_other_samples(x, squares, verdict).tolist() == [True, True] + [False] * 7
-    assert verdict.tolist() == [i in (3, 5) for i in range(9)]
-
-
-def test_too_few(noise):
-    x = torch.from_numpy(noise(5, 1, 4, 4))
-    for y in (x, x.flatten(1).float()):  # of fewer samples than processes some have none
-        assert [part.shape for part in neighbours.nearest(y[:0], y, 3)] == [(0, 3), (0, 3)]
-    with pytest.raises(ValueError, match="50 nearest of 5 images"):
-        neighbours.nearest(x, x, 50)

@@ -20,8 +20,12 @@ def test_pairs_by_carlinis_ratio():
     images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 4, 4) * 50
     squares = torch.tensor([[16, 25, 10_000], [9, 10, 11]])  # 4/5 and 3/3.2; by the mean 4/36 and 3/3.2
     index = torch.tensor([[0, 1, 2], [3, 2, 1]])
-    sheet = sheets.pair_sheet(images[:2], images, squares, index, rows=1, neighbours=3)
-    assert sheet.getpixel((sheets.PAD + sheets.CELL // 2, 44 + sheets.CELL // 2)) == (0, 0, 0)  # the first
+    middle = sheets.HEAD + sheets.CELL // 2
+
+    def first(sheet):
+        return [sheet.getpixel((sheets.PAD + sheets.CELL // 2 + i * (sheets.CELL + sheets.PAD), middle))[0]
+                for i in range(7)]
+    sheet = sheets.pair_sheet(images[:2], images, squares, index, neighbours=3)
+    assert first(sheet) == [0, 0, 50, 50, 150, 100, 255]  # sample 0 and its nearest two, sample 1 and its
     squares[0, 1] = 17  # 4/4.12, no longer the smaller one by the second nearest
-    sheet = sheets.pair_sheet(images[:2], images, squares[:, :2], index, rows=1)
-    assert sheet.getpixel((sheets.PAD + sheets.CELL // 2, 44 + sheets.CELL // 2)) == (50, 50, 50)
+    assert first(sheets.pair_sheet(images[:2], images, squares[:, :2], index))[0] == 50

@@ -7,17 +7,7 @@ from scipy import stats
 import data
 from kernels import memorized
 from measure import which
-
-
-def test_surroundings(noise):
-    x = torch.from_numpy(noise(40, 1, 4, 4))
-    x[3] = x[9]
-    d = torch.cdist(x.flatten(1).double(), x.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist")
-    d = d.fill_diagonal_(float("inf")).sort(1).values
-    own, density = which.surroundings(x)
-    assert torch.allclose(own, d[:, 0]) and torch.allclose(density, d[:, :10].mean(1))
-    assert own[3] == own[9] == 0
-    assert torch.allclose(which.surroundings(x[:5])[0], which.surroundings(x[:5], k=1)[1])
+from measure.neighbours import compared
 
 
 def test_rank_correlation_and_its_interval():
@@ -52,19 +42,26 @@ def test_uniform_draws_touch_so_many():
     assert np.std(touched) == pytest.approx(deviation, rel=0.05)
 
 
+def around(train):
+    """Distances of training images to themselves and their ten nearest others."""
+    return compared(train, train, 11)[0].double().sqrt()
+
+
 def test_copies_of_isolated_images_and_of_a_class():
     images = data.load(data.Options(data="digits", n=200))
     train, classes = images.images, images.labels
-    own, _ = which.surroundings(train)
-    isolated = own.argsort(descending=True)[:40]
+    distances = around(train)
+    isolated = distances[:, 1].argsort(descending=True)[:40]
     samples = torch.cat([train[isolated].repeat(3, 1, 1, 1), train[:20]]) ^ 1
     verdict, _, index = memorized(samples, train)
-    found = which.which(verdict, index, train, classes)
-    counts = which.copies(verdict, index, 200)
+    found = which.which(verdict, index, distances, classes)
+    counts = torch.bincount(index[verdict, 0], minlength=200)
     assert int(counts.sum()) == int(verdict.sum()) and found["copied"] == int((counts > 0).sum())
     assert found["copied"] + found["never"] == 200 and found["most_copies"] == 4
     assert found["copies_nearest_interval_95"][0] > 0.5 and found["copies_density_correlation"] > 0.4
     assert found["copied"] < found["copied_if_uniform_95"][0]
+    rank = stats.spearmanr(counts, distances[:, 1:].mean(1)).statistic
+    assert found["copies_density_correlation"] == pytest.approx(rank)
     means = [float(counts[classes == c].double().mean()) for c in range(10)]
     assert found["class_copies"] == pytest.approx(means)
 
@@ -81,5 +78,5 @@ def test_classes():
 def test_no_copy_at_all(noise):
     train, x = torch.from_numpy(noise(20, 1, 8, 8)), torch.from_numpy(noise(9, 1, 8, 8, seed=1))
     verdict, _, index = memorized(x, train)
-    found = which.which(verdict, index, train, torch.zeros(20, dtype=torch.int64))
+    found = which.which(verdict, index, around(train), torch.zeros(20, dtype=torch.int64))
     assert (found["copied"], found["copied_if_uniform"], found["copies_nearest_correlation"]) == (0, 0, None)

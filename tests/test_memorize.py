@@ -19,7 +19,8 @@ import sample
 import search
 from conftest import ROOT
 from images import read
-from measure import sides
+from measure import sides, which
+from measure.neighbours import compared
 
 
 def options(samples, train, **given):
@@ -157,11 +158,16 @@ def test_run_directories(tmp_path):
 
 
 def test_the_largest_samples_of_the_last_weights_are_taken(tmp_path):
+    model = tmp_path / "model.safetensors"
     for name, size in (("samples-00000010.npz", 9), ("samples-0-4.npz", 5), ("samples-0-11.npz", 12)):
         np.savez(tmp_path / name, arr_0=np.zeros((size, 8, 8, 1), np.uint8), about="{}")
-        assert sides.samples_of_run(tmp_path) == str(tmp_path / name)  # each before those that were there
+        # each before those that were there
+        assert [file for _, file in sides.samples_of_run(tmp_path)] == [tmp_path / name]
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros((7, 8, 8, 1), np.uint8), about="{}")
-    assert sides.samples_of_run(tmp_path) == str(tmp_path / "samples-0-11.npz")
+    assert sides.samples_of_run(tmp_path) == [(model, tmp_path / "samples-0-11.npz")]
+    np.savez(tmp_path / "samples-00000005.npz", arr_0=np.zeros((7, 8, 8, 1), np.uint8), about="{}")
+    assert [file.name for _, file in sides.samples_of_run(tmp_path, every=True)] == [
+        "samples-00000005.npz", "samples-00000010.npz", "samples-0-11.npz"]
 
 
 def test_the_result_comes_first_and_the_table_in_utf8_whatever_the_names(tmp_path, write_images, noise):
@@ -225,6 +231,74 @@ def test_more_fields_for_who_asks_alone(tmp_path, write_images, noise):
         memorize.memorize(options(samples, train, out=out, mirror=True))
 
 
+def test_numbers_of_other_held_out_images_are_refused(tmp_path, write_images, noise):
+    samples, train = two_folders(tmp_path, write_images, noise)
+    held_out = [str(write_images(tmp_path / f"h{i}", noise(50, 8, 8, 3, seed=5 + i))) for i in range(2)]
+    given = dict(out=str(tmp_path / "X.json"))
+    memorize.memorize(options(samples, train, **given, held_out=held_out[0]))
+    found = memorize.memorize(options(samples, train, **given, held_out=held_out[0], quality=True))
+    for more in (dict(quality=True), dict(curve=str(tmp_path / "c.png")), {}):
+        with pytest.raises(ValueError, match="X.json holds another result .other held-out images.; choose"):
+            memorize.memorize(options(samples, train, **given, **more, held_out=held_out[1]))
+    assert run.read_json(tmp_path / "X.json") == json.loads(json.dumps(found))
+
+
+def test_what_else_is_asked_follows_mirror(tmp_path, write_images, noise):
+    x, y = noise(60, 8, 8, 3), noise(12, 8, 8, 3, seed=1)
+    y[6] = y[1][:, ::-1]       # without mirroring far from all others
+    x[:30] = y[np.arange(30) % 6][:, :, ::-1] ^ 1
+    samples, train = write_images(tmp_path / "x", x), write_images(tmp_path / "y", y)
+    held_out = write_images(tmp_path / "h", noise(40, 8, 8, 3))
+    given = dict(which=str(tmp_path / "w.png"), held_out=str(held_out))
+    plain, mirrored = (memorize.memorize(options(samples, train, mirror=mirror, **given))
+                       for mirror in (False, True))
+    assert (plain["which"]["copied"], mirrored["which"]["copied"]) == (1, 5)  # image 1 has a twin then
+    own = compared(*[torch.from_numpy(y).permute(0, 3, 1, 2)] * 2, mirror=True)[0][:, 1]
+    expected = which.rank_correlation(torch.tensor([5, 0, 5, 5, 5, 5] + [0] * 6), own)[0]
+    assert mirrored["which"]["copies_nearest_correlation"] == pytest.approx(expected)
+
+
+def test_spurious_samples(tmp_path, write_images, noise):
+    train, x = noise(20, 8, 8), noise(9, 8, 8, seed=1)
+    x[1], x[3], x[5] = x[0] ^ 1, train[2], train[2] ^ 1  # a pair of samples, and two copies of an image
+    samples, train = (write_images(tmp_path / name, images[..., None])
+                      for name, images in (("x", x), ("y", train)))
+    for more, threshold in (({}, "1/3"), (dict(neighbours=10, threshold="1/2"), "1/2")):
+        found = memorize.memorize(options(samples, train, spurious=True, **more))
+        assert found["memorized"] == found["spurious"]["samples"] == 2
+        assert f"2 samples spurious, 22.22% (6.32% to 54.74%): not memorized, and another sample is under " \
+               f"{threshold} of the distance to the nearest training image" in memorize.report(found)
+
+
+def test_every_snapshot_of_a_run(tmp_path):
+    import train
+    out = tmp_path / "run"
+    train.train(train.Options(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=4,
+                              learning_rate=0.01, warmup_steps=0, ema_halflife=1, snapshots=2, out=str(out),
+                              device="cpu"))
+    with pytest.raises(ValueError, match="has no samples yet"):
+        memorize.memorize(options(out, out, snapshots=True))
+    with pytest.raises(ValueError, match="--samples digits is none"):
+        memorize.memorize(options("digits", out, snapshots=True))
+    for weights in (out, out / "snapshot-00000002.safetensors"):
+        sample.sample(sample.Options(run=str(weights), seeds="0-7", device="cpu"))
+    found = memorize.memorize(options(out, out, held_out="rest", snapshots=True))
+    again = memorize.memorize(options(out, out, held_out="rest", snapshots=True))
+    assert run.read_json(out / "snapshots.json") == again == json.loads(json.dumps(found))
+    early, last = found["snapshots"]
+    assert memorize.report(found).splitlines()[1].startswith("samples.npz: 0.00% memorized, ")
+    assert [(row["step"], row["file"]) for row in found["snapshots"]] == [
+        (2, "samples-00000002.npz"), (4, "samples.npz")]
+    alone = memorize.memorize(options(out, out, held_out="rest", quality=True))
+    for name in ("samples", "ratio", "interval_95", "mean_distance", "held_out", "quality"):
+        assert last[name] == alone[name]
+    assert early["quality"]["held_out_against_training"] == last["quality"]["held_out_against_training"]
+    assert early["mean_distance"] != last["mean_distance"]
+    assert Image.open(out / "snapshots.png").width > 800
+    with pytest.raises(ValueError, match="snapshots.json holds another result .held_out_sha256"):
+        memorize.memorize(options(out, out, snapshots=True))
+
+
 def test_carlinis_ratio_and_mirrored_images(tmp_path, write_images, noise):
     samples, train = two_folders(tmp_path, write_images, noise)
     found = memorize.memorize(options(samples, train, neighbours=20, threshold="1/2",
@@ -253,12 +327,14 @@ def test_vectors_get_the_same_verdicts(tmp_path, write_images, noise):
     for name in ("memorized", "copied_training_images", "pixel_exact_copies", "mean_distance"):
         assert found[name] == pytest.approx(pixels[name])
     assert "vectors of 192" in memorize.report(found) and "in every value" in memorize.report(found)
+    more = memorize.memorize(options(samples, train, **files, pairs=str(tmp_path / "p.png"),
+                                     held_out=files["train_features"], out=str(tmp_path / "X.json")))
+    assert more["memorized"] == 6 and more["held_out"]["training_copies"] == 30
+    assert Image.open(tmp_path / "p.png").mode == "RGB"
     cosine = memorize.memorize(options(samples, train, **files, distance="cosine",
-                                       pairs=str(tmp_path / "p.png"),
-                                       held_out_features=files["train_features"]))
+                                       held_out=files["train_features"]))
     assert cosine["memorized"] == 6 and cosine["held_out"]["training_copies"] == 30
     assert "mean cosine distance to the nearest" in memorize.report(cosine)
-    assert Image.open(tmp_path / "p.png").mode == "RGB"
 
 
 VECTORS = dict(sample_features="a.npz", train_features="b.npz")
@@ -268,14 +344,15 @@ VECTORS = dict(sample_features="a.npz", train_features="b.npz")
     (dict(neighbours=1), "--neighbours 1: give 2 or more"), (dict(neighbours=-5), "--neighbours -5"),
     (dict(curve="x.pdf"), "--curve x.pdf is drawn as PNG"), (dict(which="x.jpg"), "--which x.jpg"),
     (dict(sample_features="x"), "give both"), (dict(train_features="x"), "give both"),
-    (dict(held_out_features="x"), "give --sample-features"),
-    (dict(distance="cosine"), "give --sample-features"),
-    (VECTORS | dict(mirror=True), "--mirror is for images"),
-    (VECTORS | dict(held_out="rest"), "give their vectors, --held-out-features"),
+    (VECTORS | dict(mirror=True), "--mirror is for images"), (dict(distance="cosine"), "is for vectors"),
+    (VECTORS | dict(distance="cosine", quality=True), "--quality is of L2"),
     (VECTORS | dict(samples="", which="x.png"), "--pairs and --which draw images; give these too"),
     (dict(samples=""), "--samples is needed"), (dict(pairs="x.jpg"), "--pairs x.jpg is drawn as PNG"),
     (dict(train=""), "--train is needed"), (dict(threshold="4/3"), "4/3"),
-    (dict(pair_rows=0), "pair-rows")])
+    (dict(mirror=True, quality=True), "leave out --mirror"),
+    (dict(mirror=True, snapshots=True), "leave out --mirror"),
+    (dict(snapshots=True, curve="x.png"), "--which and --spurious are of one"),
+    (VECTORS | dict(snapshots=True), "--snapshots takes many")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
         memorize.Options(**{**dict(samples="a", train="b"), **given})

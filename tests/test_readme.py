@@ -33,6 +33,8 @@ def check(words):
         for line in made.stdout.replace("\\\n", " ").splitlines():
             if re.match(r"python (-m paper\.)?\w+(\.py)? --", line):
                 check(shlex.split(line.replace("$FLAGS", "").split(" > ")[0]))
+    elif words[0] == "for":  # name in ...; do command; done
+        check([word.rstrip(";") for word in words[words.index("do") + 1:-1]])
     elif words[0] == "python":
         name = words.pop(2) if words[1] == "-m" else words[1].removesuffix(".py").replace("/", ".")
         run.parse(importlib.import_module(name).Options, words[2:])
@@ -51,7 +53,7 @@ def test_every_command_parses(page):
 @pytest.mark.parametrize("line", [
     "make emn", "make emm WDITH=256", "make emm FLAGS=--wdith 2", "python train.py --wdith 256",
     "python -m paper.experiments --name wdith", "torchrun --standalone -- train.py --wdith 256",
-    "pip install torch"])
+    "for f in a b; do python sample.py --rnu $f; done", "pip install torch"])
 def test_commands_with_a_typing_error_are_found(line):
     with pytest.raises((SystemExit, AssertionError)):
         check(shlex.split(line))
