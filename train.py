@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import objectives
 import parallel
 import run
 import unet
@@ -41,7 +42,13 @@ class Options(data.Options):
     out: str = option("runs/train", "run directory", recorded=False)
     # model
     arch: str = option("ddpmpp", "network", tuple(unet.ARCHITECTURES))
-    precond: str = option("vp", "preconditioning and the loss that goes with it", unet.PRECONDITIONINGS)
+    precond: str = option("vp", "preconditioning and the loss that goes with it", objectives.PRECONDITIONINGS)
+    predict: str | None = option(
+        None, "noise, image or velocity: what the network predicts; none means as published with --precond")
+    loss_weight: str = option(
+        "published", "weight of a noise level in the loss; min-snr is min(1 / sigma^2, 5)",
+        objectives.LOSS_WEIGHTS)
+    loss: str = option("l2", "error of an image; huber is pseudo-Huber", objectives.LOSSES)
     width: int = option(128, "channels of the first convolution")
     blocks: int = option(2, "residual blocks a resolution (the paper's depth)")
     channel_mult: tuple[int, ...] = option((2, 2, 2), "channels of each level, in units of the width")
@@ -95,6 +102,7 @@ class Options(data.Options):
         super().__post_init__()
         if self.epochs > MOST_STEPS or (self.steps or 0) > MOST_STEPS:
             raise ValueError(f"--epochs {self.epochs}, --steps {self.steps}: at most {MOST_STEPS:,}")
+        objectives.Objective(self.precond, self.predict, self.loss_weight, self.loss)
         least_values = dict(
             steps=1, steps_min=0, epochs=0, warmup_epochs=0, warmup_steps=0,
             batch=1, batch_device=0, learning_rate=0, weight_decay=0,

@@ -10,6 +10,7 @@ published weights load as they are. DDPM++ and NCSN++ share one U-Net and differ
     loss = D.loss(y, sigma, noise)       # [B]
 """
 import contextlib
+import dataclasses
 import math
 import warnings
 
@@ -18,11 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from kernels import layers
+from objectives import Objective
 
 ARCHITECTURES = dict(
     ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1), embedding="positional"),
     ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1), embedding="fourier"))
-PRECONDITIONINGS = ("vp", "ve", "edm")
 EMBEDDINGS = ("positional", "fourier")
 PRECISIONS = ("fp32", "tf32", "bf16")
 PRECISION_CHOICES = ("auto", *PRECISIONS)  # of --precision: see `precision_on`
@@ -35,10 +36,6 @@ EMBEDDING_MULT = 4     # width of the time embedding, in units of `width`
 SKIP_SCALE = 0.5**0.5  # of the sum of a block and its input: keeps the variance
 NORM_EPS = 1e-6
 SMALL_GAIN = 1e-5      # initial scale of each residual branch's last layer: blocks start near the identity
-
-VP_BETA_D, VP_BETA_MIN, VP_EPSILON_T, VP_STEPS = 19.9, 0.1, 1e-5, 1000
-VE_SIGMA_MIN, VE_SIGMA_MAX = 0.02, 100.0
-EDM_SIGMA_DATA, EDM_P_MEAN, EDM_P_STD = 0.5, -1.2, 1.2
 
 
 class Linear(nn.Module):
@@ -247,7 +244,7 @@ class Denoiser(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), the preconditioned U-Net (EDM, table 1).
 
     arch              "ddpmpp" or "ncsnpp"
-    precond           "vp", "ve" or "edm": preconditioning, loss weight and noise levels of training
+    precond           "vp", "ve", "edm" or "flow": preconditioning, loss weight and noise levels of training
     img_resolution    pixels a side, divisible by 2^(levels - 1)
     img_channels      1 (grey) or 3
     label_dim         number of labels, 0 for an unconditional model
@@ -259,20 +256,21 @@ class Denoiser(nn.Module):
     skip_connections  0/1 mask in encoder order, (blocks + 1) a level; a 0 replaces that skip by zeros
     dropout           probability, in training mode
     generator         draws the initial weights (torch's default generator if None)
+    predict, loss_weight, loss    as in objectives.Objective
 
     Raises ValueError, naming the value and the rule, for what cannot be built.
     """
 
     def __init__(self, arch, precond, img_resolution, img_channels, label_dim=0, width=128, blocks=2,
                  channel_mult=(2, 2, 2), attn_resolutions=None, embedding=None, skip_connections=None,
-                 dropout=0.13, generator=None):
+                 dropout=0.13, generator=None, predict=None, loss_weight="published", loss="l2"):
         super().__init__()
+        self.objective = Objective(precond, predict, loss_weight, loss)
         embedding = embedding or ARCHITECTURES.get(arch, {}).get("embedding")
         attn_resolutions = [img_resolution // 2] if attn_resolutions is None else list(attn_resolutions)
         skips = (blocks + 1) * len(channel_mult)
         skip_connections = [1] * skips if skip_connections is None else [int(s) for s in skip_connections]
-        choices = (arch, tuple(ARCHITECTURES)), (precond, PRECONDITIONINGS), (embedding, EMBEDDINGS)
-        for value, allowed in choices:
+        for value, allowed in ((arch, tuple(ARCHITECTURES)), (embedding, EMBEDDINGS)):
             if value not in allowed:
                 raise ValueError(f"{value!r} is unknown; choose one of {', '.join(allowed)}")
         if not channel_mult or min(channel_mult) < 1 or not 1 <= blocks <= MAX_BLOCKS:
@@ -297,23 +295,19 @@ class Denoiser(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} is not in [0, 1)")
         self.config = dict(
-            arch=arch, precond=precond, img_resolution=img_resolution, img_channels=img_channels,
-            label_dim=label_dim, width=width, blocks=blocks, channel_mult=list(channel_mult),
+            dataclasses.asdict(self.objective), arch=arch, img_resolution=img_resolution,
+            img_channels=img_channels, label_dim=label_dim, width=width, blocks=blocks,
+            channel_mult=list(channel_mult),
             attn_resolutions=attn_resolutions, embedding=embedding, skip_connections=skip_connections,
             dropout=dropout)
-        self.precond, self.precision, self.layout = precond, "fp32", torch.contiguous_format
+        self.precision, self.layout = "fp32", torch.contiguous_format
         parameters = sum(math.prod(shape) for shape in shapes(self.config).values())
         if parameters > MAX_PARAMETERS:
             raise ValueError(f"a network of {parameters:,} parameters; at most {MAX_PARAMETERS:,}: "
                              f"lower width={width} or blocks={blocks}")
-        self.model = UNet(**{key: value for key, value in self.config.items() if key != "precond"})
+        self.model = network(self.config)
         self.initialize(generator)
-        if precond == "vp":
-            self.sigma_min, self.sigma_max = (float(vp_sigma(torch.tensor(t))) for t in (VP_EPSILON_T, 1.0))
-        elif precond == "ve":
-            self.sigma_min, self.sigma_max = VE_SIGMA_MIN, VE_SIGMA_MAX
-        else:
-            self.sigma_min, self.sigma_max = 0.0, math.inf
+        self.sigma_min, self.sigma_max = self.objective.sigma_range()
 
     def use(self, precision):
         """From now on evaluate the network, but not its weights, preconditioning and loss, in this precision.
@@ -362,15 +356,7 @@ class Denoiser(nn.Module):
         dtype = torch.promote_types(self.model.map_layer0.weight.dtype, torch.float32)
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, device=x.device).to(dtype).reshape(-1, 1, 1, 1)
-        if self.precond == "vp":
-            c_skip, c_out, c_in = 1, -sigma, 1 / (sigma**2 + 1).sqrt()
-            c_noise = (VP_STEPS - 1) * vp_sigma_inverse(sigma)
-        elif self.precond == "ve":
-            c_skip, c_out, c_in, c_noise = 1, sigma, 1, (0.5 * sigma).log()
-        else:
-            total = sigma**2 + EDM_SIGMA_DATA**2
-            c_skip, c_out = EDM_SIGMA_DATA**2 / total, sigma * EDM_SIGMA_DATA / total.sqrt()
-            c_in, c_noise = 1 / total.sqrt(), sigma.log() / 4
+        c_skip, c_out, c_in, c_noise = self.objective.coefficients(sigma)
         c_noise = c_noise.flatten()
         low = self.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16) if low else contextlib.nullcontext():
@@ -385,22 +371,16 @@ class Denoiser(nn.Module):
                    for name, layer in layers_of for p in layer.parameters())
 
     def loss(self, y, sigma, noise, labels=None):
-        """Denoising loss of each image [B]: weight(sigma) * |D(y + sigma noise; sigma) - y|^2 over pixels.
+        """Denoising loss of each image [B]: as published, weight(sigma) * |D(y + sigma noise; sigma) - y|^2.
 
         y [B, C, H, W] in [-1, 1], sigma [B], noise a unit normal like y (paper, eq. 2; EDM, eq. 8).
         """
         s = sigma.reshape(-1, 1, 1, 1)
-        weight = 1 / sigma**2 + (1 / EDM_SIGMA_DATA**2 if self.precond == "edm" else 0)
-        return weight * (self(y + s * noise, sigma, labels) - y).square().flatten(1).sum(1)
+        return self.objective.measure(self(y + s * noise, sigma, labels) - y, sigma)
 
     def training_sigma(self, count, generator=None, device=None):
         """Noise levels [count] drawn as this preconditioning is trained with."""
-        if self.precond == "edm":
-            z = torch.randn(count, generator=generator, device=device)
-            return (z * EDM_P_STD + EDM_P_MEAN).exp()
-        u = torch.rand(count, generator=generator, device=device)
-        return vp_sigma(1 + u * (VP_EPSILON_T - 1)) if self.precond == "vp" \
-            else VE_SIGMA_MIN * (VE_SIGMA_MAX / VE_SIGMA_MIN) ** u
+        return self.objective.training_sigma(count, generator, device)
 
 
 def precision_on(device, precision="auto"):
@@ -423,20 +403,18 @@ def build(options, D, generator=None):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
     return Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim,
                     options.width, options.blocks, options.channel_mult, options.attn_resolutions,
-                    options.embedding, options.skip_connections, options.dropout, generator)
+                    options.embedding, options.skip_connections, options.dropout, generator,
+                    options.predict, options.loss_weight, options.loss)
 
 
-def vp_sigma(t):
-    """sigma(t) of the VP process. exp(.) - 1, not expm1: in float32 these are the published noise levels."""
-    return ((0.5 * VP_BETA_D * t**2 + VP_BETA_MIN * t).exp() - 1).sqrt()
-
-
-def vp_sigma_inverse(sigma):
-    return ((VP_BETA_MIN**2 + 2 * VP_BETA_D * (1 + sigma**2).log()).sqrt() - VP_BETA_MIN) / VP_BETA_D
+def network(config):
+    """The network F of a Denoiser's config, with weights of no value yet."""
+    objective = {field.name for field in dataclasses.fields(Objective)}
+    return UNet(**{key: value for key, value in config.items() if key not in objective})
 
 
 def shapes(config):
     """The shape of every tensor of the U-Net of a Denoiser's config, without the memory that they take."""
     with torch.device("meta"):
-        net = UNet(**{key: value for key, value in config.items() if key != "precond"})
+        net = network(config)
     return {name: tuple(t.shape) for name, t in net.state_dict().items()}

@@ -8,6 +8,7 @@ import torch
 
 import checkpoint
 import data
+import objectives
 import steps
 import train
 import unet
@@ -83,7 +84,7 @@ def one_step(given):
     return loss, before, after, gradients, ema, one.options
 
 
-@pytest.mark.parametrize("precond", unet.PRECONDITIONINGS)
+@pytest.mark.parametrize("precond", objectives.PRECONDITIONINGS)
 @pytest.mark.parametrize("labels", ["none", "unique"])
 def test_gradient_accumulation_changes_nothing(precond, labels):
     whole, parts = (one_step(dict(precond=precond, labels=labels, dropout=0.0, batch_device=part))
