@@ -49,8 +49,9 @@ class Options(data.Options):
         "published", "weight of a noise level in the loss; min-snr is min(1 / sigma^2, 5)",
         objectives.LOSS_WEIGHTS)
     loss: str = option("l2", "error of an image; huber is pseudo-Huber", objectives.LOSSES)
-    width: int = option(128, "channels of the first convolution")
-    blocks: int = option(2, "residual blocks a resolution (the paper's depth)")
+    width: int = option(128, "channels of the first convolution; of a token of dit")
+    blocks: int = option(2, "residual blocks a resolution (the paper's depth); all blocks of dit")
+    patch: int = option(2, "pixels a side of a token of dit")
     channel_mult: tuple[int, ...] = option((2, 2, 2), "channels of each level, in units of the width")
     attn_resolutions: tuple[int, ...] | None = option(
         None, "resolutions with attention, or none; half of the images' if not given", none=())
@@ -102,6 +103,12 @@ class Options(data.Options):
         super().__post_init__()
         if self.epochs > MOST_STEPS or (self.steps or 0) > MOST_STEPS:
             raise ValueError(f"--epochs {self.epochs}, --steps {self.steps}: at most {MOST_STEPS:,}")
+        absent = ("patch",) if self.arch != "dit" else (
+            "channel_mult", "attn_resolutions", "embedding", "skip_connections")
+        for name in absent:
+            if getattr(self, name) != getattr(Options, name):
+                raise ValueError(f"--{name.replace('_', '-')} is nothing that --arch {self.arch} has; "
+                                 "leave it out")
         objectives.Objective(self.precond, self.predict, self.loss_weight, self.loss)
         least_values = dict(
             steps=1, steps_min=0, epochs=0, warmup_epochs=0, warmup_steps=0,

@@ -18,12 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dit import DiT
 from kernels import layers
 from objectives import Objective
 
 ARCHITECTURES = dict(
     ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1), embedding="positional"),
-    ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1), embedding="fourier"))
+    ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1), embedding="fourier"),
+    dit=dict(embedding="positional"))  # no U-Net, but the transformer of dit.py
 EMBEDDINGS = ("positional", "fourier")
 PRECISIONS = ("fp32", "tf32", "bf16")
 PRECISION_CHOICES = ("auto", *PRECISIONS)  # of --precision: see `precision_on`
@@ -201,6 +203,19 @@ class UNet(nn.Module):
         self.dec[f"{r}x{r}_aux_norm"] = GroupNorm(c)
         self.dec[f"{r}x{r}_aux_conv"] = Conv2d(c, img_channels, 3, gain=SMALL_GAIN)
 
+    @torch.no_grad()
+    def initialize(self, generator=None):
+        """Draw the weights as published: Xavier uniform times a gain, biases 0, frequencies 16 * normal."""
+        for module in self.modules():
+            if isinstance(module, (Linear, Conv2d)):
+                fan_out, fan_in = module.weight.shape[:2]
+                kernel = module.weight[0, 0].numel()
+                bound = module.gain * math.sqrt(6 / ((fan_in + fan_out) * kernel))
+                module.weight.uniform_(-bound, bound, generator=generator)
+                module.bias.zero_()
+            elif isinstance(module, FourierFrequencies):
+                module.freqs.normal_(generator=generator).mul_(16)
+
     def embed(self, c_noise, labels):
         """The time (and label) embedding [B, 4 width] of noise levels c_noise [B] and labels [B] or None.
 
@@ -239,17 +254,24 @@ class UNet(nn.Module):
                 x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
         return x
 
+    def flops(self):
+        """About the FLOPs of one evaluation of an image: each weight meets each pixel of its level."""
+        layers_of = [*self.enc.items(), *self.dec.items()]
+        # names begin with the resolution, such as 32x32_conv
+        return sum(2 * p.numel() * int(name.split("x")[0])**2
+                   for name, layer in layers_of for p in layer.parameters())
+
 
 class Denoiser(nn.Module):
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), the preconditioned U-Net (EDM, table 1).
+    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), a preconditioned network F (EDM, table 1).
 
-    arch              "ddpmpp" or "ncsnpp"
+    arch              "ddpmpp" or "ncsnpp", U-Nets, or "dit", which has no use for what is said of levels
     precond           "vp", "ve", "edm" or "flow": preconditioning, loss weight and noise levels of training
     img_resolution    pixels a side, divisible by 2^(levels - 1)
     img_channels      1 (grey) or 3
     label_dim         number of labels, 0 for an unconditional model
-    width             channels of the first convolution, a multiple of 4
-    blocks            residual blocks a resolution (the decoder has one more)
+    width             channels of the first convolution, or of a token; a multiple of 4
+    blocks            residual blocks a resolution (the decoder has one more), or of the transformer
     channel_mult      channels of each level in units of `width`; its length is the number of levels
     attn_resolutions  resolutions with self-attention; none of them by default means half of img_resolution
     embedding         "positional" or "fourier"; by default what arch was published with
@@ -257,15 +279,19 @@ class Denoiser(nn.Module):
     dropout           probability, in training mode
     generator         draws the initial weights (torch's default generator if None)
     predict, loss_weight, loss    as in objectives.Objective
+    patch             pixels a side of a token of "dit"
 
     Raises ValueError, naming the value and the rule, for what cannot be built.
     """
 
     def __init__(self, arch, precond, img_resolution, img_channels, label_dim=0, width=128, blocks=2,
                  channel_mult=(2, 2, 2), attn_resolutions=None, embedding=None, skip_connections=None,
-                 dropout=0.13, generator=None, predict=None, loss_weight="published", loss="l2"):
+                 dropout=0.13, generator=None, predict=None, loss_weight="published", loss="l2",
+                 patch=2):
         super().__init__()
         self.objective = Objective(precond, predict, loss_weight, loss)
+        if arch == "dit":
+            channel_mult, attn_resolutions, embedding, skip_connections = (1,), (), None, None
         embedding = embedding or ARCHITECTURES.get(arch, {}).get("embedding")
         attn_resolutions = [img_resolution // 2] if attn_resolutions is None else list(attn_resolutions)
         skips = (blocks + 1) * len(channel_mult)
@@ -283,7 +309,7 @@ class Denoiser(nn.Module):
         if img_channels < 1 or label_dim < 0:
             raise ValueError(f"img_channels={img_channels}, label_dim={label_dim}: need 1 and 0 or more")
         if width < 4 or width % 4:
-            raise ValueError(f"width={width} is not a multiple of 4, as its norms need")
+            raise ValueError(f"width={width} is not a multiple of 4, as norms and positions need")
         if width * max(channel_mult) > MAX_CHANNELS:
             raise ValueError(f"width={width} times {max(channel_mult)} is more than {MAX_CHANNELS} channels; "
                              "lower one of them")
@@ -296,17 +322,17 @@ class Denoiser(nn.Module):
             raise ValueError(f"dropout={dropout} is not in [0, 1)")
         self.config = dict(
             dataclasses.asdict(self.objective), arch=arch, img_resolution=img_resolution,
-            img_channels=img_channels, label_dim=label_dim, width=width, blocks=blocks,
-            channel_mult=list(channel_mult),
-            attn_resolutions=attn_resolutions, embedding=embedding, skip_connections=skip_connections,
-            dropout=dropout)
+            img_channels=img_channels, label_dim=label_dim, width=width, blocks=blocks, dropout=dropout)
+        self.config |= dict(patch=patch) if arch == "dit" else dict(
+            channel_mult=list(channel_mult), attn_resolutions=attn_resolutions, embedding=embedding,
+            skip_connections=skip_connections)
         self.precision, self.layout = "fp32", torch.contiguous_format
         parameters = sum(math.prod(shape) for shape in shapes(self.config).values())
         if parameters > MAX_PARAMETERS:
             raise ValueError(f"a network of {parameters:,} parameters; at most {MAX_PARAMETERS:,}: "
                              f"lower width={width} or blocks={blocks}")
         self.model = network(self.config)
-        self.initialize(generator)
+        self.model.initialize(generator)
         self.sigma_min, self.sigma_max = self.objective.sigma_range()
 
     def use(self, precision):
@@ -334,19 +360,6 @@ class Denoiser(nn.Module):
         self.precision = precision
         return self.to(memory_format=self.layout)
 
-    @torch.no_grad()
-    def initialize(self, generator=None):
-        """Draw the weights as published: Xavier uniform times a gain, biases 0, frequencies 16 * normal."""
-        for module in self.modules():
-            if isinstance(module, (Linear, Conv2d)):
-                fan_out, fan_in = module.weight.shape[:2]
-                kernel = module.weight[0, 0].numel()
-                bound = module.gain * math.sqrt(6 / ((fan_in + fan_out) * kernel))
-                module.weight.uniform_(-bound, bound, generator=generator)
-                module.bias.zero_()
-            elif isinstance(module, FourierFrequencies):
-                module.freqs.normal_(generator=generator).mul_(16)
-
     def forward(self, x, sigma, labels=None):
         """The denoised image [B, C, H, W] of x at noise level sigma: float32, or float64 after D.double().
 
@@ -364,11 +377,8 @@ class Denoiser(nn.Module):
         return c_skip * x + c_out * F_x.to(dtype)
 
     def flops(self):
-        """About the FLOPs of one evaluation of an image: each weight meets each pixel of its level."""
-        layers_of = [*self.model.enc.items(), *self.model.dec.items()]
-        # names begin with the resolution, such as 32x32_conv
-        return sum(2 * p.numel() * int(name.split("x")[0])**2
-                   for name, layer in layers_of for p in layer.parameters())
+        """About the FLOPs of one evaluation of an image."""
+        return self.model.flops()
 
     def loss(self, y, sigma, noise, labels=None):
         """Denoising loss of each image [B]: as published, weight(sigma) * |D(y + sigma noise; sigma) - y|^2.
@@ -404,17 +414,21 @@ def build(options, D, generator=None):
     return Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim,
                     options.width, options.blocks, options.channel_mult, options.attn_resolutions,
                     options.embedding, options.skip_connections, options.dropout, generator,
-                    options.predict, options.loss_weight, options.loss)
+                    options.predict, options.loss_weight, options.loss, options.patch)
 
 
 def network(config):
     """The network F of a Denoiser's config, with weights of no value yet."""
     objective = {field.name for field in dataclasses.fields(Objective)}
-    return UNet(**{key: value for key, value in config.items() if key not in objective})
+    own = {key: value for key, value in config.items() if key not in objective}
+    if own["arch"] == "dit":
+        del own["arch"]
+        return DiT(**own)
+    return UNet(**own)
 
 
 def shapes(config):
-    """The shape of every tensor of the U-Net of a Denoiser's config, without the memory that they take."""
+    """The shape of every tensor of the network of a Denoiser's config, without the memory that they take."""
     with torch.device("meta"):
         net = network(config)
     return {name: tuple(t.shape) for name, t in net.state_dict().items()}
