@@ -100,6 +100,11 @@ class DiT(nn.Module):
         x = self.last(modulated(x, *self.affine(embedding)[:, None].chunk(2, dim=2)))
         return x.view(form).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
+    def matrices(self):
+        """The weights that Muon takes: those that read no image or label, and write no image."""
+        return [p for name, p in self.named_parameters() if p.ndim > 1
+                and not name.startswith(("first", "last", "map_label"))]
+
     def flops(self):
         """FLOPs of one evaluation of an image, without its embedding: weights and tokens meet each token."""
         tokens, width = self.position.shape

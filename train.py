@@ -70,11 +70,13 @@ class Options(data.Options):
     batch: int = option(512, "images a step")
     batch_device: int = option(0, "images at once, to save memory (gradients add up); 0 means the batch, "
                                   "on a GPU as many as fit")
-    optimizer: str = option("adam", "optimizer", ("adam", "sgd"))
+    optimizer: str = option(
+        "adam", "muon is for the matrices inside the network, with adam for the rest, at one rate",
+        ("adam", "sgd", "muon"))
     learning_rate: float = option(2e-4, "learning rate after the warm-up")
-    momentum: float = option(0.9, "momentum of sgd; beta1 of adam")
+    momentum: float = option(0.9, "momentum of sgd and of muon; beta1 of adam")
     beta2: float = option(0.999, "beta2 of adam")
-    weight_decay: float = option(0.0, "L2 penalty added to the gradient")
+    weight_decay: float = option(0.0, "L2 penalty added to the gradient; of muon, apart from it")
     ema_halflife: float = option(500_000 / EMA_IMAGES_A_STEP, "half-life of the averaged weights in steps")
     ema_rampup_epochs: float = option(200, "the half-life rises linearly over this many epochs")
     ema_rampup_steps: int | None = option(None, "or over this many steps")
@@ -217,7 +219,7 @@ def take_steps(options, D, held_out, net, files, about):
     net.train()
     parameters = dict(net.model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = Optimizer(options, list(parameters.values()))
+    optimizer = Optimizer(options, list(parameters.values()), net.model.matrices())
     step, seconds = checkpoint.load_state(files.state, net, ema, optimizer, about, run.defaults(Options))
     labels = D.labels.to(device) if D.label_dim else None
     work = Work(options, net, ema, optimizer, D.images.to(device), labels, D.shown)

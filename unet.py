@@ -160,7 +160,7 @@ class UNet(nn.Module):
                  attn_resolutions, embedding, skip_connections, dropout):
         super().__init__()
         form = ARCHITECTURES[arch]
-        self.skip_connections, self.label_dim = skip_connections, label_dim
+        self.skip_connections, self.label_dim, self.img_channels = skip_connections, label_dim, img_channels
         noise_channels, embedding_channels = width * form["noise_mult"], width * EMBEDDING_MULT
         self.noise_channels = noise_channels
         self.map_noise = FourierFrequencies(noise_channels) if embedding == "fourier" else None
@@ -253,6 +253,11 @@ class UNet(nn.Module):
             else:
                 x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
         return x
+
+    def matrices(self):
+        """The weights that Muon takes: those that read no image or label, and write no image."""
+        return [p for name, p in self.named_parameters() if p.ndim > 1
+                and self.img_channels not in p.shape[:2] and not name.startswith("map_label")]
 
     def flops(self):
         """About the FLOPs of one evaluation of an image: each weight meets each pixel of its level."""
