@@ -190,11 +190,11 @@ class Optimizer:
 
 @torch.no_grad()
 def muon(parameters, buffers, rate, momentum, weight_decay):
-    """A step of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) with Nesterov momentum, in place.
+    """A step of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) with Nesterov momentum.
 
     A convolution [K, C, k, k] is a matrix [K, C k k]. Updates have the size of Adam's (Liu et al. 2025, arXiv
-    2502.16982), so that a rate serves for both. torch's own cannot take the rate as a tensor, as a graph of a
-    GPU needs.
+    2502.16982), so that a rate serves for both. In place. torch's own takes no rate that is a tensor, and a
+    graph of a GPU needs one.
     """
     gradients = [p.grad for p in parameters]
     torch._foreach_lerp_(buffers, gradients, 1 - momentum)

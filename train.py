@@ -71,7 +71,7 @@ class Options(data.Options):
     batch_device: int = option(0, "images at once, to save memory (gradients add up); 0 means the batch, "
                                   "on a GPU as many as fit")
     optimizer: str = option(
-        "adam", "muon is for the matrices inside the network, with adam for the rest, at one rate",
+        "adam", "optimizer; muon takes the matrices inside the network, and adam the rest, at the same rate",
         ("adam", "sgd", "muon"))
     learning_rate: float = option(2e-4, "learning rate after the warm-up")
     momentum: float = option(0.9, "momentum of sgd and of muon; beta1 of adam")
