@@ -17,6 +17,8 @@ import parallel
 from kernels.graphs import Replayed
 
 ADAM_EPS = 1e-8  # as published
+NEWTON_SCHULZ, ITERATIONS, NORM_EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7  # Muon's, as published
+ADAM_RMS = 0.2   # root mean square of an update of Adam over its rate; Muon's is given the same
 
 
 def schedule(options, n, step):
@@ -152,17 +154,24 @@ class Work:
 
 
 class Optimizer:
-    """torch's fused Adam, or its SGD, in place.
+    """torch's fused Adam, or its SGD, in place; or Muon for `matrices` and Adam for the other parameters.
 
     The functions, because their classes in torch.optim import the compiler, which takes 2 to 4 seconds.
     """
 
-    def __init__(self, options, parameters):
-        def zeros():
-            return [torch.zeros_like(p) for p in parameters]
-        self.options, self.parameters = options, parameters
-        self.state = dict(momentum_buffer=zeros()) if options.optimizer == "sgd" else dict(
-            exp_avg=zeros(), exp_avg_sq=zeros(), step=[torch.zeros((), device=p.device) for p in parameters])
+    def __init__(self, options, parameters, matrices=()):
+        def zeros(some):
+            return [torch.zeros_like(p) for p in some]
+        self.options, self.matrices = options, list(matrices) if options.optimizer == "muon" else []
+        apart = {id(p) for p in self.matrices}
+        self.parameters = [p for p in parameters if id(p) not in apart]
+        if options.optimizer == "sgd":
+            self.state = dict(momentum_buffer=zeros(self.parameters))
+        else:
+            self.state = dict(
+                exp_avg=zeros(self.parameters), exp_avg_sq=zeros(self.parameters),
+                step=[torch.zeros((), device=p.device) for p in self.parameters],
+                momentum_buffer=zeros(self.matrices))
 
     @torch.no_grad()
     def step(self, learning_rate):
@@ -174,10 +183,42 @@ class Optimizer:
                 weight_decay=o.weight_decay, lr=learning_rate,
                 **{"fused" if isinstance(learning_rate, torch.Tensor) else "foreach": True})
         else:
+            if self.matrices:
+                muon(self.matrices, self.state["momentum_buffer"], learning_rate, o.momentum, o.weight_decay)
             adam(self.parameters, gradients,
                  self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"],
                  amsgrad=False, beta1=o.momentum, beta2=o.beta2, eps=ADAM_EPS, weight_decay=o.weight_decay,
                  maximize=False, lr=learning_rate, fused=True)
+
+
+@torch.no_grad()
+def muon(parameters, buffers, rate, momentum, weight_decay):
+    """A step of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) with Nesterov momentum.
+
+    A convolution [K, C, k, k] is a matrix [K, C k k]. Updates have the size of Adam's (Liu et al. 2025, arXiv
+    2502.16982), so that a rate serves for both. In place. torch's own takes no rate that is a tensor, and a
+    graph of a GPU needs one.
+    """
+    gradients = [p.grad for p in parameters]
+    torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+    for p, g in zip(parameters, torch._foreach_lerp(gradients, buffers, momentum)):
+        g = g.flatten(1)
+        update = orthogonalized(g).view(p.shape) * (ADAM_RMS * max(g.shape)**0.5)
+        p.mul_(1 - rate * weight_decay).sub_(rate * update)
+
+
+def orthogonalized(g):
+    """About U V^T of g = U S V^T [m, n]: singular values that are not tiny come to between 0.68 and 1.14.
+
+    By products alone, and on a GPU in bfloat16, as published.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = g.bfloat16() if g.is_cuda else g
+    x = (x.T if len(g) > g.shape[1] else x) / x.norm().clamp(min=NORM_EPS)
+    for _ in range(ITERATIONS):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return (x.T if len(g) > g.shape[1] else x).to(g.dtype)
 
 
 @torch.inference_mode()

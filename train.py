@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import objectives
 import parallel
 import run
 import unet
@@ -41,9 +42,16 @@ class Options(data.Options):
     out: str = option("runs/train", "run directory", recorded=False)
     # model
     arch: str = option("ddpmpp", "network", tuple(unet.ARCHITECTURES))
-    precond: str = option("vp", "preconditioning and the loss that goes with it", unet.PRECONDITIONINGS)
-    width: int = option(128, "channels of the first convolution")
-    blocks: int = option(2, "residual blocks a resolution (the paper's depth)")
+    precond: str = option("vp", "preconditioning and the loss that goes with it", objectives.PRECONDITIONINGS)
+    predict: str | None = option(
+        None, "noise, image or velocity: what the network predicts; none means as published with --precond")
+    loss_weight: str = option(
+        "published", "weight of a noise level in the loss; min-snr is min(1 / sigma^2, 5)",
+        objectives.LOSS_WEIGHTS)
+    loss: str = option("l2", "error of an image; huber is pseudo-Huber", objectives.LOSSES)
+    width: int = option(128, "channels of the first convolution; of a token of dit")
+    blocks: int = option(2, "residual blocks a resolution (the paper's depth); all blocks of dit")
+    patch: int = option(2, "pixels a side of a token of dit")
     channel_mult: tuple[int, ...] = option((2, 2, 2), "channels of each level, in units of the width")
     attn_resolutions: tuple[int, ...] | None = option(
         None, "resolutions with attention, or none; half of the images' if not given")
@@ -63,11 +71,13 @@ class Options(data.Options):
     batch: int = option(512, "images a step")
     batch_device: int = option(0, "images at once, to save memory (gradients add up); 0 means the batch, "
                                   "on a GPU as many as fit")
-    optimizer: str = option("adam", "optimizer", ("adam", "sgd"))
+    optimizer: str = option(
+        "adam", "optimizer; muon takes the matrices inside the network, and adam the rest, at the same rate",
+        ("adam", "sgd", "muon"))
     learning_rate: float = option(2e-4, "learning rate after the warm-up")
-    momentum: float = option(0.9, "momentum of sgd; beta1 of adam")
+    momentum: float = option(0.9, "momentum of sgd and of muon; beta1 of adam")
     beta2: float = option(0.999, "beta2 of adam")
-    weight_decay: float = option(0.0, "L2 penalty added to the gradient")
+    weight_decay: float = option(0.0, "L2 penalty added to the gradient; of muon, apart from it")
     ema_halflife: float = option(500_000 / EMA_IMAGES_A_STEP, "half-life of the averaged weights in steps")
     ema_rampup_epochs: float = option(200, "the half-life rises linearly over this many epochs")
     ema_rampup_steps: int | None = option(None, "or over this many steps")
@@ -96,6 +106,13 @@ class Options(data.Options):
         super().__post_init__()
         if self.epochs > MOST_STEPS or (self.steps or 0) > MOST_STEPS:
             raise ValueError(f"--epochs {self.epochs}, --steps {self.steps}: at most {MOST_STEPS:,}")
+        absent = ("patch",) if self.arch != "dit" else (
+            "channel_mult", "attn_resolutions", "embedding", "skip_connections")
+        for name in absent:
+            if getattr(self, name) != getattr(Options, name):
+                raise ValueError(f"--{name.replace('_', '-')} is nothing that --arch {self.arch} has; "
+                                 "leave it out")
+        objectives.Objective(self.precond, self.predict, self.loss_weight, self.loss)
         least_values = dict(
             steps=1, steps_min=0, epochs=0, warmup_epochs=0, warmup_steps=0,
             batch=1, batch_device=0, learning_rate=0, weight_decay=0,
@@ -211,7 +228,7 @@ def take_steps(options, D, held_out, net, files, about):
     net.train()
     parameters = dict(net.model.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = Optimizer(options, list(parameters.values()))
+    optimizer = Optimizer(options, list(parameters.values()), net.model.matrices())
     step, seconds = checkpoint.load_state(files.state, net, ema, optimizer, about, run.defaults(Options))
     labels = D.labels.to(device) if D.label_dim else None
     work = Work(options, net, ema, optimizer, D.images.to(device), labels, D.shown)

@@ -10,6 +10,7 @@ published weights load as they are. DDPM++ and NCSN++ share one U-Net and differ
     loss = D.loss(y, sigma, noise)       # [B]
 """
 import contextlib
+import dataclasses
 import math
 import warnings
 
@@ -17,12 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dit import DiT
 from kernels import layers
+from objectives import Objective
 
 ARCHITECTURES = dict(
     ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1), embedding="positional"),
-    ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1), embedding="fourier"))
-PRECONDITIONINGS = ("vp", "ve", "edm")
+    ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1), embedding="fourier"),
+    dit=dict(embedding="positional"))  # no U-Net, but the transformer of dit.py
 EMBEDDINGS = ("positional", "fourier")
 PRECISIONS = ("fp32", "tf32", "bf16")
 PRECISION_CHOICES = ("auto", *PRECISIONS)  # of --precision: see `precision_on`
@@ -35,10 +38,6 @@ EMBEDDING_MULT = 4     # width of the time embedding, in units of `width`
 SKIP_SCALE = 0.5**0.5  # of the sum of a block and its input: keeps the variance
 NORM_EPS = 1e-6
 SMALL_GAIN = 1e-5      # initial scale of each residual branch's last layer: blocks start near the identity
-
-VP_BETA_D, VP_BETA_MIN, VP_EPSILON_T, VP_STEPS = 19.9, 0.1, 1e-5, 1000
-VE_SIGMA_MIN, VE_SIGMA_MAX = 0.02, 100.0
-EDM_SIGMA_DATA, EDM_P_MEAN, EDM_P_STD = 0.5, -1.2, 1.2
 
 
 class Linear(nn.Module):
@@ -161,7 +160,7 @@ class UNet(nn.Module):
                  attn_resolutions, embedding, skip_connections, dropout):
         super().__init__()
         form = ARCHITECTURES[arch]
-        self.skip_connections, self.label_dim = skip_connections, label_dim
+        self.skip_connections, self.label_dim, self.img_channels = skip_connections, label_dim, img_channels
         noise_channels, embedding_channels = width * form["noise_mult"], width * EMBEDDING_MULT
         self.noise_channels = noise_channels
         self.map_noise = FourierFrequencies(noise_channels) if embedding == "fourier" else None
@@ -204,6 +203,19 @@ class UNet(nn.Module):
         self.dec[f"{r}x{r}_aux_norm"] = GroupNorm(c)
         self.dec[f"{r}x{r}_aux_conv"] = Conv2d(c, img_channels, 3, gain=SMALL_GAIN)
 
+    @torch.no_grad()
+    def initialize(self, generator=None):
+        """Draw the weights as published: Xavier uniform times a gain, biases 0, frequencies 16 * normal."""
+        for module in self.modules():
+            if isinstance(module, (Linear, Conv2d)):
+                fan_out, fan_in = module.weight.shape[:2]
+                kernel = module.weight[0, 0].numel()
+                bound = module.gain * math.sqrt(6 / ((fan_in + fan_out) * kernel))
+                module.weight.uniform_(-bound, bound, generator=generator)
+                module.bias.zero_()
+            elif isinstance(module, FourierFrequencies):
+                module.freqs.normal_(generator=generator).mul_(16)
+
     def embed(self, c_noise, labels):
         """The time (and label) embedding [B, 4 width] of noise levels c_noise [B] and labels [B] or None.
 
@@ -242,37 +254,54 @@ class UNet(nn.Module):
                 x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
         return x
 
+    def matrices(self):
+        """The weights that Muon takes: those that read no image or label, and write no image."""
+        return [p for name, p in self.named_parameters() if p.ndim > 1
+                and self.img_channels not in p.shape[:2] and not name.startswith("map_label")]
+
+    def flops(self):
+        """About the FLOPs of one evaluation of an image: each weight meets each pixel of its level."""
+        layers_of = [*self.enc.items(), *self.dec.items()]
+        # names begin with the resolution, such as 32x32_conv
+        return sum(2 * p.numel() * int(name.split("x")[0])**2
+                   for name, layer in layers_of for p in layer.parameters())
+
 
 class Denoiser(nn.Module):
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), the preconditioned U-Net (EDM, table 1).
+    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), a preconditioned network F (EDM, table 1).
 
-    arch              "ddpmpp" or "ncsnpp"
-    precond           "vp", "ve" or "edm": preconditioning, loss weight and noise levels of training
+    arch              "ddpmpp" or "ncsnpp", U-Nets, or "dit", which has no use for what is said of levels
+    precond           "vp", "ve", "edm" or "flow": preconditioning, loss weight and noise levels of training
     img_resolution    pixels a side, divisible by 2^(levels - 1)
     img_channels      1 (grey) or 3
     label_dim         number of labels, 0 for an unconditional model
-    width             channels of the first convolution, a multiple of 4
-    blocks            residual blocks a resolution (the decoder has one more)
+    width             channels of the first convolution, or of a token; a multiple of 4
+    blocks            residual blocks a resolution (the decoder has one more), or of the transformer
     channel_mult      channels of each level in units of `width`; its length is the number of levels
     attn_resolutions  resolutions with self-attention; none of them by default means half of img_resolution
     embedding         "positional" or "fourier"; by default what arch was published with
     skip_connections  0/1 mask in encoder order, (blocks + 1) a level; a 0 replaces that skip by zeros
     dropout           probability, in training mode
     generator         draws the initial weights (torch's default generator if None)
+    predict, loss_weight, loss    as in objectives.Objective
+    patch             pixels a side of a token of "dit"
 
     Raises ValueError, naming the value and the rule, for what cannot be built.
     """
 
     def __init__(self, arch, precond, img_resolution, img_channels, label_dim=0, width=128, blocks=2,
                  channel_mult=(2, 2, 2), attn_resolutions=None, embedding=None, skip_connections=None,
-                 dropout=0.13, generator=None):
+                 dropout=0.13, generator=None, predict=None, loss_weight="published", loss="l2",
+                 patch=2):
         super().__init__()
+        self.objective = Objective(precond, predict, loss_weight, loss)
+        if arch == "dit":
+            channel_mult, attn_resolutions, embedding, skip_connections = (1,), (), None, None
         embedding = embedding or ARCHITECTURES.get(arch, {}).get("embedding")
         attn_resolutions = [img_resolution // 2] if attn_resolutions is None else list(attn_resolutions)
         skips = (blocks + 1) * len(channel_mult)
         skip_connections = [1] * skips if skip_connections is None else [int(s) for s in skip_connections]
-        choices = (arch, tuple(ARCHITECTURES)), (precond, PRECONDITIONINGS), (embedding, EMBEDDINGS)
-        for value, allowed in choices:
+        for value, allowed in ((arch, tuple(ARCHITECTURES)), (embedding, EMBEDDINGS)):
             if value not in allowed:
                 raise ValueError(f"{value!r} is unknown; choose one of {', '.join(allowed)}")
         if not channel_mult or min(channel_mult) < 1 or not 1 <= blocks <= MAX_BLOCKS:
@@ -285,7 +314,7 @@ class Denoiser(nn.Module):
         if img_channels < 1 or label_dim < 0:
             raise ValueError(f"img_channels={img_channels}, label_dim={label_dim}: need 1 and 0 or more")
         if width < 4 or width % 4:
-            raise ValueError(f"width={width} is not a multiple of 4, as its norms need")
+            raise ValueError(f"width={width} is not a multiple of 4, as norms and positions need")
         if width * max(channel_mult) > MAX_CHANNELS:
             raise ValueError(f"width={width} times {max(channel_mult)} is more than {MAX_CHANNELS} channels; "
                              "lower one of them")
@@ -297,23 +326,19 @@ class Denoiser(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} is not in [0, 1)")
         self.config = dict(
-            arch=arch, precond=precond, img_resolution=img_resolution, img_channels=img_channels,
-            label_dim=label_dim, width=width, blocks=blocks, channel_mult=list(channel_mult),
-            attn_resolutions=attn_resolutions, embedding=embedding, skip_connections=skip_connections,
-            dropout=dropout)
-        self.precond, self.precision, self.layout = precond, "fp32", torch.contiguous_format
+            dataclasses.asdict(self.objective), arch=arch, img_resolution=img_resolution,
+            img_channels=img_channels, label_dim=label_dim, width=width, blocks=blocks, dropout=dropout)
+        self.config |= dict(patch=patch) if arch == "dit" else dict(
+            channel_mult=list(channel_mult), attn_resolutions=attn_resolutions, embedding=embedding,
+            skip_connections=skip_connections)
+        self.precision, self.layout = "fp32", torch.contiguous_format
         parameters = sum(math.prod(shape) for shape in shapes(self.config).values())
         if parameters > MAX_PARAMETERS:
             raise ValueError(f"a network of {parameters:,} parameters; at most {MAX_PARAMETERS:,}: "
                              f"lower width={width} or blocks={blocks}")
-        self.model = UNet(**{key: value for key, value in self.config.items() if key != "precond"})
-        self.initialize(generator)
-        if precond == "vp":
-            self.sigma_min, self.sigma_max = (float(vp_sigma(torch.tensor(t))) for t in (VP_EPSILON_T, 1.0))
-        elif precond == "ve":
-            self.sigma_min, self.sigma_max = VE_SIGMA_MIN, VE_SIGMA_MAX
-        else:
-            self.sigma_min, self.sigma_max = 0.0, math.inf
+        self.model = network(self.config)
+        self.model.initialize(generator)
+        self.sigma_min, self.sigma_max = self.objective.sigma_range()
 
     def use(self, precision):
         """From now on evaluate the network, but not its weights, preconditioning and loss, in this precision.
@@ -340,19 +365,6 @@ class Denoiser(nn.Module):
         self.precision = precision
         return self.to(memory_format=self.layout)
 
-    @torch.no_grad()
-    def initialize(self, generator=None):
-        """Draw the weights as published: Xavier uniform times a gain, biases 0, frequencies 16 * normal."""
-        for module in self.modules():
-            if isinstance(module, (Linear, Conv2d)):
-                fan_out, fan_in = module.weight.shape[:2]
-                kernel = module.weight[0, 0].numel()
-                bound = module.gain * math.sqrt(6 / ((fan_in + fan_out) * kernel))
-                module.weight.uniform_(-bound, bound, generator=generator)
-                module.bias.zero_()
-            elif isinstance(module, FourierFrequencies):
-                module.freqs.normal_(generator=generator).mul_(16)
-
     def forward(self, x, sigma, labels=None):
         """The denoised image [B, C, H, W] of x at noise level sigma: float32, or float64 after D.double().
 
@@ -362,15 +374,7 @@ class Denoiser(nn.Module):
         dtype = torch.promote_types(self.model.map_layer0.weight.dtype, torch.float32)
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, device=x.device).to(dtype).reshape(-1, 1, 1, 1)
-        if self.precond == "vp":
-            c_skip, c_out, c_in = 1, -sigma, 1 / (sigma**2 + 1).sqrt()
-            c_noise = (VP_STEPS - 1) * vp_sigma_inverse(sigma)
-        elif self.precond == "ve":
-            c_skip, c_out, c_in, c_noise = 1, sigma, 1, (0.5 * sigma).log()
-        else:
-            total = sigma**2 + EDM_SIGMA_DATA**2
-            c_skip, c_out = EDM_SIGMA_DATA**2 / total, sigma * EDM_SIGMA_DATA / total.sqrt()
-            c_in, c_noise = 1 / total.sqrt(), sigma.log() / 4
+        c_skip, c_out, c_in, c_noise = self.objective.coefficients(sigma)
         c_noise = c_noise.flatten()
         low = self.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16) if low else contextlib.nullcontext():
@@ -378,29 +382,20 @@ class Denoiser(nn.Module):
         return c_skip * x + c_out * F_x.to(dtype)
 
     def flops(self):
-        """About the FLOPs of one evaluation of an image: each weight meets each pixel of its level."""
-        layers_of = [*self.model.enc.items(), *self.model.dec.items()]
-        # names begin with the resolution, such as 32x32_conv
-        return sum(2 * p.numel() * int(name.split("x")[0])**2
-                   for name, layer in layers_of for p in layer.parameters())
+        """About the FLOPs of one evaluation of an image."""
+        return self.model.flops()
 
     def loss(self, y, sigma, noise, labels=None):
-        """Denoising loss of each image [B]: weight(sigma) * |D(y + sigma noise; sigma) - y|^2 over pixels.
+        """Denoising loss of each image [B]: as published, weight(sigma) * |D(y + sigma noise; sigma) - y|^2.
 
         y [B, C, H, W] in [-1, 1], sigma [B], noise a unit normal like y (paper, eq. 2; EDM, eq. 8).
         """
         s = sigma.reshape(-1, 1, 1, 1)
-        weight = 1 / sigma**2 + (1 / EDM_SIGMA_DATA**2 if self.precond == "edm" else 0)
-        return weight * (self(y + s * noise, sigma, labels) - y).square().flatten(1).sum(1)
+        return self.objective.measure(self(y + s * noise, sigma, labels) - y, sigma)
 
     def training_sigma(self, count, generator=None, device=None):
         """Noise levels [count] drawn as this preconditioning is trained with."""
-        if self.precond == "edm":
-            z = torch.randn(count, generator=generator, device=device)
-            return (z * EDM_P_STD + EDM_P_MEAN).exp()
-        u = torch.rand(count, generator=generator, device=device)
-        return vp_sigma(1 + u * (VP_EPSILON_T - 1)) if self.precond == "vp" \
-            else VE_SIGMA_MIN * (VE_SIGMA_MAX / VE_SIGMA_MIN) ** u
+        return self.objective.training_sigma(count, generator, device)
 
 
 def precision_on(device, precision="auto"):
@@ -423,20 +418,22 @@ def build(options, D, generator=None):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
     return Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim,
                     options.width, options.blocks, options.channel_mult, options.attn_resolutions,
-                    options.embedding, options.skip_connections, options.dropout, generator)
+                    options.embedding, options.skip_connections, options.dropout, generator,
+                    options.predict, options.loss_weight, options.loss, options.patch)
 
 
-def vp_sigma(t):
-    """sigma(t) of the VP process. exp(.) - 1, not expm1: in float32 these are the published noise levels."""
-    return ((0.5 * VP_BETA_D * t**2 + VP_BETA_MIN * t).exp() - 1).sqrt()
-
-
-def vp_sigma_inverse(sigma):
-    return ((VP_BETA_MIN**2 + 2 * VP_BETA_D * (1 + sigma**2).log()).sqrt() - VP_BETA_MIN) / VP_BETA_D
+def network(config):
+    """The network F of a Denoiser's config, with weights of no value yet."""
+    objective = {field.name for field in dataclasses.fields(Objective)}
+    own = {key: value for key, value in config.items() if key not in objective}
+    if own["arch"] == "dit":
+        del own["arch"]
+        return DiT(**own)
+    return UNet(**own)
 
 
 def shapes(config):
-    """The shape of every tensor of the U-Net of a Denoiser's config, without the memory that they take."""
+    """The shape of every tensor of the network of a Denoiser's config, without the memory that they take."""
     with torch.device("meta"):
-        net = UNet(**{key: value for key, value in config.items() if key != "precond"})
+        net = network(config)
     return {name: tuple(t.shape) for name, t in net.state_dict().items()}

@@ -137,7 +137,7 @@ class Ours:
         self.net = unet.build(options, D).to(device).use(options.precision).train()
         parameters = dict(self.net.model.named_parameters())
         ema = {name: p.detach().clone() for name, p in parameters.items()}
-        optimizer = steps.Optimizer(options, list(parameters.values()))
+        optimizer = steps.Optimizer(options, list(parameters.values()), self.net.model.matrices())
         self.work = steps.Work(options, self.net, ema, optimizer, D.images.to(device), None)
         self.denoise = sample.in_chunks(self.net)  # kept: on a GPU it records a graph
 

@@ -168,6 +168,19 @@ def test_a_run_of_train_is_priced_by_its_options(capsys, monkeypatch):
     assert not list(plan.Path("runs").glob("train/*"))
 
 
+@pytest.mark.parametrize("given", [dict(), dict(label_dim=10, img_channels=1, patch=4)])
+def test_flops_of_a_transformer_by_hand(given):
+    D = network(arch="dit", width=128, **given)
+    tokens, width = (16 // D.config["patch"])**2, 128
+    values = D.config["img_channels"] * D.config["patch"]**2
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width     # products of 1 block, 2 heads
+    embedding = 256 * width + width**2 + 6 * width**2 + 2 * width**2
+    assert D.flops() == 2 * (block + 2 * tokens * values * width)
+    cost = plan.cost(D)
+    assert cost.evaluation_flops == D.flops() + 2 * embedding
+    assert cost.step_flops == pytest.approx(3 * cost.evaluation_flops, rel=0.02)
+
+
 def test_a_quick_count_is_near_the_exact_one():
     D = network()
     assert D.flops() == pytest.approx(plan.cost(D).evaluation_flops, rel=0.3)

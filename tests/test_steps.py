@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import data
+import objectives
 import steps
 import train
 import unet
@@ -17,6 +18,7 @@ from steps import Work, batch_index, schedule, seed_of
 SCHEDULE = json.loads((ROOT / "tests" / "golden" / "schedule.json").read_text())
 TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, warmup_steps=3,
             learning_rate=2e-3, device="cpu")
+BFLOAT16_NEAR = 0.05  # torch's Muon multiplies in bfloat16: 8 bits of mantissa, 15 products one after another
 SAME_GRADIENT = 1e-5  # float32 sums in another order, relative to the largest weight change
 
 
@@ -68,7 +70,7 @@ def work(device="cpu", **given):
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     net.to(device).use(o.precision)
     ema = {name: p.detach().clone() for name, p in net.model.named_parameters()}
-    optimizer = steps.Optimizer(o, list(net.parameters()))
+    optimizer = steps.Optimizer(o, list(net.parameters()), net.model.matrices())
     labels = D.labels.to(device) if D.label_dim else None
     return Work(o, net, ema, optimizer, D.images.to(device), labels, D.shown)
 
@@ -82,7 +84,7 @@ def one_step(given):
     return loss, before, after, gradients, ema, one.options
 
 
-@pytest.mark.parametrize("precond", unet.PRECONDITIONINGS)
+@pytest.mark.parametrize("precond", objectives.PRECONDITIONINGS)
 @pytest.mark.parametrize("labels", ["none", "unique"])
 def test_gradient_accumulation_changes_nothing(precond, labels):
     whole, parts = (one_step(dict(precond=precond, labels=labels, dropout=0.0, batch_device=part))
@@ -161,6 +163,69 @@ def test_optimizers_are_torchs(given, plain):
         reference.step()
     for p, q in zip(ours, theirs):
         assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)  # roundings of the plain loop and the fused kernel
+
+
+def iterated(s):
+    """What Muon's iterations make of singular values."""
+    s = s / s.norm()
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return s
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (8, 72), (1, 5)])
+def test_muon_makes_matrices_orthogonal(shape):
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    U, s, V = torch.linalg.svd(g.double(), full_matrices=False)
+    found = steps.orthogonalized(g)
+    assert (found - U @ torch.diag(iterated(s)) @ V).abs().max() < 1e-5
+    assert 0.65 < torch.linalg.svdvals(found).min() and torch.linalg.svdvals(found).max() < 1.2
+    assert not steps.orthogonalized(torch.zeros(shape)).any()
+
+
+def test_muon_is_torchs_beside_adam():
+    """Of a convolution, a wide and a tall matrix; others, a vector and a matrix of an end, are Adam's."""
+    o = train.Options(optimizer="muon", momentum=0.8, beta2=0.99, weight_decay=0.1)
+    shapes = [(6, 3, 3, 3), (4, 9), (9, 4), (5,), (3, 8)]
+    start = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    flat = torch.nn.Parameter(theirs[0].detach().flatten(1).clone())
+    optimizer = steps.Optimizer(o, ours, ours[:3])
+    muon = torch.optim.Muon([flat, *theirs[1:3]], lr=0.01, momentum=0.8, weight_decay=0.1,
+                            adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.Adam(theirs[3:], lr=0.01, betas=(0.8, 0.99), weight_decay=0.1)
+    for step in range(5):
+        for p, q in zip(ours, [flat, *theirs[1:]]):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            q.grad = p.grad.clone().view(q.shape)
+        optimizer.step(0.01)
+        muon.step(), adam.step()
+    for p, q, before in zip(ours, [flat, *theirs[1:]], start):
+        change, expected = p.detach().flatten() - before.flatten(), q.detach().flatten() - before.flatten()
+        near = BFLOAT16_NEAR if any(p is matrix for matrix in ours[:3]) else 1e-6
+        assert (change - expected).norm() < near * expected.norm()
+
+
+def test_muon_takes_the_rate_as_a_tensor():
+    """As a graph of a GPU gives it."""
+    found = []
+    for rate in (0.01, torch.tensor(0.01)):
+        p = torch.nn.Parameter(torch.ones(4, 3, 3, 3))
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+        steps.muon([p], [torch.zeros_like(p)], rate, 0.9, 0.1)
+        found.append(p.detach())
+    assert torch.allclose(*found)
+
+
+@pytest.mark.parametrize("arch, ends", [
+    ("ddpmpp", {"map_label.weight", "enc.8x8_conv.weight", "dec.8x8_aux_conv.weight"}),
+    ("ncsnpp", {"map_label.weight", "enc.8x8_conv.weight", "dec.8x8_aux_conv.weight",
+                "enc.4x4_aux_residual.weight"}),
+    ("dit", {"map_label.weight", "first.weight", "last.weight"})])
+def test_muon_leaves_the_ends_of_a_network_to_adam(arch, ends):
+    D = unet.Denoiser(arch, "vp", 8, 1, 10, 8, 1, (1, 2, 2))
+    taken = {id(p) for p in D.model.matrices()}
+    assert {name for name, p in D.model.named_parameters() if p.ndim > 1 and id(p) not in taken} == ends
 
 
 @pytest.mark.parametrize("at_once", [8, 3])
@@ -245,7 +310,8 @@ def test_where_no_graph_can_be_recorded_it_goes_on_without(capsys):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("given", [dict(), dict(precision="bf16", labels="true"),
-                                   dict(optimizer="sgd", batch_device=8)])
+                                   dict(optimizer="sgd", batch_device=8), dict(optimizer="muon"),
+                                   dict(precond="flow", loss="huber", loss_weight="min-snr")])
 def test_on_this_gpu_a_graph_gives_the_same_weights(given):
     torch.use_deterministic_algorithms(True)
     try:

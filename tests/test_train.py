@@ -127,9 +127,11 @@ def test_an_older_run_is_the_same_run(tmp_path):
     assert train.train(options(tmp_path / "run")) == model and digest(model) == before
 
 
-def test_interrupted_anywhere_and_gone_on_is_the_same_run(tmp_path, monkeypatch):
-    whole = train.train(options(tmp_path / "whole", dropout=0.13))
-    o, calls, take = options(tmp_path / "broken", dropout=0.13), [], steps.Work.take
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_interrupted_anywhere_and_gone_on_is_the_same_run(tmp_path, monkeypatch, optimizer):
+    given = dict(dropout=0.13, optimizer=optimizer)
+    whole = train.train(options(tmp_path / "whole", **given))
+    o, calls, take = options(tmp_path / "broken", **given), [], steps.Work.take
 
     def interrupt(work, step):
         calls.append(step)

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
 import checkpoint
+import objectives
 import unet
 from conftest import ROOT, SHARED
 from kernels import layers
@@ -184,7 +185,7 @@ def test_any_network_agrees_with_the_plain_reference(arch, precond, resolution, 
 
 
 def test_preconditioning_reaches_the_identity_at_low_noise():
-    for precond in unet.PRECONDITIONINGS:
+    for precond in objectives.PRECONDITIONINGS:
         D = Denoiser("ddpmpp", precond, 8, 1, width=8).eval()
         x = torch.rand(2, 1, 8, 8) * 2 - 1
         with torch.no_grad():
@@ -200,14 +201,14 @@ def test_preconditioning_reaches_the_identity_at_low_noise():
 def test_training_noise_levels():
     g = torch.Generator().manual_seed(0)
     vp, ve, edm = (Denoiser("ddpmpp", precond, 8, 1, width=8).training_sigma(100_000, g)
-                   for precond in unet.PRECONDITIONINGS)
+                   for precond in ("vp", "ve", "edm"))
     assert vp.min() >= 9e-4 and vp.max() <= 152.2
-    assert abs(vp.median() - float(unet.vp_sigma(torch.tensor(0.5)))) < 0.1
+    assert abs(vp.median() - float(objectives.vp_sigma(torch.tensor(0.5)))) < 0.1
     assert ve.min() >= 0.02 and ve.max() <= 100 and abs(ve.log().mean() - math.log(0.02 * 100) / 2) < 0.03
     assert abs(edm.log().mean() + 1.2) < 0.02 and abs(edm.log().std() - 1.2) < 0.02
     t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
-    assert torch.allclose(unet.vp_sigma(t), (torch.tensor(19.9 / 2) * t**2 + 0.1 * t).expm1().sqrt())
-    c_noise = unet.vp_sigma_inverse(unet.vp_sigma(t))
+    assert torch.allclose(objectives.vp_sigma(t), (torch.tensor(19.9 / 2) * t**2 + 0.1 * t).expm1().sqrt())
+    c_noise = objectives.vp_sigma_inverse(objectives.vp_sigma(t))
     assert torch.allclose(c_noise, t)
 
 
