@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import os
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from types import EllipsisType
 
 import numpy as np
@@ -17,7 +17,8 @@ import torch
 
 import run
 from images import place, read, there
-from run import option, processor, rank, read_json, size
+from labels import give_labels, label_count, parse_labels
+from run import option, processor, read_json, size
 
 CPU_FLOPS = 40e9  # a second and core, assumed: convolutions reach 57 to 90 (docs/performance.md)
 # FLOP/s as Denoiser.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)
@@ -51,15 +52,17 @@ class Options(Subset):
                        "or a path: image folder, zip of images, npz, npy or IDX file; with :K, class K alone")
     mix: str = option("", "a second source, mixed in within each class")
     mix_share: float = option(0.5, "its share of each class, from 0 to 1")
-    labels: str = option("none", "labels the model is given: none, true, random:C or unique")
-    label_seed: int = option(0, "seed of random:C labels")
+    labels: str = option("none", "labels the model is given: none, true, permuted (the true ones shuffled), "
+                         "random:C, coarse:C (C random ones a class), clusters:K (k-means), unique or "
+                         "unique:SHARE (unique for a share of D, one for the rest)")
+    label_seed: int = option(0, "seed of labels that are drawn")
     part: str = option("", "draw D from the i-th of k disjoint, balanced parts of the data: i/k, such as 1/2")
     repeat: str = option("", "show a share of D, drawn by --subset-seed, K times as often as the rest: "
                              "K:share, such as 10:0.1. An epoch stays |D| images")
 
     def __post_init__(self):
         super().__post_init__()
-        label_count(self.labels, n=1, classes=1)
+        parse_labels(self.labels)
         in_part(torch.zeros(0), self.part)
         repetition(self.repeat)
         if not 0 <= self.label_seed < 2**32:
@@ -102,10 +105,11 @@ class Images:
                     **({} if self.shown is ... else dict(shown_sha256=sha256(self.shown))))
 
 
-def load(options):
+def load(options, more=False):
     """The training set that `options` describe, as `Images`: read, kept classes, subset, resized, labelled.
 
-    With labels "none" label_dim is 0 and the labels are the true classes, which the model is not given.
+    With labels "none" label_dim is 0 and the labels are the true classes, which the model is not given. With
+    `more`, the images that D would grow by follow those of D, labelled as held-out ones.
     Raises ValueError for what the source does not have.
     """
     images, classes, names = read(options.data, options.resolution)
@@ -133,26 +137,19 @@ def load(options):
     kept += f" in part {options.part}" if options.part else ""
     if not len(index):
         raise ValueError(f"{options.data} has no images{kept}; take more classes, or fewer parts")
-    if options.labels == "true" and len(classes[index].unique()) < 2:
-        raise ValueError(f"--labels true: {options.data} has no classes here, or one; "
+    if options.labels in ("true", "permuted") and len(classes[index].unique()) < 2:
+        raise ValueError(f"--labels {options.labels}: {options.data} has no classes here, or one; "
                          "take --labels none, or give it classes, such as a folder for each")
     n = options.n or len(index)
     if n > len(index):
         mixed = f" with a share of {options.mix_share:g} of {options.mix}" if options.mix else ""
         raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}{mixed}{kept}; "
                          "lower --n")
-    index = index[:n]
+    index = index if more else index[:n]
     images, classes = images[index], classes[index]
-    label_dim = label_count(options.labels, n, count)
-    if options.labels == "unique":
-        labels = torch.arange(n)
-    elif options.labels.startswith("random:"):
-        # drawn in turn, so that the labels of the subset of 500 are those of the first 500 of 1,000
-        drawn = np.random.RandomState(options.label_seed).randint(label_dim, size=n, dtype=np.int64)
-        labels = torch.from_numpy(drawn)
-    else:
-        labels = classes
-    return Images(images, labels, label_dim, [names[i] for i in index.tolist()], shown(options, n))
+    labels = give_labels(options.labels, options.label_seed, images, classes, n)
+    return Images(images, labels, label_count(options.labels, n, count), [names[i] for i in index.tolist()],
+                  shown(options, n))
 
 
 def in_part(groups, part):
@@ -206,7 +203,7 @@ def outside(options, D, count=0, copies=False):
     Those that equal an image of D to the pixel are left out, unless `copies`.
     Raises ValueError if there are fewer.
     """
-    whole = load(replace(options, n=0, repeat=""))
+    whole = load(options, more=True)
     index = torch.arange(len(D), len(whole))
     if D.label_dim:
         index = index[torch.isin(whole.labels[index], D.labels)]
@@ -275,18 +272,6 @@ def options_of_run(directory, moved=""):
     return Options(**options | (dict(data=moved) if moved else {}))
 
 
-def label_count(labels, n, classes):
-    """How many labels the mode `labels` gives a model: 0, the classes, C of random:C, or n (unique)."""
-    mode, _, number = labels.partition(":")
-    if mode == "random" and number.isdigit() and int(number) > 0:
-        return int(number)
-    counts = dict(none=0, true=classes, unique=n)
-    if labels not in counts:
-        raise ValueError(f"--labels {labels!r} is unknown; "
-                         "use none, true, random:C (such as random:10) or unique")
-    return counts[labels]
-
-
 def balanced_order(classes, seed=None, origin=None, share=0.0):
     """An order of the images (int64 [N]) each of whose prefixes is class-balanced as evenly as can be.
 
@@ -299,11 +284,11 @@ def balanced_order(classes, seed=None, origin=None, share=0.0):
     order = torch.arange(len(classes))
     if seed is not None:
         order = torch.from_numpy(np.random.RandomState(seed).permutation(len(classes)))
-    rank = torch.full((len(classes),), -1)
+    turn = torch.full((len(classes),), -1)
     for c in classes.unique().tolist():
         members = order[classes[order] == c]
         if origin is None:
-            rank[members] = torch.arange(len(members))
+            turn[members] = torch.arange(len(members))
             continue
         k = torch.arange(len(members) + 1, dtype=torch.float64)
         due = torch.floor(k * share + 1e-9)  # 0.29 * 100 is 28.999...
@@ -314,10 +299,10 @@ def balanced_order(classes, seed=None, origin=None, share=0.0):
             if len(own) < len(places):
                 end = min(end, int(places[len(own)]))
             own = own[:len(places)]
-            rank[own] = places[:len(own)]
-        rank[members[rank[members] >= end]] = -1
-    kept = (rank >= 0).nonzero()[:, 0]
-    return kept[torch.from_numpy(np.lexsort((classes[kept].numpy(), rank[kept].numpy())))]
+            turn[own] = places[:len(own)]
+        turn[members[turn[members] >= end]] = -1
+    kept = (turn >= 0).nonzero()[:, 0]
+    return kept[torch.from_numpy(np.lexsort((classes[kept].numpy(), turn[kept].numpy())))]
 
 
 def shape(images):
@@ -371,7 +356,7 @@ def announce(name, device, flops=0, precision="fp32", at_once=0):
 
     On a GPU also what another precision would change. A small network takes longer than its FLOPs say.
     """
-    if rank() or _announced or name != "auto" and device.type == "cpu":
+    if run.rank() or _announced or name != "auto" and device.type == "cpu":
         return
     _announced.append(device)
     if device.type == "cuda":

@@ -34,8 +34,8 @@ from run import option
 CHUNK, CHUNK_VALUES = (64, 256), 2**17
 CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU = (64, 4096), 2**26
 LABELS_OPTION = option(
-    "uniform", "labels of the samples: all equally likely, as published, or as often as in training",
-    ("uniform", "training"))
+    "uniform", "labels of the samples: all equally likely, as published, as often as in training, or none",
+    ("uniform", "training", "none"))
 EVALUATIONS = 35   # of the denoiser for each sample: 18 Heun steps, the last an Euler step
 MAX_SEEDS = 10**7  # in one file
 GRID = 10         # images a side of the grid
@@ -80,6 +80,9 @@ class Options(data.Options):
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
             raise ValueError(f"--out {self.out} must end in .npz")
+        if self.label is not None and self.sample_labels == "none":
+            raise ValueError(f"--label {self.label} is a label, and --sample-labels none is no label; "
+                             "leave one of them out")
         if not 2 <= self.heun_steps <= 10_000 or self.at_once < 1:
             raise ValueError(f"--heun-steps {self.heun_steps}, --at-once {self.at_once}: "
                              "need 2 to 10,000, and at least 1")
@@ -160,9 +163,11 @@ def weigh_labels(counts, how="uniform", unseen=True):
     """The weights by which `draw` draws labels, given `counts`, the training images of each label.
 
     "uniform", as published, draws labels without images as well, unless `unseen` is False: the closed-form
-    optimum does not exist for them. "training" draws labels as often as the training set has them. `counts`
-    is None for an unconditional model, and so are the weights.
+    optimum does not exist for them. "training" draws labels as often as the training set has them. With
+    "none", or `counts` None of an unconditional model, the weights are None: samples get no label.
     """
+    if how == "none":
+        return None
     if how == "training" or not counts:
         return counts
     return [int(unseen or count > 0) for count in counts]

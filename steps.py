@@ -131,6 +131,7 @@ class Work:
         y = self.images[index].float() / 127.5 - 1                              # [B, C, H, W]
         sigma = self.net.training_sigma(len(y), device=y.device)
         noise = torch.randn_like(y)
+        labels = self.labels_of(index)
         if parallel.size() > 1:
             torch.manual_seed(seed_of(self.options.seed, self.step, parallel.rank()))  # of dropout
         total = torch.zeros((), device=y.device)
@@ -138,14 +139,23 @@ class Work:
         mine = parallel.share(len(y))
         parts = [slice(i, min(i + self.part, mine.stop)) for i in range(mine.start, mine.stop, self.part)]
         for part in parts:
-            labels = None if self.labels is None else self.labels[index[part]]
+            given = None if labels is None else labels[part]
             last = self.loss_of is None or part is parts[-1]
             with contextlib.nullcontext() if last else self.loss_of.no_sync():
                 loss_of = self.loss_of or self.net.loss
-                loss = loss_of(y[part], sigma[part], noise[part], labels).sum() / len(y)
+                loss = loss_of(y[part], sigma[part], noise[part], given).sum() / len(y)
                 (loss * parallel.size()).backward()  # processes average their gradients
             total += loss.detach()
         return total
+
+    def labels_of(self, index):
+        """The labels int64 [B] of images `index`, -1 (no label) where --label-dropout drops them, or None."""
+        if self.labels is None:
+            return None
+        labels, probability = self.labels[index], self.options.label_dropout
+        if not probability:
+            return labels
+        return labels.masked_fill(torch.rand(len(index), device=index.device) < probability, -1)
 
 
 class Optimizer:

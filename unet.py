@@ -220,7 +220,8 @@ class UNet(nn.Module):
         if self.map_label is not None:
             e = e + self.map_label.bias
             if labels is not None:  # the published one-hot * sqrt(label_dim) times the matrix, as a look-up
-                e = e + F.embedding(labels, self.map_label.weight.t()) * self.label_dim**0.5
+                column = F.embedding(labels.clamp(min=0), self.map_label.weight.t()) * self.label_dim**0.5
+                e = e + column * (labels >= 0)[:, None]
         return F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
 
     def forward(self, x, c_noise, labels=None):
@@ -357,7 +358,7 @@ class Denoiser(nn.Module):
         """The denoised image [B, C, H, W] of x at noise level sigma: float32, or float64 after D.double().
 
         sigma: [B] or a number
-        labels: int64 class numbers [B] below label_dim, or None: "no label", an all-zero one-hot.
+        labels: int64 class numbers [B] below label_dim; -1, or None for all: "no label", an all-zero one-hot.
         """
         dtype = torch.promote_types(self.model.map_layer0.weight.dtype, torch.float32)
         x = x.to(dtype)

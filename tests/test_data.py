@@ -75,18 +75,6 @@ def test_classes_keeps_the_first():
     assert torch.bincount(D.labels).tolist() == [11, 10, 10] and D.label_dim == 3
 
 
-@pytest.mark.parametrize("labels, label_dim", [("none", 0), ("true", 10), ("random:4", 4), ("unique", 60)])
-def test_labels(labels, label_dim):
-    D = data.load(options(n=60, labels=labels))
-    assert D.label_dim == label_dim
-    if labels == "unique":
-        assert D.labels.tolist() == list(range(60))
-    if labels == "random:4":
-        assert set(D.labels.tolist()) == set(range(4))
-        assert D.labels.tolist() == data.load(options(n=90, labels=labels)).labels[:60].tolist()
-        assert D.labels.tolist() != data.load(options(n=60, labels=labels, label_seed=1)).labels.tolist()
-
-
 def test_resolution_is_lanczos_of_8_bit_images(tmp_path, write_images, noise):
     images = noise(3, 32, 32, 3)
     D = data.load(options(data=str(write_images(tmp_path / "a", images)), resolution=8))
@@ -99,6 +87,7 @@ def test_resolution_is_lanczos_of_8_bit_images(tmp_path, write_images, noise):
     (dict(n=1798), "1798 is more than the 1797"), (dict(n=-1), "--n -1"), (dict(classes=11), "has 10"),
     (dict(data="digits:3", labels="true"), "digits:3 has no classes here, or one; take --labels none"),
     (dict(classes=1, labels="true"), "--labels true: digits has no classes"),
+    (dict(classes=1, labels="permuted"), "--labels permuted: digits has no classes"),
     (dict(labels="random"), "unknown"), (dict(labels="random:0"), "unknown"), (dict(labels="all"), "unknown"),
     (dict(subset_seed=-1), "subset-seed")])
 def test_bad_options(given, words):
@@ -338,7 +327,7 @@ def test_a_new_option_is_one_line_and_every_stage_has_it(tmp_path):
         copy = shutil.copytree if path.is_dir() else shutil.copy
         copy(path, tmp_path / path.name)
     text = (ROOT / "data.py").read_text()
-    last = '    label_seed: int = option(0, "seed of random:C labels")\n'
+    last = '    label_seed: int = option(0, "seed of labels that are drawn")\n'
     assert last in text
     (tmp_path / "data.py").write_text(text.replace(last, f'{last}    flavour: int = option(0, "new")\n'))
     training = ("--data digits --width 4 --blocks 1 --channel-mult 1 --batch 4 --steps 2 --snapshots 1 "

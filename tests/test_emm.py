@@ -225,6 +225,16 @@ def test_two_searches_in_one_place(tmp_path):
     assert len(other.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("labels", ["permuted", "coarse:2", "clusters:3", "unique:0.5"])
+def test_every_kind_of_labels(tmp_path, labels):
+    """Drawn and dropped in training, and at sampling uniform or left out, which are other searches."""
+    how = dict(labels=labels, label_dropout=0.5, sizes=(10,), sample_count=10)
+    result = run.read_json(emm.find(options(tmp_path / "a", **how, sample_labels="none")))
+    assert [p["n"] for p in result["probes"]] == [10]
+    with pytest.raises(ValueError, match="sample_labels: 'none' there, 'uniform' asked"):
+        emm.find(options(tmp_path / "a", **how))
+
+
 def test_several_devices_find_the_same(tmp_path):
     how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, sample_count=64)
     one = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "one"), sizes=(10, 20))))

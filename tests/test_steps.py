@@ -93,6 +93,22 @@ def test_gradient_accumulation_changes_nothing(precond, labels):
         assert (g - parts[3][name]).abs().max() <= SAME_GRADIENT * max(g.abs().max(), 1), name
 
 
+def test_labels_are_dropped_by_seed_and_step(monkeypatch):
+    def labels_shown(step, **given):
+        shown, one = [], work(labels="unique", label_dropout=0.4, n=400, batch=400, **given)
+        loss = one.net.loss
+        monkeypatch.setattr(one.net, "loss", lambda *parts: shown.append(parts[3]) or loss(*parts))
+        one.take(step)
+        return torch.cat(shown)
+    found = labels_shown(0)
+    assert 0.3 < (found == -1).float().mean() < 0.5
+    whole = batch_index(400, 400, 0, 0)
+    assert torch.equal(found, torch.where(found == -1, -1, whole))
+    assert torch.equal(found, labels_shown(0, batch_device=100))
+    others = labels_shown(1), labels_shown(0, seed=1)
+    assert not any(torch.equal(found == -1, other == -1) for other in others)
+
+
 def test_repeated_images_are_drawn_as_often_as_they_stand_there():
     """A round shows each as often as it stands there, and counts as |D| images in the schedule."""
     drawn = []

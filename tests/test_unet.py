@@ -269,6 +269,16 @@ def test_dropout_only_while_training():
         assert torch.equal(D(x, 1.0), D(x, 1.0))
 
 
+def test_minus_one_is_no_label():
+    D, x, sigma = Denoiser("ddpmpp", "vp", 8, 1, label_dim=3, width=8).eval(), draw(4, 1, 8, 8), torch.ones(4)
+    with torch.no_grad():
+        for p in D.parameters():
+            p.add_(0.1 * draw(*p.shape))
+        some, each = D(x, sigma, torch.tensor([-1, 2, -1, 0])), D(x, sigma, torch.tensor([1, 2, 1, 0]))
+        assert torch.equal(some[::2], D(x, sigma)[::2]) and torch.equal(some[1::2], each[1::2])
+        assert moved(some[::2], each[::2]) > 1e-3
+
+
 def test_save_and_load(tmp_path):
     D = Denoiser("ncsnpp", "edm", 8, 1, label_dim=3, width=8, skip_connections=[1, 0] * 4 + [1]).eval()
     checkpoint.save_model(tmp_path / "a.safetensors", D, step=7, options=dict(seed=1))
