@@ -59,6 +59,7 @@ class Options(train.Options):
     devices: tuple[str, ...] = option(
         (), "probe one size on each of these at once, such as cuda:0,cuda:1", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
+    mirror: bool = option(False, "also compare with mirrored training images")
     sample_labels: str = sample.LABELS_OPTION
 
     def __post_init__(self):
@@ -162,7 +163,10 @@ class Probe:
             more = o.sample_count if o.full else search.next_samples(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.sample_count))
             x, _ = sample.generate(D, seeds, labels, device=device)
-            score["hits"] += int(memorized(x.to(device), references, threshold)[0].sum())
+            x = x.to(device)
+            copied = memorize.measured(x, references, threshold, mirror=True)[0] if o.mirror else \
+                memorized(x, references, threshold)[0]
+            score["hits"] += int(copied.sum())
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start
             run.write_json(self.files.scores, dict(

@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 import parallel
+from images import augment
 from kernels.graphs import Replayed
 
 ADAM_EPS = 1e-8  # as published
@@ -132,6 +133,13 @@ class Work:
         sigma = self.net.training_sigma(len(y), device=y.device)
         noise = torch.randn_like(y)
         labels = self.labels_of(index)
+        if self.options.flip:
+            mirrored = torch.rand(len(y), 1, 1, 1, device=y.device) < 0.5
+            y = torch.where(mirrored, y.flip(-1), y)
+        how = None
+        if self.options.augment:
+            how = augment.draw(len(y), self.options.augment, y.device)          # [B, 9]
+            y = augment.warp(y, how)
         if parallel.size() > 1:
             torch.manual_seed(seed_of(self.options.seed, self.step, parallel.rank()))  # of dropout
         total = torch.zeros((), device=y.device)
@@ -139,11 +147,11 @@ class Work:
         mine = parallel.share(len(y))
         parts = [slice(i, min(i + self.part, mine.stop)) for i in range(mine.start, mine.stop, self.part)]
         for part in parts:
-            given = None if labels is None else labels[part]
+            given = [each if each is None else each[part] for each in (labels, how)]
             last = self.loss_of is None or part is parts[-1]
             with contextlib.nullcontext() if last else self.loss_of.no_sync():
                 loss_of = self.loss_of or self.net.loss
-                loss = loss_of(y[part], sigma[part], noise[part], given).sum() / len(y)
+                loss = loss_of(y[part], sigma[part], noise[part], *given).sum() / len(y)
                 (loss * parallel.size()).backward()  # processes average their gradients
             total += loss.detach()
         return total

@@ -72,6 +72,9 @@ class Options(data.Options):
     ema_rampup_steps: int | None = option(None, "or over this many steps")
     ema_rate: float | None = option(
         None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
+    flip: bool = option(False, "mirror half of the images shown, drawn anew at each step")
+    augment: float = option(0.0, "probability of each of EDM's six augmentations, which the network is told, "
+                                 "so that samples show none; EDM: 0.12")
     label_dropout: float = option(0.0, "probability that an image is shown without its label")
     precision: str = option(
         "auto", "of the network's products; auto is tf32 on CUDA, else fp32", unet.PRECISION_CHOICES)
@@ -116,7 +119,7 @@ class Options(data.Options):
         if self.snapshot_images and isinstance(self.snapshots, str):
             raise ValueError(f"--snapshots {self.snapshots} and --snapshot-images {self.snapshot_images} "
                              "both say where snapshots lie; leave one of them out")
-        for name in ("momentum", "beta2", "ema_rate", "label_dropout"):
+        for name in ("momentum", "beta2", "ema_rate", "label_dropout", "augment"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be in [0, 1)")

@@ -31,6 +31,7 @@ PRECISION_CHOICES = ("auto", *PRECISIONS)  # of --precision: see `precision_on`
 MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 100, 2**24
 MAX_PARAMETERS = 2**31
 
+AUGMENT_DIM = 9        # numbers that images/augment.py tells of an image
 EMBEDDING_MULT = 4     # width of the time embedding, in units of `width`
 SKIP_SCALE = 0.5**0.5  # of the sum of a block and its input: keeps the variance
 NORM_EPS = 1e-6
@@ -42,10 +43,10 @@ EDM_SIGMA_DATA, EDM_P_MEAN, EDM_P_STD = 0.5, -1.2, 1.2
 
 
 class Linear(nn.Module):
-    def __init__(self, cin, cout, gain=1.0):
+    def __init__(self, cin, cout, gain=1.0, bias=True):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(cout, cin))
-        self.bias = nn.Parameter(torch.empty(cout))
+        self.bias = nn.Parameter(torch.empty(cout)) if bias else None
         self.gain = gain
 
     def forward(self, x):
@@ -158,7 +159,7 @@ class UNet(nn.Module):
     """F(x; c_noise, labels): [B, C, H, W] -> [B, C, H, W]. Arguments as for `Denoiser`."""
 
     def __init__(self, arch, img_resolution, img_channels, label_dim, width, blocks, channel_mult,
-                 attn_resolutions, embedding, skip_connections, dropout):
+                 attn_resolutions, embedding, skip_connections, dropout, augment_dim=0):
         super().__init__()
         form = ARCHITECTURES[arch]
         self.skip_connections, self.label_dim = skip_connections, label_dim
@@ -166,6 +167,7 @@ class UNet(nn.Module):
         self.noise_channels = noise_channels
         self.map_noise = FourierFrequencies(noise_channels) if embedding == "fourier" else None
         self.map_label = Linear(label_dim, noise_channels) if label_dim else None
+        self.map_augment = Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
         self.map_layer0 = Linear(noise_channels, embedding_channels)
         self.map_layer1 = Linear(embedding_channels, embedding_channels)
 
@@ -204,8 +206,8 @@ class UNet(nn.Module):
         self.dec[f"{r}x{r}_aux_norm"] = GroupNorm(c)
         self.dec[f"{r}x{r}_aux_conv"] = Conv2d(c, img_channels, 3, gain=SMALL_GAIN)
 
-    def embed(self, c_noise, labels):
-        """The time (and label) embedding [B, 4 width] of noise levels c_noise [B] and labels [B] or None.
+    def embed(self, c_noise, labels, augment=None):
+        """The embedding [B, 4 width] of noise levels c_noise [B], labels [B] or None, augment as in `loss`.
 
         One noise level and no labels, as in sampling, are embedded once: [1, 4 width].
         """
@@ -222,10 +224,12 @@ class UNet(nn.Module):
             if labels is not None:  # the published one-hot * sqrt(label_dim) times the matrix, as a look-up
                 column = F.embedding(labels.clamp(min=0), self.map_label.weight.t()) * self.label_dim**0.5
                 e = e + column * (labels >= 0)[:, None]
+        if augment is not None:
+            e = e + self.map_augment(augment.to(e.dtype))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
 
-    def forward(self, x, c_noise, labels=None):
-        embedding = self.embed(c_noise, labels)
+    def forward(self, x, c_noise, labels=None, augment=None):
+        embedding = self.embed(c_noise, labels, augment)
         skips, pyramid = [], x
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):
@@ -260,13 +264,14 @@ class Denoiser(nn.Module):
     skip_connections  0/1 mask in encoder order, (blocks + 1) a level; a 0 replaces that skip by zeros
     dropout           probability, in training mode
     generator         draws the initial weights (torch's default generator if None)
+    augment_dim       numbers that say how an image was augmented; 0 without augmentation
 
     Raises ValueError, naming the value and the rule, for what cannot be built.
     """
 
     def __init__(self, arch, precond, img_resolution, img_channels, label_dim=0, width=128, blocks=2,
                  channel_mult=(2, 2, 2), attn_resolutions=None, embedding=None, skip_connections=None,
-                 dropout=0.13, generator=None):
+                 dropout=0.13, generator=None, augment_dim=0):
         super().__init__()
         embedding = embedding or ARCHITECTURES.get(arch, {}).get("embedding")
         attn_resolutions = [img_resolution // 2] if attn_resolutions is None else list(attn_resolutions)
@@ -301,7 +306,7 @@ class Denoiser(nn.Module):
             arch=arch, precond=precond, img_resolution=img_resolution, img_channels=img_channels,
             label_dim=label_dim, width=width, blocks=blocks, channel_mult=list(channel_mult),
             attn_resolutions=attn_resolutions, embedding=embedding, skip_connections=skip_connections,
-            dropout=dropout)
+            dropout=dropout, **(dict(augment_dim=augment_dim) if augment_dim else {}))
         self.precond, self.precision, self.layout = precond, "fp32", torch.contiguous_format
         parameters = sum(math.prod(shape) for shape in shapes(self.config).values())
         if parameters > MAX_PARAMETERS:
@@ -350,15 +355,17 @@ class Denoiser(nn.Module):
                 kernel = module.weight[0, 0].numel()
                 bound = module.gain * math.sqrt(6 / ((fan_in + fan_out) * kernel))
                 module.weight.uniform_(-bound, bound, generator=generator)
-                module.bias.zero_()
+                if module.bias is not None:
+                    module.bias.zero_()
             elif isinstance(module, FourierFrequencies):
                 module.freqs.normal_(generator=generator).mul_(16)
 
-    def forward(self, x, sigma, labels=None):
+    def forward(self, x, sigma, labels=None, augment=None):
         """The denoised image [B, C, H, W] of x at noise level sigma: float32, or float64 after D.double().
 
         sigma: [B] or a number
         labels: int64 class numbers [B] below label_dim; -1, or None for all: "no label", an all-zero one-hot.
+        augment: as in `loss`
         """
         dtype = torch.promote_types(self.model.map_layer0.weight.dtype, torch.float32)
         x = x.to(dtype)
@@ -375,7 +382,7 @@ class Denoiser(nn.Module):
         c_noise = c_noise.flatten()
         low = self.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16) if low else contextlib.nullcontext():
-            F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels)
+            F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels, augment)
         return c_skip * x + c_out * F_x.to(dtype)
 
     def flops(self):
@@ -385,14 +392,15 @@ class Denoiser(nn.Module):
         return sum(2 * p.numel() * int(name.split("x")[0])**2
                    for name, layer in layers_of for p in layer.parameters())
 
-    def loss(self, y, sigma, noise, labels=None):
+    def loss(self, y, sigma, noise, labels=None, augment=None):
         """Denoising loss of each image [B]: weight(sigma) * |D(y + sigma noise; sigma) - y|^2 over pixels.
 
         y [B, C, H, W] in [-1, 1], sigma [B], noise a unit normal like y (paper, eq. 2; EDM, eq. 8).
+        augment: how y was augmented, float32 [B, augment_dim]; None, as all zeros, is not at all.
         """
         s = sigma.reshape(-1, 1, 1, 1)
         weight = 1 / sigma**2 + (1 / EDM_SIGMA_DATA**2 if self.precond == "edm" else 0)
-        return weight * (self(y + s * noise, sigma, labels) - y).square().flatten(1).sum(1)
+        return weight * (self(y + s * noise, sigma, labels, augment) - y).square().flatten(1).sum(1)
 
     def training_sigma(self, count, generator=None, device=None):
         """Noise levels [count] drawn as this preconditioning is trained with."""
@@ -424,7 +432,8 @@ def build(options, D, generator=None):
         raise ValueError(f"--attn-resolutions {options.attn_resolutions}: this network has {levels}")
     return Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim,
                     options.width, options.blocks, options.channel_mult, options.attn_resolutions,
-                    options.embedding, options.skip_connections, options.dropout, generator)
+                    options.embedding, options.skip_connections, options.dropout, generator,
+                    AUGMENT_DIM if options.augment else 0)
 
 
 def vp_sigma(t):
