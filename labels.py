@@ -11,6 +11,8 @@
 
 What is random is drawn by --label-seed.
 """
+import re
+
 import numpy as np
 import torch
 
@@ -24,17 +26,10 @@ def parse_labels(labels):
         return kind, None
     if kind in ("random", "coarse", "clusters") and number.isdecimal() and int(number) > 0:
         return kind, int(number)
-    if kind == "unique":
-        try:
-            share = float(number)
-        except ValueError:
-            share = 0.0
-        if 0 < share < 1:
-            return kind, share
-        raise ValueError(f"--labels {labels!r} is unknown: {number!r} is no share strictly between 0 and 1; "
-                         "write unique:0.5, or unique for all")
+    if kind == "unique" and re.fullmatch(r"0?\.\d*[1-9]\d*", number):
+        return kind, float(number)
     raise ValueError(f"--labels {labels!r} is unknown; use none, true, permuted, random:C (such as "
-                     "random:10), coarse:C, clusters:K, unique or unique:SHARE")
+                     "random:10), coarse:C, clusters:K, unique or unique:SHARE (such as unique:0.5)")
 
 
 def label_count(labels, n, classes):

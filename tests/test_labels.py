@@ -95,8 +95,8 @@ def test_held_out_images_have_labels_of_the_training_set(labels):
 
 @pytest.mark.parametrize("labels, words", [
     ("coarse", "unknown"), ("coarse:0", "unknown"), ("clusters:-1", "unknown"), ("none:3", "unknown"),
-    ("true:", "unknown"), ("unique:0", "write unique:0.5"), ("unique:1", "write unique:0.5"),
-    ("unique:nan", "write unique:0.5"), ("unique:half", "write unique:0.5"),
+    ("true:", "unknown"), ("unique:0", "unknown"), ("unique:0.0", "unknown"), ("unique:1", "unknown"),
+    ("unique:nan", "unknown"), ("unique:half", "unknown"),
     ("unique:0.001", "gives 0 of 60 images"), ("unique:0.999", "gives 60 of 60 images"),
     ("clusters:61", "the training set has 60 distinct images")])
 def test_bad_labels(labels, words):
