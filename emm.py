@@ -164,8 +164,8 @@ class Probe:
             seeds = range(score["count"], min(score["count"] + more, o.sample_count))
             x, _ = sample.generate(D, seeds, labels, device=device)
             x = x.to(device)
-            copied = memorize.measured(x, references, threshold, mirror=True)[0] if o.mirror else \
-                memorized(x, references, threshold)[0]
+            copied, *_ = memorize.measured(x, references, threshold, mirror=True) if o.mirror else \
+                memorized(x, references, threshold)
             score["hits"] += int(copied.sum())
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start

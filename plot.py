@@ -30,7 +30,7 @@ BASE_RUN = dict(
     epochs=40000, steps=None, steps_min=0, warmup_epochs=200, warmup_steps=None,
     batch=512, optimizer="adam", learning_rate=2e-4, momentum=0.9, beta2=0.999,
     weight_decay=0.0, ema_halflife=500_000 / 512, ema_rampup_epochs=200, ema_rampup_steps=None, ema_rate=None,
-    reshuffle=False, threshold="1/3")
+    flip=False, augment=0.0, label_dropout=0.0, reshuffle=False, threshold="1/3", mirror=False)
 RESOLUTIONS = (32, 16, 8)
 
 

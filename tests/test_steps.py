@@ -285,7 +285,8 @@ def test_where_no_graph_can_be_recorded_it_goes_on_without(capsys):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("given", [dict(), dict(precision="bf16", labels="true"),
-                                   dict(optimizer="sgd", batch_device=8)])
+                                   dict(optimizer="sgd", batch_device=8),
+                                   dict(labels="true", label_dropout=0.3, flip=True, augment=0.3)])
 def test_on_this_gpu_a_graph_gives_the_same_weights(given):
     torch.use_deterministic_algorithms(True)
     try:
