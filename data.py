@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import os
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from types import EllipsisType
 
 import numpy as np
@@ -17,13 +17,13 @@ import torch
 
 import run
 from images import place, read, there
-from run import option, processor, read_json, size
+from labels import give_labels, label_count, parse_labels
+from run import option, read_json
+from subsets import balanced_order, in_part, repetition, shown
 
 CPU_FLOPS = 40e9  # a second and core, assumed: convolutions reach 57 to 90 (docs/performance.md)
 # FLOP/s as Denoiser.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)
 GPU_FLOPS = dict(fp32=35.2e12, tf32=186e12, bf16=381e12)
-DAY = 24 * 3600   # seconds
-MOST_TIMES = 10_000  # an image is shown, and parts of the data; more is a typing error
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -51,17 +51,20 @@ class Options(Subset):
                        "or a path: image folder, zip of images, npz, npy or IDX file; with :K, class K alone")
     mix: str = option("", "a second source, mixed in within each class")
     mix_share: float = option(0.5, "its share of each class, from 0 to 1")
-    labels: str = option("none", "labels the model is given: none, true, random:C or unique")
-    label_seed: int = option(0, "seed of random:C labels")
+    labels: str = option("none", "labels the model is given: none, true, permuted (the true ones shuffled), "
+                         "random:C, coarse:C (C random ones a class), clusters:K (k-means), unique or "
+                         "unique:SHARE (unique for a share of D, one for the rest)")
+    label_seed: int = option(0, "seed of labels that are drawn")
     part: str = option("", "draw D from the i-th of k disjoint, balanced parts of the data: i/k, such as 1/2")
     repeat: str = option("", "show a share of D, drawn by --subset-seed, K times as often as the rest: "
                              "K:share, such as 10:0.1. An epoch stays |D| images")
 
     def __post_init__(self):
         super().__post_init__()
-        label_count(self.labels, n=1, classes=1)
+        parse_labels(self.labels)
         in_part(torch.zeros(0), self.part)
-        repetition(self.repeat)
+        if self.repeat:
+            repetition(self.repeat)
         if not 0 <= self.label_seed < 2**32:
             raise ValueError(f"--label-seed {self.label_seed} is not in 0..2^32-1")
         if not 0 <= self.mix_share <= 1:
@@ -102,101 +105,56 @@ class Images:
                     **({} if self.shown is ... else dict(shown_sha256=sha256(self.shown))))
 
 
-def load(options):
+def load(options, more=False):
     """The training set that `options` describe, as `Images`: read, kept classes, subset, resized, labelled.
 
-    With labels "none" label_dim is 0 and the labels are the true classes, which the model is not given.
+    With labels "none" label_dim is 0 and the labels are the true classes, which the model is not given. With
+    `more`, the images that D would grow by follow those of D, labelled as held-out ones.
     Raises ValueError for what the source does not have.
     """
-    images, classes, names = read(options.data, options.resolution)
-    origin = None
-    if options.mix:
-        others, other_classes, other_names = read(options.mix, options.resolution)
-        if others.shape[1:] != images.shape[1:]:
-            raise ValueError(f"--mix {options.mix} has images of {shape(others)}, "
-                             f"--data {options.data} of {shape(images)}; "
-                             "give --resolution, and sources of the same number of channels")
-        if classes.unique().tolist() != other_classes.unique().tolist():
-            raise ValueError(f"--mix {options.mix} and --data {options.data} have other classes; "
-                             "take one of each with :K, such as cifar10:5")
-        images, classes = torch.cat([images, others]), torch.cat([classes, other_classes])
-        names = [*names, *other_names]
-        origin = torch.arange(len(images)).ge(len(images) - len(others)).long()  # 1 for the second source's
-    if options.classes > int(classes.max()) + 1:
-        raise ValueError(f"--classes {options.classes}: {options.data} has {int(classes.max()) + 1}")
-    count = options.classes or int(classes.max()) + 1
-    own = in_part(classes if origin is None else 2 * classes + origin, options.part)
-    index = own[balanced_order(classes[own], options.subset_seed, None if origin is None else origin[own],
-                               options.mix_share)]
+    images, classes, names, origin = sources(options)
+    there_are = int(classes.max()) + 1
+    if options.classes > there_are:
+        raise ValueError(f"--classes {options.classes}: {options.data} has {there_are}")
+    own = in_part(2 * classes + origin, options.part)
+    share = options.mix_share if options.mix else 0.0
+    index = own[balanced_order(classes[own], options.subset_seed, origin[own], share)]
+    count = options.classes or there_are
     index = index[classes[index] < count]
     kept = f" in {count} classes" if options.classes else ""
     kept += f" in part {options.part}" if options.part else ""
     if not len(index):
         raise ValueError(f"{options.data} has no images{kept}; take more classes, or fewer parts")
-    if options.labels == "true" and len(classes[index].unique()) < 2:
-        raise ValueError(f"--labels true: {options.data} has no classes here, or one; "
+    if options.labels in ("true", "permuted") and len(classes[index].unique()) < 2:
+        raise ValueError(f"--labels {options.labels}: {options.data} has no classes here, or one; "
                          "take --labels none, or give it classes, such as a folder for each")
     n = options.n or len(index)
     if n > len(index):
-        mixed = f" with a share of {options.mix_share:g} of {options.mix}" if options.mix else ""
+        mixed = f" with a share of {share:g} of {options.mix}" if options.mix else ""
         raise ValueError(f"--n {n} is more than the {len(index)} images of {options.data}{mixed}{kept}; "
                          "lower --n")
-    index = index[:n]
+    index = index if more else index[:n]
     images, classes = images[index], classes[index]
-    label_dim = label_count(options.labels, n, count)
-    if options.labels == "unique":
-        labels = torch.arange(n)
-    elif options.labels.startswith("random:"):
-        # drawn in turn, so that the labels of the subset of 500 are those of the first 500 of 1,000
-        drawn = np.random.RandomState(options.label_seed).randint(label_dim, size=n, dtype=np.int64)
-        labels = torch.from_numpy(drawn)
-    else:
-        labels = classes
-    return Images(images, labels, label_dim, [names[i] for i in index.tolist()], shown(options, n))
+    labels = give_labels(options.labels, options.label_seed, images, classes, n)
+    return Images(images, labels, label_count(options.labels, n, count), [names[i] for i in index.tolist()],
+                  shown(n, options.repeat, options.subset_seed))
 
 
-def in_part(groups, part):
-    """The images (int64 [M]) of the part i/k, given a number for the group of each: every k-th of a group.
-
-    "" takes all. Whatever the subset seed, parts are disjoint, and have as many of a group as can be.
-    """
-    i, slash, k = (part or "1/1").partition("/")
-    if not (i.isdecimal() and k.isdecimal() and 1 <= int(i) <= int(k) <= MOST_TIMES):
-        raise ValueError(f"--part {part!r} is not one of at most {MOST_TIMES:,} parts; "
-                         "write i/k, such as 1/2")
-    if k == "1":
-        return torch.arange(len(groups))
-    mine = torch.zeros(len(groups), dtype=torch.bool)
-    for group in groups.unique():
-        mine[(groups == group).nonzero()[int(i) - 1::int(k), 0]] = True
-    return mine.nonzero()[:, 0]
-
-
-def repetition(repeat):
-    """(K, share) of --repeat K:share; (1, 0.0) of "". Raises ValueError for anything else."""
-    times, _, share = (repeat or "1:0").partition(":")
-    try:
-        found = int(times), float(share)
-    except ValueError:
-        found = 0, 0.0
-    if repeat and not (2 <= found[0] <= MOST_TIMES and 0 < found[1] < 1):
-        raise ValueError(f"--repeat {repeat!r} is not a number from 2 to {MOST_TIMES:,} and a share strictly "
-                         "between 0 and 1; write K:share, such as 10:0.1")
-    return found
-
-
-def shown(options, n):
-    """`Images.shown` of a training set of n images: those that --repeat draws stand there K times."""
-    if not options.repeat:
-        return ...
-    times, share = repetition(options.repeat)
-    count = round(share * n)
-    if not 0 < count < n:
-        raise ValueError(f"--repeat {options.repeat} repeats {count} of {n} images; "
-                         "give a share that repeats some of them, and not all")
-    each = torch.ones(n, dtype=torch.int64)
-    each[torch.from_numpy(np.random.RandomState(options.subset_seed or 0).permutation(n)[:count])] = times
-    return torch.arange(n).repeat_interleave(each)
+def sources(options):
+    """Images, classes and names of --data, then those of --mix, and where each is from: 0 or 1."""
+    images, classes, names = read(options.data, options.resolution)
+    if not options.mix:
+        return images, classes, names, torch.zeros_like(classes)
+    others, other_classes, other_names = read(options.mix, options.resolution)
+    if others.shape[1:] != images.shape[1:]:
+        raise ValueError(f"--mix {options.mix} has images of shape {list(others.shape[1:])}, "
+                         f"--data {options.data} of {list(images.shape[1:])}; "
+                         "give --resolution, and sources of the same number of channels")
+    if classes.unique().tolist() != other_classes.unique().tolist():
+        raise ValueError(f"--mix {options.mix} and --data {options.data} have other classes; "
+                         "take one of each with :K, such as cifar10:5")
+    origin = torch.cat([torch.zeros_like(classes), torch.ones_like(other_classes)])
+    return torch.cat([images, others]), torch.cat([classes, other_classes]), [*names, *other_names], origin
 
 
 def outside(options, D, count=0, copies=False):
@@ -206,7 +164,7 @@ def outside(options, D, count=0, copies=False):
     Those that equal an image of D to the pixel are left out, unless `copies`.
     Raises ValueError if there are fewer.
     """
-    whole = load(replace(options, n=0, repeat=""))
+    whole = load(options, more=True)
     index = torch.arange(len(D), len(whole))
     if D.label_dim:
         index = index[torch.isin(whole.labels[index], D.labels)]
@@ -275,56 +233,6 @@ def options_of_run(directory, moved=""):
     return Options(**options | (dict(data=moved) if moved else {}))
 
 
-def label_count(labels, n, classes):
-    """How many labels the mode `labels` gives a model: 0, the classes, C of random:C, or n (unique)."""
-    mode, _, number = labels.partition(":")
-    if mode == "random" and number.isdigit() and int(number) > 0:
-        return int(number)
-    counts = dict(none=0, true=classes, unique=n)
-    if labels not in counts:
-        raise ValueError(f"--labels {labels!r} is unknown; "
-                         "use none, true, random:C (such as random:10) or unique")
-    return counts[labels]
-
-
-def balanced_order(classes, seed=None, origin=None, share=0.0):
-    """An order of the images (int64 [N]) each of whose prefixes is class-balanced as evenly as can be.
-
-    The first of class 0, the first of class 1, ..., the second of class 0, ...: prefixes are nested.
-    Within a class images stand in the order of the source, as published, or as drawn by `seed`.
-
-    With an `origin` (0 or 1) for each image, floor(share k) of the first k images of a class are of origin 1.
-    A class ends where the next image would have to come from an origin that has no more.
-    """
-    order = torch.arange(len(classes))
-    if seed is not None:
-        order = torch.from_numpy(np.random.RandomState(seed).permutation(len(classes)))
-    rank = torch.full((len(classes),), -1)
-    for c in classes.unique().tolist():
-        members = order[classes[order] == c]
-        if origin is None:
-            rank[members] = torch.arange(len(members))
-            continue
-        k = torch.arange(len(members) + 1, dtype=torch.float64)
-        due = torch.floor(k * share + 1e-9)  # 0.29 * 100 is 28.999...
-        second = due[1:] > due[:-1]
-        end = len(members)
-        for o in (0, 1):
-            places, own = (second == bool(o)).nonzero()[:, 0], members[origin[members] == o]
-            if len(own) < len(places):
-                end = min(end, int(places[len(own)]))
-            own = own[:len(places)]
-            rank[own] = places[:len(own)]
-        rank[members[rank[members] >= end]] = -1
-    kept = (rank >= 0).nonzero()[:, 0]
-    return kept[torch.from_numpy(np.lexsort((classes[kept].numpy(), rank[kept].numpy())))]
-
-
-def shape(images):
-    """Channels and size of images [N, C, H, W], in words."""
-    return f"{images.shape[1]} x {images.shape[2]} x {images.shape[3]}"
-
-
 def pick_device(name, threads=0, deterministic=False):
     """The torch device of a --device word: auto, cpu, cuda or cuda:N, which becomes the current one.
 
@@ -335,7 +243,7 @@ def pick_device(name, threads=0, deterministic=False):
     try:
         best = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(best if name == "auto" else name)
-        if device.type == "cuda" and device.index is None and size() > 1:  # a GPU a process of torchrun
+        if device.type == "cuda" and device.index is None and run.size() > 1:  # a GPU a process of torchrun
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not a device of these scripts")
@@ -384,8 +292,8 @@ def announce(name, device, flops=0, precision="fp32", at_once=0):
                      f"H100 (with --precision {others})")
         print(said, file=sys.stderr)
         return
-    days = flops / (CPU_FLOPS * torch.get_num_threads() * DAY)
+    days = flops / (CPU_FLOPS * torch.get_num_threads() * 24 * 3600)
     slow = ""
     if days > 1:
         slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core"
-    print(f"device: cpu ({processor()}), as no GPU was found{slow}", file=sys.stderr)
+    print(f"device: cpu ({run.processor()}), as no GPU was found{slow}", file=sys.stderr)

@@ -51,7 +51,8 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """F(x; c_noise, labels): [B, C, H, W] -> [B, C, H, W]. Arguments as for `unet.Denoiser`."""
 
-    def __init__(self, img_resolution, img_channels, label_dim, width, blocks, patch, dropout):
+    def __init__(self, img_resolution, img_channels, label_dim, width, blocks, patch, dropout,
+                 augment_dim=0):
         super().__init__()
         heads = max(1, width // HEAD)
         if patch < 1 or img_resolution % patch:
@@ -62,6 +63,7 @@ class DiT(nn.Module):
         side, values = img_resolution // patch, img_channels * patch**2
         self.map_layer0, self.map_layer1 = nn.Linear(NOISE_CHANNELS, width), nn.Linear(width, width)
         self.map_label = nn.Embedding(label_dim, width) if label_dim else None
+        self.map_augment = nn.Linear(augment_dim, width, bias=False) if augment_dim else None
         self.first = nn.Linear(values, width)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks))
         self.affine, self.last = nn.Linear(width, 2 * width), nn.Linear(width, values)
@@ -75,22 +77,25 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in (self.map_layer0, self.map_layer1, self.map_label):
             if module is not None:
                 nn.init.normal_(module.weight, std=SMALL_STD, generator=generator)
         for module in (*(block.affine for block in self.blocks), self.affine, self.last):
             nn.init.zeros_(module.weight)
 
-    def embed(self, c_noise, labels):
+    def embed(self, c_noise, labels, augment=None):
         """The embedding [B, width] of noise levels c_noise [B] and of labels [B], -1 for none, or None."""
         e = self.map_layer1(F.silu(self.map_layer0(sines(c_noise, NOISE_CHANNELS))))
         if self.map_label is not None and labels is not None:
             e = e + self.map_label(labels.clamp(min=0)) * (labels >= 0)[:, None]
+        if augment is not None:
+            e = e + self.map_augment(augment.to(e.dtype))
         return F.silu(e)
 
-    def forward(self, x, c_noise, labels=None):
-        embedding = self.embed(c_noise, labels)
+    def forward(self, x, c_noise, labels=None, augment=None):
+        embedding = self.embed(c_noise, labels, augment)
         grid = self.side, self.patch
         x = x.unflatten(3, grid).unflatten(2, grid).permute(0, 2, 4, 1, 3, 5)
         form = x.shape                                               # [B, side, side, C, patch, patch]
@@ -103,7 +108,7 @@ class DiT(nn.Module):
     def matrices(self):
         """The weights that Muon takes: those that read no image or label, and write no image."""
         return [p for name, p in self.named_parameters() if p.ndim > 1
-                and not name.startswith(("first", "last", "map_label"))]
+                and not name.startswith(("first", "last", "map_label", "map_augment"))]
 
     def flops(self):
         """FLOPs of one evaluation of an image, without its embedding: weights and tokens meet each token."""

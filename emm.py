@@ -31,7 +31,7 @@ import sample
 import search
 import train
 import unet
-from kernels import References, memorized
+from kernels import References
 from run import option
 from search import CONFIDENCE
 from solvers import Sampling
@@ -52,6 +52,7 @@ class Options(Sampling, train.Options):
     train_seeds: tuple[int, ...] = option((), "search once for each, of data and training", recorded=False)
     devices: tuple[str, ...] = option((), "a size on each at once, such as cuda:0,cuda:1", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
+    mirror: bool = option(False, "also compare with mirrored training images")
 
     def __post_init__(self):
         Sampling.__post_init__(self)
@@ -138,7 +139,7 @@ class Probe:
                              f"remove it to measure |D| = {self.n} again")
 
     def score(self, snapshot, references):
-        """Sample a snapshot file until its verdict, and return it."""
+        """Sample a snapshot file until its verdict, and return it. A search keeps only the best and the last."""
         o, device, D = self.options, data.pick_device(self.options.device), None
         about = run.about(snapshot)
         fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
@@ -152,7 +153,8 @@ class Probe:
             more = o.sample_count if o.full else search.next_samples(score["count"], sample.chunk(D))
             seeds = range(score["count"], min(score["count"] + more, o.sample_count))
             x, _ = sample.generate(D, seeds, labels, sampling=o, device=device)
-            copied = memorized(x.to(device), references, memorize.parse_threshold(o.threshold))[0]
+            copied = memorize.measured(x.to(device), references, memorize.parse_threshold(o.threshold),
+                                       mirror=o.mirror)[0]
             score["hits"] += int(copied.sum())
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start
@@ -167,6 +169,11 @@ class Probe:
             print(f"|D| = {self.n}, epoch {score['epoch']:.0f}: {ratio_of(score):.2%} of {score['count']} "
                   f"samples memorized (95% interval {low:.2%} to {high:.2%}), "
                   f"{'above' if verdict else 'below'} {1 - o.eps:g}", flush=True)
+        if not o.full:  # weights are large
+            best = max(self.scores.values(), key=ratio_of)["file"]
+            for path in self.files.snapshots()[:-1]:
+                if path.name != best and path.name in {s["file"] for s in self.scores.values()}:
+                    path.unlink()
         return verdict
 
     def record(self):

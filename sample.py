@@ -71,6 +71,9 @@ class Options(Sampling, data.Options):
             raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
         if self.out and not self.out.endswith(".npz"):
             raise ValueError(f"--out {self.out} must end in .npz")
+        if self.label is not None and self.sample_labels == "none":
+            raise ValueError(f"--label {self.label} is a label, and --sample-labels none is no label; "
+                             "leave one of them out")
 
 
 def parse_seeds(text):
@@ -113,9 +116,11 @@ def weigh_labels(counts, how="uniform", unseen=True):
     """The weights by which `draw` draws labels, given `counts`, the training images of each label.
 
     "uniform", as published, draws labels without images as well, unless `unseen` is False: the closed-form
-    optimum does not exist for them. "training" draws labels as often as the training set has them. `counts`
-    is None for an unconditional model, and so are the weights.
+    optimum does not exist for them. "training" draws labels as often as the training set has them. With
+    "none", or `counts` None of an unconditional model, the weights are None: samples get no label.
     """
+    if how == "none":
+        return None
     if how == "training" or not counts:
         return counts
     return [int(unseen or count > 0) for count in counts]

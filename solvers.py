@@ -32,8 +32,8 @@ class Sampling:
     guidance: float = option(
         1.0, "weight W of classifier-free guidance, D_u + W (D_c - D_u), where D_u is not given the label")
     sample_labels: str = option(
-        "uniform", "labels of the samples: all equally likely, as published, or as often as in training",
-        ("uniform", "training"))
+        "uniform", "labels of samples: all equally likely, as published, as often as in training, or none",
+        ("uniform", "training", "none"))
 
     def __post_init__(self):
         if not 2 <= self.sample_steps <= 10_000:

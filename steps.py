@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 import parallel
+from images import augment
 from kernels.graphs import Replayed
 
 ADAM_EPS = 1e-8  # as published
@@ -133,6 +134,14 @@ class Work:
         y = self.images[index].float() / 127.5 - 1                              # [B, C, H, W]
         sigma = self.net.training_sigma(len(y), device=y.device)
         noise = torch.randn_like(y)
+        labels = self.labels_of(index)
+        if self.options.flip:
+            mirrored = torch.rand(len(y), 1, 1, 1, device=y.device) < 0.5
+            y = torch.where(mirrored, y.flip(-1), y)
+        how = None
+        if self.options.augment:
+            how = augment.draw(len(y), self.options.augment, y.device)          # [B, 9]
+            y = augment.warp(y, how)
         if parallel.size() > 1:
             torch.manual_seed(seed_of(self.options.seed, self.step, parallel.rank()))  # of dropout
         total = torch.zeros((), device=y.device)
@@ -140,17 +149,26 @@ class Work:
         mine = parallel.share(len(y))
         parts = [slice(i, min(i + self.part, mine.stop)) for i in range(mine.start, mine.stop, self.part)]
         for part in parts:
-            labels = None if self.labels is None else self.labels[index[part]]
+            given = [each if each is None else each[part] for each in (labels, how)]
             last = self.loss_of is None or part is parts[-1]
             with contextlib.nullcontext() if last else self.loss_of.no_sync():
                 loss_of = self.loss_of or self.net.loss
-                each = loss_of(y[part], sigma[part], noise[part], labels)       # [part]
+                each = loss_of(y[part], sigma[part], noise[part], *given)       # [part]
                 if skip := self.options.sigma_skip:
                     each = each * ((sigma[part] <= skip[0]) | (sigma[part] >= skip[1]))
                 loss = each.sum() / len(y)
                 (loss * parallel.size()).backward()  # processes average their gradients
             total += loss.detach()
         return total
+
+    def labels_of(self, index):
+        """The labels int64 [B] of images `index`, -1 (no label) where --label-dropout drops them, or None."""
+        if self.labels is None:
+            return None
+        labels, probability = self.labels[index], self.options.label_dropout
+        if not probability:
+            return labels
+        return labels.masked_fill(torch.rand(len(index), device=index.device) < probability, -1)
 
 
 class Optimizer:

@@ -83,6 +83,10 @@ class Options(data.Options):
     ema_rampup_steps: int | None = option(None, "or over this many steps")
     ema_rate: float | None = option(
         None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
+    flip: bool = option(False, "mirror half of the images shown, drawn anew at each step")
+    augment: float = option(0.0, "probability of each of EDM's six augmentations, which the network is told, "
+                                 "so that samples show none; EDM: 0.12")
+    label_dropout: float = option(0.0, "probability that an image is shown without its label")
     precision: str = option(
         "auto", "of the network's products; auto is tf32 on CUDA, else fp32", unet.PRECISION_CHOICES)
     seed: int = option(0, "of initial weights, order of the data, noise and dropout")
@@ -137,10 +141,13 @@ class Options(data.Options):
         if skip and not (len(skip) == 2 and 0 <= skip[0] < skip[1]):
             raise ValueError(f"--sigma-skip {','.join(map(str, skip))} is no range of noise levels; "
                              "write LOW,HIGH, such as 0.2,2")
-        for name in ("momentum", "beta2", "ema_rate"):
+        for name in ("momentum", "beta2", "ema_rate", "label_dropout", "augment"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be in [0, 1)")
+        if self.label_dropout and self.labels == "none":
+            raise ValueError(f"--label-dropout {self.label_dropout} leaves labels out, and --labels none "
+                             "has none; leave one of them out")
         if self.steps and self.steps < self.steps_min:
             raise ValueError(f"--steps {self.steps} is less than --steps-min {self.steps_min}; "
                              "leave one of them out")

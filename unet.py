@@ -34,6 +34,7 @@ PRECISION_CHOICES = ("auto", *PRECISIONS)  # of --precision: see `precision_on`
 MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 100, 2**24
 MAX_PARAMETERS = 2**31
 
+AUGMENT_DIM = 9        # numbers that images/augment.py tells of an image
 EMBEDDING_MULT = 4     # width of the time embedding, in units of `width`
 SKIP_SCALE = 0.5**0.5  # of the sum of a block and its input: keeps the variance
 NORM_EPS = 1e-6
@@ -41,10 +42,10 @@ SMALL_GAIN = 1e-5      # initial scale of each residual branch's last layer: blo
 
 
 class Linear(nn.Module):
-    def __init__(self, cin, cout, gain=1.0):
+    def __init__(self, cin, cout, gain=1.0, bias=True):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(cout, cin))
-        self.bias = nn.Parameter(torch.empty(cout))
+        self.bias = nn.Parameter(torch.empty(cout)) if bias else None
         self.gain = gain
 
     def forward(self, x):
@@ -157,7 +158,7 @@ class UNet(nn.Module):
     """F(x; c_noise, labels): [B, C, H, W] -> [B, C, H, W]. Arguments as for `Denoiser`."""
 
     def __init__(self, arch, img_resolution, img_channels, label_dim, width, blocks, channel_mult,
-                 attn_resolutions, embedding, skip_connections, dropout):
+                 attn_resolutions, embedding, skip_connections, dropout, augment_dim=0):
         super().__init__()
         form = ARCHITECTURES[arch]
         self.skip_connections, self.label_dim, self.img_channels = skip_connections, label_dim, img_channels
@@ -165,6 +166,7 @@ class UNet(nn.Module):
         self.noise_channels = noise_channels
         self.map_noise = FourierFrequencies(noise_channels) if embedding == "fourier" else None
         self.map_label = Linear(label_dim, noise_channels) if label_dim else None
+        self.map_augment = Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
         self.map_layer0 = Linear(noise_channels, embedding_channels)
         self.map_layer1 = Linear(embedding_channels, embedding_channels)
 
@@ -212,12 +214,13 @@ class UNet(nn.Module):
                 kernel = module.weight[0, 0].numel()
                 bound = module.gain * math.sqrt(6 / ((fan_in + fan_out) * kernel))
                 module.weight.uniform_(-bound, bound, generator=generator)
-                module.bias.zero_()
+                if module.bias is not None:
+                    module.bias.zero_()
             elif isinstance(module, FourierFrequencies):
                 module.freqs.normal_(generator=generator).mul_(16)
 
-    def embed(self, c_noise, labels):
-        """The time (and label) embedding [B, 4 width] of noise levels c_noise [B] and labels [B] or None.
+    def embed(self, c_noise, labels, augment=None):
+        """The embedding [B, 4 width] of noise levels c_noise [B], labels [B] or None, augment as in `loss`.
 
         One noise level and no labels, as in sampling, are embedded once: [1, 4 width].
         """
@@ -232,11 +235,14 @@ class UNet(nn.Module):
         if self.map_label is not None:
             e = e + self.map_label.bias
             if labels is not None:  # the published one-hot * sqrt(label_dim) times the matrix, as a look-up
-                e = e + F.embedding(labels, self.map_label.weight.t()) * self.label_dim**0.5
+                column = F.embedding(labels.clamp(min=0), self.map_label.weight.t()) * self.label_dim**0.5
+                e = e + column * (labels >= 0)[:, None]
+        if augment is not None:
+            e = e + self.map_augment(augment.to(e.dtype))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
 
-    def forward(self, x, c_noise, labels=None):
-        embedding = self.embed(c_noise, labels)
+    def forward(self, x, c_noise, labels=None, augment=None):
+        embedding = self.embed(c_noise, labels, augment)
         skips, pyramid = [], x
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):
@@ -285,6 +291,7 @@ class Denoiser(nn.Module):
     generator         draws the initial weights (torch's default generator if None)
     predict, loss_weight, loss    as in objectives.Objective
     patch             pixels a side of a token of "dit"
+    augment_dim       numbers that say how an image was augmented; 0 without augmentation
 
     Raises ValueError, naming the value and the rule, for what cannot be built.
     """
@@ -292,7 +299,7 @@ class Denoiser(nn.Module):
     def __init__(self, arch, precond, img_resolution, img_channels, label_dim=0, width=128, blocks=2,
                  channel_mult=(2, 2, 2), attn_resolutions=None, embedding=None, skip_connections=None,
                  dropout=0.13, generator=None, predict=None, loss_weight="published", loss="l2",
-                 patch=2):
+                 patch=2, augment_dim=0):
         super().__init__()
         self.objective = Objective(precond, predict, loss_weight, loss)
         if arch == "dit":
@@ -331,6 +338,7 @@ class Denoiser(nn.Module):
         self.config |= dict(patch=patch) if arch == "dit" else dict(
             channel_mult=list(channel_mult), attn_resolutions=attn_resolutions, embedding=embedding,
             skip_connections=skip_connections)
+        self.config |= dict(augment_dim=augment_dim) if augment_dim else {}
         self.precision, self.layout = "fp32", torch.contiguous_format
         parameters = sum(math.prod(shape) for shape in shapes(self.config).values())
         if parameters > MAX_PARAMETERS:
@@ -365,11 +373,12 @@ class Denoiser(nn.Module):
         self.precision = precision
         return self.to(memory_format=self.layout)
 
-    def forward(self, x, sigma, labels=None):
+    def forward(self, x, sigma, labels=None, augment=None):
         """The denoised image [B, C, H, W] of x at noise level sigma: float32, or float64 after D.double().
 
         sigma: [B] or a number
-        labels: int64 class numbers [B] below label_dim, or None: "no label", an all-zero one-hot.
+        labels: int64 class numbers [B] below label_dim; -1, or None for all: "no label", an all-zero one-hot.
+        augment: as in `loss`
         """
         dtype = torch.promote_types(self.model.map_layer0.weight.dtype, torch.float32)
         x = x.to(dtype)
@@ -378,20 +387,21 @@ class Denoiser(nn.Module):
         c_noise = c_noise.flatten()
         low = self.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16) if low else contextlib.nullcontext():
-            F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels)
+            F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels, augment)
         return c_skip * x + c_out * F_x.to(dtype)
 
     def flops(self):
         """About the FLOPs of one evaluation of an image."""
         return self.model.flops()
 
-    def loss(self, y, sigma, noise, labels=None):
+    def loss(self, y, sigma, noise, labels=None, augment=None):
         """Denoising loss of each image [B]: as published, weight(sigma) * |D(y + sigma noise; sigma) - y|^2.
 
         y [B, C, H, W] in [-1, 1], sigma [B], noise a unit normal like y (paper, eq. 2; EDM, eq. 8).
+        augment: how y was augmented, float32 [B, augment_dim]; None, as all zeros, is not at all.
         """
         s = sigma.reshape(-1, 1, 1, 1)
-        return self.objective.measure(self(y + s * noise, sigma, labels) - y, sigma)
+        return self.objective.measure(self(y + s * noise, sigma, labels, augment) - y, sigma)
 
     def training_sigma(self, count, generator=None, device=None):
         """Noise levels [count] drawn as this preconditioning is trained with."""
@@ -419,7 +429,8 @@ def build(options, D, generator=None):
     return Denoiser(options.arch, options.precond, D.resolution, D.images.shape[1], D.label_dim,
                     options.width, options.blocks, options.channel_mult, options.attn_resolutions,
                     options.embedding, options.skip_connections, options.dropout, generator,
-                    options.predict, options.loss_weight, options.loss, options.patch)
+                    options.predict, options.loss_weight, options.loss, options.patch,
+                    AUGMENT_DIM if options.augment else 0)
 
 
 def network(config):

@@ -40,6 +40,15 @@ train    2 TRAIN --precision fp8 | fp8
 train    2 TRAIN --labels some | some
 train    2 TRAIN --labels random:0 | random:0
 train    2 TRAIN --labels random:-1 | random:-1
+train    2 TRAIN --labels clusters:0 | clusters:0
+train    2 TRAIN --labels true:5 | true:5
+train    2 TRAIN --labels unique:1.5 | unique:1.5
+train    2 TRAIN --label-dropout 0.5 | --labels none has none
+train    2 TRAIN --augment -0.1 | augment -0.1
+train    2 TRAIN --augment 1 | augment 1
+train    2 TRAIN --labels true --label-dropout 1 | label-dropout 1
+train    1 TRAIN --labels clusters:99999999999 | clusters:99999999999
+train    1 TRAIN --labels unique:0.001 | a label of their own
 train    2 TRAIN --resolution -8 | --resolution -8
 train    2 TRAIN --resolution 100000 | 100000
 train    2 TRAIN --classes -1 | --classes -1

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import data
 import emm
 import images
 import run
@@ -248,6 +249,29 @@ def test_two_searches_in_one_place(tmp_path):
         other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert other.returncode == 1 and "in use by another process" in other.stderr
     assert len(other.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("labels", ["permuted", "coarse:2", "clusters:3", "unique:0.5"])
+def test_every_kind_of_labels(tmp_path, labels):
+    """Drawn and dropped in training, and at sampling uniform or left out, which are other searches."""
+    how = dict(labels=labels, label_dropout=0.5, sizes=(10,), sample_count=10)
+    result = run.read_json(emm.find(options(tmp_path / "a", **how, sample_labels="none")))
+    assert [p["n"] for p in result["probes"]] == [10]
+    with pytest.raises(ValueError, match="sample_labels: 'none' there, 'uniform' asked"):
+        emm.find(options(tmp_path / "a", **how))
+
+
+def test_mirrored_copies_count_if_asked_for(tmp_path, monkeypatch):
+    D = data.load(data.Options(data="digits", n=10))
+
+    def mirrored(net, seeds, *labels, **how):
+        return D.images[torch.tensor(list(seeds)) % 10].flip(-1), None
+    monkeypatch.setattr(emm.sample, "generate", mirrored)
+    for mirror, ratio in ((False, 0.0), (True, 1.0)):
+        path = emm.find(options(tmp_path / str(mirror), mirror=mirror, flip=mirror, sizes=(10,)))
+        result = run.read_json(path)
+        assert result["probes"][0]["ratio"] == ratio
+        assert result["options"]["mirror"] is mirror
 
 
 def test_several_devices_find_the_same(tmp_path):

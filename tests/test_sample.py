@@ -78,7 +78,7 @@ def test_chunks_fill_a_gpu():
 def test_labels_are_drawn_by_their_weights():
     assert sample.weigh_labels([5, 0, 10, 5]) == [1, 1, 1, 1], "as published, also labels that no image has"
     assert sample.weigh_labels([5, 0, 10, 5], "training") == [5, 0, 10, 5]
-    assert sample.weigh_labels(None) is None
+    assert sample.weigh_labels(None) is None and sample.weigh_labels([5, 0, 10, 5], "none") is None
     D = unet.Denoiser("ddpmpp", "vp", 8, 1, label_dim=4, width=4)
     latents, labels = sample.draw(D, list(range(4000)), [5, 0, 10, 5])
     share = torch.bincount(labels, minlength=4) / 4000
@@ -98,6 +98,17 @@ def test_labels_of_a_conditional_run(trained, tmp_path):
     counts = checkpoint.read(trained / "model.safetensors")[1]["label_counts"]
     assert np.allclose(drawn["uniform"], 1 / 3, atol=0.08)
     assert np.allclose(drawn["training"], np.array(counts) / sum(counts), atol=0.08)
+
+
+def test_samples_without_a_label_of_a_conditional_run(trained, tmp_path):
+    given = dict(run=str(trained), sample_labels="none")
+    with np.load(sample.sample(options(**given, out=str(tmp_path / "a.npz")))) as file:
+        assert "labels" not in file
+        D, _ = checkpoint.load_model(trained / "model.safetensors")
+        expected, _ = sample.generate(D, list(range(10)))
+        assert np.array_equal(file["arr_0"], expected.permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="--label 1 is a label.*leave one of them out"):
+        options(**given, label=1)
 
 
 def test_files_of_a_run(trained):

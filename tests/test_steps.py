@@ -12,6 +12,7 @@ import steps
 import train
 import unet
 from conftest import ROOT
+from images import augment
 from kernels import graphs
 from steps import Work, batch_index, schedule, seed_of
 
@@ -64,7 +65,8 @@ def work(device="cpu", **given):
     o = train.Options(**TINY | given)
     D = data.load(o)
     net = unet.Denoiser("ddpmpp", o.precond, 8, 1, D.label_dim, o.width, 1, (1, 1), dropout=o.dropout,
-                        generator=torch.Generator().manual_seed(0)).train()
+                        generator=torch.Generator().manual_seed(0),
+                        augment_dim=unet.AUGMENT_DIM if o.augment else 0).train()
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -92,6 +94,53 @@ def test_gradient_accumulation_changes_nothing(precond, labels):
     assert torch.allclose(whole[0], parts[0])
     for name, g in whole[3].items():
         assert (g - parts[3][name]).abs().max() <= SAME_GRADIENT * max(g.abs().max(), 1), name
+
+
+def test_labels_are_dropped_by_seed_and_step(monkeypatch):
+    def labels_shown(step, **given):
+        shown, one = [], work(labels="unique", label_dropout=0.4, n=400, batch=400, **given)
+        loss = one.net.loss
+        monkeypatch.setattr(one.net, "loss", lambda *parts: shown.append(parts[3]) or loss(*parts))
+        one.take(step)
+        return torch.cat(shown)
+    found = labels_shown(0)
+    assert 0.3 < (found == -1).float().mean() < 0.5
+    whole = batch_index(400, 400, 0, 0)
+    assert torch.equal(found, torch.where(found == -1, -1, whole))
+    assert torch.equal(found, labels_shown(0, batch_device=100))
+    others = labels_shown(1), labels_shown(0, seed=1)
+    assert not any(torch.equal(found == -1, other == -1) for other in others)
+
+
+def what_is_shown(monkeypatch, step=0, **given):
+    """The images that a step shows, how it says that they are augmented, and those images themselves."""
+    shown, one = [], work(n=400, batch=400, **given)
+    loss = one.net.loss
+    monkeypatch.setattr(one.net, "loss", lambda *parts: shown.append((parts[0], parts[4])) or loss(*parts))
+    one.take(step)
+    y = one.images[batch_index(400, 400, step, one.options.seed)].float() / 127.5 - 1
+    images, how = zip(*shown)
+    return torch.cat(images), None if how[0] is None else torch.cat(how), y
+
+
+def test_half_of_the_images_are_flipped(monkeypatch):
+    shown, how, y = what_is_shown(monkeypatch, flip=True)
+    mirrored = (shown == y.flip(-1)).flatten(1).all(1)
+    assert how is None and 0.4 < mirrored.float().mean() < 0.6
+    assert ((shown == y).flatten(1).all(1) | mirrored).all()
+    assert torch.equal(shown, what_is_shown(monkeypatch, flip=True, batch_device=100)[0])
+    assert not torch.equal(shown, what_is_shown(monkeypatch, step=1, flip=True)[0])
+
+
+def test_augmented_images_are_told_whatever_is_shown_at_once(monkeypatch):
+    shown, how, y = what_is_shown(monkeypatch, augment=0.12)
+    assert how.shape == (400, unet.AUGMENT_DIM) and torch.equal(shown, augment.warp(y, how))
+    assert 0.45 < how.any(1).float().mean() < 0.62  # 1 - 0.88^6 is 0.54
+    parts = what_is_shown(monkeypatch, augment=0.12, batch_device=100)
+    assert torch.equal(shown, parts[0]) and torch.equal(how, parts[1])
+    assert not torch.equal(how, what_is_shown(monkeypatch, augment=0.12, seed=1)[1])
+    _, before, after, *_ = one_step(dict(augment=0.5))
+    assert not torch.equal(before["map_augment.weight"], after["map_augment.weight"])
 
 
 def test_repeated_images_are_drawn_as_often_as_they_stand_there():
@@ -311,7 +360,8 @@ def test_where_no_graph_can_be_recorded_it_goes_on_without(capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("given", [dict(), dict(precision="bf16", labels="true"),
                                    dict(optimizer="sgd", batch_device=8), dict(optimizer="muon"),
-                                   dict(precond="flow", loss="huber", loss_weight="min-snr")])
+                                   dict(precond="flow", loss="huber", loss_weight="min-snr"),
+                                   dict(labels="true", label_dropout=0.3, flip=True, augment=0.3)])
 def test_on_this_gpu_a_graph_gives_the_same_weights(given):
     torch.use_deterministic_algorithms(True)
     try:

@@ -270,6 +270,36 @@ def test_dropout_only_while_training():
         assert torch.equal(D(x, 1.0), D(x, 1.0))
 
 
+def test_a_network_that_is_told_of_augmentation():
+    """One more matrix, with EDM's name, in EDM's place; told of none, the network is as without it."""
+    plain, told = (Denoiser("ddpmpp", "vp", 8, 1, width=8, augment_dim=dim).eval() for dim in (0, 9))
+    names = list(plain.model.state_dict())
+    assert list(told.model.state_dict()) == ["map_augment.weight", *names]
+    assert told.model.map_augment.weight.shape == (8, 9) and "augment_dim" not in plain.config
+    x, sigma, how = draw(2, 1, 8, 8), torch.ones(2), draw(2, 9)
+    with torch.no_grad():
+        for p in told.parameters():
+            p.add_(0.1 * draw(*p.shape))
+        plain.model.load_state_dict({name: told.model.state_dict()[name] for name in names})
+        assert torch.equal(told(x, sigma), plain(x, sigma))
+        assert torch.equal(told(x, sigma, augment=0 * how), plain(x, sigma))
+        assert moved(told(x, sigma, augment=how), plain(x, sigma)) > 1e-3
+        noise = draw(2, 1, 8, 8, seed=1)
+        error = (told(x + noise, sigma, augment=how) - x).square().flatten(1).sum(1)
+        assert torch.allclose(told.loss(x, sigma, noise, None, how), error)
+        assert told.double()(x, sigma, augment=how).dtype == torch.float64
+
+
+def test_minus_one_is_no_label():
+    D, x, sigma = Denoiser("ddpmpp", "vp", 8, 1, label_dim=3, width=8).eval(), draw(4, 1, 8, 8), torch.ones(4)
+    with torch.no_grad():
+        for p in D.parameters():
+            p.add_(0.1 * draw(*p.shape))
+        some, each = D(x, sigma, torch.tensor([-1, 2, -1, 0])), D(x, sigma, torch.tensor([1, 2, 1, 0]))
+        assert torch.equal(some[::2], D(x, sigma)[::2]) and torch.equal(some[1::2], each[1::2])
+        assert moved(some[::2], each[::2]) > 1e-3
+
+
 def test_save_and_load(tmp_path):
     D = Denoiser("ncsnpp", "edm", 8, 1, label_dim=3, width=8, skip_connections=[1, 0] * 4 + [1]).eval()
     checkpoint.save_model(tmp_path / "a.safetensors", D, step=7, options=dict(seed=1))
