@@ -70,8 +70,9 @@ class Options:
     def training(self, n, seed):
         """The training of a place of the grid."""
         base = {k: v for k, v in BASE[self.scale].items() if k not in ("sample_count", "steps_min")}
-        base |= dict(snapshots=f"log:{self.snapshots}", snapshot_images=0, steps=self.steps, validate=self.held_out, n=n,
-                     seed=seed, subset_seed=seed, device=self.device, threads=self.threads)
+        base |= dict(steps=self.steps, snapshots=f"log:{self.snapshots}", snapshot_images=0,
+                     validate=self.held_out, n=n, seed=seed, subset_seed=seed, device=self.device,
+                     threads=self.threads)
         base |= dict(data=self.data) if self.data else {}
         name = f"dynamics-{self.steps}-n{n:06d}-seed{seed}"
         return train.Options(**base, out=str(Path(self.runs) / self.scale / name))
@@ -200,8 +201,8 @@ def figure(result):
     for name, colour, label in (("tau_mem", "white", f"{ONSET:.0%} memorized"),
                                 ("tau_gen", "#d55e00", "Frechet distance near its least")):
         for s, each in enumerate(result[name]):
-            phase.plot(sizes, [t or float("nan") for t in each], "-o", color=colour, markersize=3, linewidth=1,
-                       label=None if s else label)
+            phase.plot(sizes, [t or float("nan") for t in each], "-o", color=colour, markersize=3,
+                       linewidth=1, label=None if s else label)
     phase.set(xscale="log", yscale="log", xlabel="training images |D|", ylabel="steps")
     phase.legend(fontsize="small", labelcolor="white", facecolor="0.3")
     quality = time.twinx()
