@@ -69,7 +69,7 @@ EXPERIMENTS = optimum size epochs epochs-emm resolution classes mixture width de
 # with quotes and all, for paper.experiments
 export FLAGS
 
-.PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) report lint test chaos bench bench-emm bench-gpu check-gpu kernel-report clean
+.PHONY: help setup train sample memorize emm plot demo paper $(EXPERIMENTS) dynamics report lint test chaos bench bench-emm bench-gpu check-gpu kernel-report clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -142,6 +142,9 @@ $(EXPERIMENTS): | $(READY)
 
 paper: | $(READY) ## every experiment of the paper, or one by its name, such as `make width`; SCALE=cpu, gpu or paper, PLAN=1 prints what it costs
 	$(call experiment,all)
+
+dynamics: | $(READY) ## when memorization sets in and when samples are good, over |D| and steps; EMM over the epochs
+	$(PYTHON) -m paper.dynamics --scale $(SCALE) --runs $(RUNS) --out $(RESULTS) $(if $(SEEDS),--seeds $(subst $(space),$(comma),$(strip $(SEEDS)))) $(if $(PLAN),--dry-run)
 
 report: | $(READY) ## one page of all results of SCALE, and a figure of all: report.md
 	$(PYTHON) -m paper.report --scale $(SCALE) --results $(RESULTS) --out report.md

@@ -1,0 +1,91 @@
+"""What the experiments beyond the paper measure of a trained run: a number for each seed.
+
+Read by paper.experiments, where an experiment's `measure` names one of these. Each takes a run directory of
+emm.py, its emm.Options and the place in the table, and returns a number, or None where there is none.
+"""
+import dataclasses
+from pathlib import Path
+
+import data
+import emm
+import memorize
+import run
+import sample
+from measure import which
+from paper import agree, compare
+
+SAMPLES = 2000  # of a model, to see which images are copied
+DRAWS = 2000    # noisy images at each noise level
+
+
+def compared(o, folder):
+    """What paper.compare finds of a run."""
+    there = compare.Options(run=str(folder), sample_count=SAMPLES, draws=DRAWS, threshold=o.threshold,
+                            precision=o.precision, device=o.device, threads=o.threads,
+                            out=str(folder / "beyond.json"))
+    return run.read_json(compare.compare(there))
+
+
+def repeated(o, folder, point):
+    """How many times as often a repeated image is copied as another; None if no other is."""
+    return compared(o, folder)["trained"]["repeated"]["times"]
+
+
+def membership(o, folder, point):
+    """The chance that the loss of a training image is below that of one outside, at the best noise level."""
+    return max(level["auc"] for level in compared(o, folder)["trained"]["membership"])
+
+
+def isolation(o, folder, point):
+    """Spearman's correlation of how often an image is copied with its distance to its nearest other."""
+    return chosen(o, folder)["copies_nearest_correlation"]
+
+
+def attraction(o, folder, point):
+    """The same of the samples that are nearest to an image, memorized or not."""
+    return chosen(o, folder)["samples_nearest_correlation"]
+
+
+def chosen(o, folder):
+    """measure.which of `SAMPLES` samples of a run's last weights."""
+    path = folder / f"which-{SAMPLES}.json"
+    if not path.exists():
+        device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
+        net, about = compare.trained_model(folder, device)
+        x, _ = sample.generate(net.use(o.precision), range(SAMPLES), sample.weigh_labels(about["label_counts"]),
+                               device=device)
+        _, verdict, _, index = memorize.score(x.to(device), D.images.to(device),
+                                              memorize.parse_threshold(o.threshold))
+        run.write_json(path, which.which(verdict, index, D.images, D.labels))
+    return run.read_json(path)
+
+
+def agreement(o, folder, point):
+    """The share of seeds from which models of disjoint halves draw samples that are nearer to each other than
+    each is to its own training images. `o` is of the first half; the second is trained here.
+    """
+    return halves(o, folder, point)["samples"]["share"]
+
+
+def likeness(o, folder, point):
+    """The distance of those samples as a share of that of two samples of different seeds."""
+    found = halves(o, folder, point)["samples"]
+    return found["rms_a_seed"] / found["rms_two_seeds"]
+
+
+def halves(o, folder, point):
+    """What paper.agree finds of a run on the first half, --part 1/2, beside one on the second."""
+    seed = int(folder.parent.name.removeprefix("seed"))
+    other = dataclasses.replace(o, part="2/2", out=o.out.replace("part-1-2", "part-2-2"))
+    emm.find(other)
+    there = Path(other.out) / f"seed{seed}" / f"n{point.n:06d}"
+    return run.read_json(agree.agree(agree.Options(
+        run=str(folder), other=str(there), sample_count=o.sample_count, draws=DRAWS, device=o.device,
+        precision=o.precision, threads=o.threads)))
+
+
+
+
+MEASURES = {"times as often": repeated, "AUC": membership, "rank correlation of copies": isolation,
+            "rank correlation of samples": attraction, "share that agrees": agreement,
+            "distance, as a share of that of two seeds": likeness}

@@ -1,0 +1,254 @@
+"""When memorization sets in, and when samples are good: one grid of runs over training set size and time.
+
+    python -m paper.dynamics                    paper/results/cpu/dynamics.json and .png; an hour of one core
+    make dynamics SCALE=gpu PLAN=1              the runs of that scale, and nothing more
+
+Trains each |D| with each seed for the same number of steps, and measures every snapshot, spaced
+logarithmically: the memorization ratio, the Frechet distance of pixels to images outside D, and the loss on
+these. From one grid come
+
+    tau_mem   the step at which 10% of the samples are memorized first, as a power of |D|
+    tau_gen   the step at which the Frechet distance is first within 10% of its least, likewise
+    EMM       as a function of the epochs, and the phase diagram of the ratio over (|D|, steps)
+
+Bonnaire et al. (arXiv 2505.17638) and Favero et al. (2505.16959) find tau_mem ~ |D| and tau_gen constant, in
+steps. Each power is fitted for each seed; intervals are Student's over seeds. A process a seed, side by side:
+--seeds 0, --seeds 1, ...; the same command with all of them then writes the result.
+"""
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import checkpoint
+import data
+import memorize
+import plot
+import run
+import sample
+import search
+import train
+from kernels import References, memorized
+from measure.quality import frechet
+from paper.protocol import BASE, SCALES
+from run import option
+
+# Sizes and steps of each scale: as long as the largest size takes to memorize
+GRID = dict(cpu=dict(sizes=(10, 20, 40, 80, 160), steps=8000),
+            gpu=dict(sizes=(100, 200, 500, 1000, 2000), steps=20_000),
+            paper=dict(sizes=(500, 1000, 2000, 5000), steps=400_000))
+ONSET = 0.1         # of the ratio, at tau_mem
+NEAR = 1.1          # times the least Frechet distance, at tau_gen
+EPOCHS_APART = 2.0  # of the epochs at which EMM is read off
+
+
+@dataclass(frozen=True)
+class Options:
+    scale: str = option("cpu", "settings and sizes, as in paper/protocol.py", SCALES)
+    seeds: tuple[int, ...] = option((0, 1, 2), "a grid for each, of training set and training")
+    sizes: tuple[int, ...] = option((), "training set sizes; those of the scale by default")
+    steps: int = option(0, "steps of every run; those of the scale by default")
+    snapshots: int = option(24, "of each run, spaced logarithmically over its steps")
+    held_out: int = option(500, "images outside D, for the loss and the Frechet distance")
+    sample_count: int = option(256, "samples a snapshot")
+    data: str = option("", "training images, as for train.py; those of the scale by default")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
+    threads: int = option(1, "CPU threads", recorded=False)
+    runs: str = option("runs", "directory of the runs", recorded=False)
+    out: str = option("paper/results", "directory of result files and figures", recorded=False)
+    dry_run: bool = option(False, "print the runs, and run nothing", recorded=False)
+
+    def __post_init__(self):
+        sizes, steps = self.sizes or GRID[self.scale]["sizes"], self.steps or GRID[self.scale]["steps"]
+        if len(sizes) < 2 or min(sizes) < 2 or len(set(sizes)) < len(sizes):
+            raise ValueError(f"--sizes {sizes}: give two sizes or more, each once and of 2 images at least")
+        if not self.seeds or steps < 2 or self.sample_count < 2 or self.held_out < 2 or self.snapshots < 2:
+            raise ValueError("--seeds needs one seed at least, and --steps, --snapshots, --sample-count and "
+                             "--held-out 2 or more")
+        object.__setattr__(self, "sizes", tuple(sorted(sizes)))
+        object.__setattr__(self, "steps", steps)
+
+    def training(self, n, seed):
+        """The training of a place of the grid."""
+        base = {k: v for k, v in BASE[self.scale].items() if k not in ("sample_count", "steps_min")}
+        base |= dict(steps=self.steps, snapshots=f"log:{self.snapshots}", snapshot_images=0,
+                     validate=self.held_out, n=n, seed=seed, subset_seed=seed, device=self.device,
+                     threads=self.threads)
+        base |= dict(data=self.data) if self.data else {}
+        name = f"dynamics-{self.steps}-n{n:06d}-seed{seed}"
+        return train.Options(**base, out=str(Path(self.runs) / self.scale / name))
+
+
+def measured(options, n, seed):
+    """A dict for each snapshot of a place: step, epoch, hits, count, ratio, interval, frechet and
+    validation_loss. What was measured before is read."""
+    o = options.training(n, seed)
+    device = data.pick_device(o.device, o.threads)
+    D = data.load(o)
+    held_out = data.outside(o, D, options.held_out).images.to(device)
+    references = References(D.images.to(device))
+    files, found = run.Directory(o.out), []
+    for snapshot in train.training(o):
+        path = files.path / f"dynamics-{snapshot.stem}-{options.sample_count}.json"
+        if not path.exists():
+            net, about = checkpoint.load_model(snapshot, device)
+            weights = sample.weigh_labels(about["label_counts"])
+            x, _ = sample.generate(net.use(o.precision), range(options.sample_count), weights, device=device)
+            hits = int(memorized(x.to(device), references, memorize.parse_threshold("1/3"))[0].sum())
+            run.write_json(path, dict(
+                step=about["step"], epoch=about["epoch"], hits=hits, count=len(x), ratio=hits / len(x),
+                interval=search.wilson(hits, len(x)), frechet=frechet(held_out, x.to(device)),
+                validation_loss=about["validation_loss"]))
+        found.append(run.read_json(path))
+    return found
+
+
+def quality_step(trajectory):
+    """The first step whose Frechet distance is within `NEAR` of the least."""
+    least = min(t["frechet"] for t in trajectory)
+    return next(t["step"] for t in trajectory if t["frechet"] <= NEAR * least)
+
+
+def power(sizes, times):
+    """The b of time = c |D|^b, by least squares in logarithms over the sizes that have a time.
+
+    None with fewer than three.
+    """
+    known = [(math.log(n), math.log(t)) for n, t in zip(sizes, times) if t]
+    if len(known) < 3:
+        return None
+    x, y = (sum(values) / len(known) for values in zip(*known))
+    return sum((a - x) * (b - y) for a, b in known) / sum((a - x) ** 2 for a, _ in known)
+
+
+def at_epoch(trajectory, epoch):
+    """The ratio at an epoch, linear in its logarithm; None outside the trajectory."""
+    for a, b in zip(trajectory, trajectory[1:]):
+        if a["epoch"] <= epoch <= b["epoch"]:
+            part = math.log(epoch / a["epoch"]) / math.log(b["epoch"] / a["epoch"])
+            return a["ratio"] + part * (b["ratio"] - a["ratio"])
+    return None
+
+
+def emm_over_epochs(sizes, grid):
+    """[(epochs, EMM of each seed)] where every seed has an EMM between the smallest and the largest size.
+
+    `grid` has for each seed the trajectory of each size. As the paper compares sizes: at equal epochs.
+    """
+    found, epoch = [], grid[0][-1][0]["epoch"]
+    while epoch <= grid[0][0][-1]["epoch"]:
+        emms = []
+        for trajectories in grid:
+            ratios = [(n, at_epoch(t, epoch)) for n, t in zip(sizes, trajectories)]
+            ratios = [(n, ratio) for n, ratio in ratios if ratio is not None]
+            if len(ratios) > 1:
+                emm, end = search.crossing(*zip(*ratios), float(search.target(0.1)))
+                emms.append(None if end else emm)
+        if len(emms) == len(grid) and None not in emms:
+            found.append((epoch, emms))
+        epoch *= EPOCHS_APART
+    return found
+
+
+def with_interval(values):
+    """Values of seeds with their mean and Student's interval, as a dict; those that are None are left out."""
+    known = [value for value in values if value is not None]
+    found = dict(values=values, mean=sum(known) / len(known) if known else None, interval=None)
+    if len(known) > 1:
+        mean, half = search.student(known)
+        found["interval"] = [mean - half, mean + half]
+    return found
+
+
+def dynamics(options):
+    """Measure the grid; returns the path of the JSON, and draws the figure beside it."""
+    places = [(n, seed) for n in options.sizes for seed in options.seeds]
+    if options.dry_run:
+        for n, seed in places:
+            o = options.training(n, seed)
+            print(f"{o.out}: {o.steps:,} steps of {o.batch} images on |D| = {n}, seed {seed}")
+        return None
+    trajectories = {place: measured(options, *place) for place in places}
+    grid = [[trajectories[n, seed] for n in options.sizes] for seed in options.seeds]
+    memory = [[search.onset(t, ONSET)["step"] for t in each] for each in grid]
+    quality = [[quality_step(t) for t in each] for each in grid]
+    held_out = [[min(t, key=lambda s: s["validation_loss"])["step"] for t in each] for each in grid]
+    times = dict(tau_mem=memory, tau_gen=quality, tau_loss=held_out)
+    emm = emm_over_epochs(options.sizes, grid)
+    result = dict(
+        sizes=options.sizes, seeds=options.seeds, grid=grid, **times,
+        powers={name: with_interval([power(options.sizes, each) for each in value])
+                for name, value in times.items()},
+        emm=[dict(epochs=epochs, **with_interval(emms)) for epochs, emms in emm],
+        emm_power=with_interval([power([e for e, _ in emm], column)
+                                 for column in zip(*(emms for _, emms in emm))] if emm else []),
+        options=run.recorded(options), **run.provenance())
+    path = Path(options.out) / options.scale / "dynamics.json"
+    run.write_json(path, result)
+    with plot.plain_matplotlib():
+        plot.save(figure(result), path.with_suffix(".png"))
+    return path
+
+
+def figure(result):
+    """The phase diagram with tau_mem and tau_gen, quality and memorization over steps, EMM over epochs."""
+    drawn, (phase, time, emm) = plot.subplots(3, 15)
+    sizes, grid = result["sizes"], result["grid"]
+    steps = [t["step"] for t in grid[0][0]]
+    mean = [[sum(grid[s][i][k]["ratio"] for s in range(len(grid))) / len(grid) for i in range(len(sizes))]
+            for k in range(len(steps))]
+    shade = phase.pcolormesh(sizes, steps, mean, cmap="viridis", vmin=0, vmax=1, shading="nearest")
+    drawn.colorbar(shade, ax=phase, label="memorization ratio, mean over seeds")
+    for name, colour, label in (("tau_mem", "white", f"{ONSET:.0%} memorized"),
+                                ("tau_gen", "#d55e00", "Frechet distance near its least")):
+        for s, each in enumerate(result[name]):
+            phase.plot(sizes, [t or float("nan") for t in each], "-o", color=colour, markersize=3,
+                       linewidth=1, label=None if s else label)
+    phase.set(xscale="log", yscale="log", xlabel="training images |D|", ylabel="steps")
+    phase.legend(fontsize="small", labelcolor="white", facecolor="0.3")
+    quality = time.twinx()
+    for i, (n, colour) in enumerate(zip(sizes, plot.COLOURS)):
+        for s, each in enumerate(grid):
+            time.plot(steps, [t["ratio"] for t in each[i]], color=colour, linewidth=1,
+                      label=None if s else f"|D| = {n}")
+            quality.plot(steps, [t["frechet"] for t in each[i]], ":", color=colour, linewidth=1)
+    time.set(xscale="log", xlabel="steps", ylabel="memorization ratio (lines)")
+    quality.set(yscale="log", ylabel="Frechet distance to images outside D, pixels (dotted)")
+    time.legend(fontsize="small")
+    for point in result["emm"]:
+        emm.plot([point["epochs"]] * len(point["values"]), point["values"], ".", color=plot.COLOURS[0])
+    emm.plot([p["epochs"] for p in result["emm"]], [p["mean"] for p in result["emm"]],
+             color=plot.COLOURS[0])
+    emm.set(xlabel="epochs", ylabel="EMM")
+    if result["emm"]:
+        emm.set(xscale="log", yscale="log")
+    return drawn
+
+
+def in_words(path):
+    """The result for people."""
+    if path is None:
+        return ""
+    found = run.read_json(path)
+    names = dict(tau_mem=f"steps until {ONSET:.0%} are memorized",
+                 tau_gen="steps until the Frechet distance is near its least",
+                 tau_loss="steps until the held-out loss is least")
+    lines = [f"{label} grow as |D| to the power of {told(found['powers'][name])}"
+             for name, label in names.items()]
+    return "\n".join([*lines, f"EMM grows as the epochs to the power of {told(found['emm_power'])}",
+                      f"wrote {path} and its figure"])
+
+
+def told(value):
+    if value["mean"] is None:
+        return "an unknown number (too few sizes were reached)"
+    low, high = value["interval"] or (None, None)
+    return f"{value['mean']:.2f}" + (f" (95% interval {low:.2f} to {high:.2f})" if value["interval"] else
+                                     " (one seed: no interval)")
+
+
+def main():
+    run.stage(dynamics, Options, __doc__, say=in_words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+import pytest
+
+import run
+from paper import dynamics
+from paper.dynamics import Options, at_epoch, emm_over_epochs, power, quality_step
+
+
+def trajectory(ratios, epochs=(1, 2, 4, 8)):
+    return [dict(step=10 * e, epoch=e, ratio=r, interval=[r, r]) for e, r in zip(epochs, ratios)]
+
+
+def test_a_power_law_is_found():
+    assert power([10, 20, 40], [3 * 10**1.5, 3 * 20**1.5, 3 * 40**1.5]) == pytest.approx(1.5)
+    assert power([10, 20, 40, 80], [None, 5, 5, 5]) == pytest.approx(0)  # a size that was not reached
+    assert power([10, 20], [1, 2]) is None
+
+
+def test_the_ratio_between_two_snapshots_is_linear_in_the_logarithm_of_the_epoch():
+    t = trajectory([0, 0.2, 0.6, 1])
+    assert at_epoch(t, 2) == pytest.approx(0.2)
+    assert at_epoch(t, 2 * 2**0.5) == pytest.approx(0.4)
+    assert at_epoch(t, 9) is None and at_epoch(t, 0.5) is None
+
+
+def test_emm_over_epochs_is_where_the_ratio_crosses_90_percent():
+    sizes, grid = (10, 20), [[trajectory([0, 1, 1, 1]), trajectory([0, 0, 0.8, 0.8])]] * 2
+    # at epoch 1 none is above; at 2 and at 8 half way and all but half way down from 100% to 0 and to 80%
+    assert emm_over_epochs(sizes, grid) == [(2, [pytest.approx(11)] * 2), (4, [pytest.approx(15)] * 2),
+                                            (8, [pytest.approx(15)] * 2)]
+
+
+def test_the_step_of_quality_is_the_first_that_is_near_the_best():
+    found = [dict(step=s, frechet=f) for s, f in ((1, 9), (2, 3.2), (4, 3), (8, 5))]
+    assert quality_step(found) == 2
+
+
+def tiny(folder, **given):
+    return Options(**dict(seeds=(0, 1), sizes=(10, 20, 40), steps=8, snapshots=3, held_out=20, sample_count=4,
+                          device="cpu", runs=str(folder), out=str(folder / "out")) | given)
+
+
+def test_a_grid_is_measured_once_and_one_seed_goes_into_the_whole(tmp_path, monkeypatch):
+    dynamics.dynamics(tiny(tmp_path, seeds=(1,)))
+    draws, generate = [], dynamics.sample.generate
+    monkeypatch.setattr(dynamics.sample, "generate", lambda *a, **k: draws.append(1) or generate(*a, **k))
+    path = dynamics.dynamics(tiny(tmp_path))
+    found = run.read_json(path)
+    assert len(draws) == 3 * 3  # of seed 0 alone
+    assert path.with_suffix(".png").exists() and "wrote" in dynamics.in_words(path)
+    assert [t["step"] for t in found["grid"][0][0]] == [2, 4, 8]
+    assert [t["epoch"] for t in found["grid"][1][2]] == [s * 64 / 40 for s in (2, 4, 8)]
+    assert found["tau_mem"] == [[None] * 3] * 2 and found["powers"]["tau_mem"]["mean"] is None
+    losses = [t["validation_loss"] for t in found["grid"][0][0]]
+    assert found["tau_loss"][0][0] == [2, 4, 8][losses.index(min(losses))]
+
+
+@pytest.mark.parametrize("scale", ("cpu", "gpu", "paper"))
+def test_the_dry_run_names_every_run(scale, capsys):
+    assert dynamics.dynamics(Options(scale=scale, seeds=(0, 1), dry_run=True)) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(dynamics.GRID[scale]["sizes"])
+    assert len({line.split(":")[0] for line in lines}) == len(lines)
+
+
+@pytest.mark.parametrize("wrong", (dict(sizes=(10,)), dict(sizes=(10, 10)), dict(steps=1), dict(seeds=())))
+def test_what_makes_no_grid_is_refused(wrong):
+    with pytest.raises(ValueError, match="--s"):
+        Options(**wrong)
