@@ -34,7 +34,7 @@ import unet
 from kernels import References
 from run import option
 from search import CONFIDENCE
-from solvers import Sampling
+from diffusion.solvers import Sampling
 
 
 @dataclass(frozen=True)

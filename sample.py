@@ -5,7 +5,7 @@
 
 Makes an npz (arr_0 uint8 [N, H, W, C], seeds, labels, and the options as JSON) and beside it a grid of the
 first hundred as PNG. The sampler is the published one: deterministic Heun, 18 steps, float64 state (EDM,
-algorithm 1; paper, section 2); others are options (solvers.py). Sample i depends on its seed alone.
+algorithm 1; paper, section 2); others are options (diffusion/solvers.py). Sample i depends on its seed alone.
 """
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from images import picture
 from kernels import Optimum
 from kernels.graphs import Replayed
 from run import option
-from solvers import PUBLISHED, Sampling
+from diffusion.solvers import PUBLISHED, Sampling
 
 # How many images a network sees at once (see `in_chunks`): at least, at most, and values in its first layer,
 # which decide in between. Small networks, whose time is overhead, see more. A GPU takes as long for 4,096

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
-import objectives
+from diffusion import objectives
 import parallel
 import run
 import unet

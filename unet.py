@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from dit import DiT
 from kernels import layers
-from objectives import Objective
+from diffusion.objectives import Objective
 
 ARCHITECTURES = dict(
     ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1), embedding="positional"),

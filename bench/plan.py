@@ -21,7 +21,7 @@ import data
 import run
 import train
 import unet
-from solvers import PUBLISHED, Sampling
+from diffusion.solvers import PUBLISHED, Sampling
 
 # FLOP/s, without sparsity, from the data sheets of the SXM models; fp32 is that of the CUDA cores
 PEAK = dict(H100=dict(fp32=67e12, tf32=494e12, bf16=989e12),

@@ -35,7 +35,7 @@ import train
 import unet
 from bench import machine
 from run import option, provenance, stage
-from solvers import Sampling, heun
+from diffusion.solvers import Sampling, heun
 
 # data ("" for the real images of --data), resolution, width, batch, blocks; a GPU's first is of digits
 CASES = dict(cpu=[("digits", 8, width, 128, 2) for width in (8, 16, 32)]

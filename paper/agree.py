@@ -24,7 +24,7 @@ import search
 import unet
 from paper import compare
 from run import option
-from solvers import Sampling
+from diffusion.solvers import Sampling
 
 
 @dataclass(frozen=True)

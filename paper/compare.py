@@ -28,7 +28,7 @@ import search
 import unet
 from kernels import Optimum, References
 from run import option
-from solvers import Sampling
+from diffusion.solvers import Sampling
 
 BATCH = 256                       # images a pass
 MOST_FALSE = 0.01                 # of the images outside that a test of membership takes for members

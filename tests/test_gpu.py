@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import data
 import run
 import sample
-import solvers
+from diffusion import solvers
 import train
 import unet
 from bench import step

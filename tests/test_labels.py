@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import data
-from labels import label_count, nearest_cluster
+from images.labels import label_count, nearest_cluster
 
 
 def load(labels, n=60, **given):

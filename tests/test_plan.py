@@ -10,7 +10,7 @@ import unet
 from bench import plan
 from conftest import ROOT
 from kernels import layers
-from solvers import Sampling
+from diffusion.solvers import Sampling
 
 # forms that differ in what is counted: depth, resampling filters, labels, attention at several resolutions
 NETWORKS = [dict(), dict(blocks=2, label_dim=10), dict(arch="ncsnpp", precond="edm"),

@@ -15,7 +15,7 @@ import train
 import unet
 from images import read
 from kernels import Optimum
-from solvers import Sampling
+from diffusion.solvers import Sampling
 
 TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=2,
                 device="cpu")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import unet
-from solvers import Sampling, churned, dpm_solver, guided, heun, noise_levels
+from diffusion.solvers import Sampling, churned, dpm_solver, guided, heun, noise_levels
 from test_unet import GOLDEN, RELATIVE, close, golden, tolerance
 
 ROUNDING = 1e-10  # of float64 states up to 80, over 18 steps summed in another order

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import data
-import objectives
+from diffusion import objectives
 import steps
 import train
 import unet

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from subsets import balanced_order, in_part, repetition, shown
+from images.subsets import balanced_order, in_part, repetition, shown
 
 
 @settings(max_examples=50, deadline=None)

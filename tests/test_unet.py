@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
 import checkpoint
-import objectives
+from diffusion import objectives
 import unet
 from conftest import ROOT, SHARED
 from kernels import layers
