@@ -184,11 +184,11 @@ def say(text):
 
 
 @contextlib.contextmanager
-def publish(path, flush=True):
+def publish(path):
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
 
-    It is flushed to disk before it takes its name: a file that exists is whole. Without `flush`, for many
-    files that are quickly made again, perhaps not after a power cut. A device or a pipe is written into.
+    It is flushed to disk before it takes its name: a file that exists is whole. A device or a pipe is
+    written into.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         yield Path(path)
@@ -198,9 +198,8 @@ def publish(path, flush=True):
     temporary = path.with_name(f".part{os.getpid()}-{path.name}")
     try:
         yield temporary
-        if flush:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

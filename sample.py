@@ -201,16 +201,16 @@ def sample(options):
 def optimum(options, device):
     """What `sample` needs of a closed-form optimum: it, images a label, what identifies it, the usual npz."""
     there = Path(options.run)
-    files = run.Directory(there if there.is_dir() else there.parent)
+    folder = there if there.is_dir() else there.parent
     moved = "" if options.data == data.Options.data else options.data
-    D = data.of_run(files.path, moved) if options.run else data.load(options)
+    D = data.of_run(folder, moved) if options.run else data.load(options)
     _ = D.resolution  # an error unless images are square
     source = {key: value for key, value in D.fingerprint().items() if value and key.endswith("sha256")}
     images, labels = D.images[D.shown].to(device), D.labels[D.shown]
     if not D.label_dim:
-        return Optimum(images), None, source, files.optimum
+        return Optimum(images), None, source, folder / "optimum.npz"
     counts = torch.bincount(labels, minlength=D.label_dim).tolist()
-    return Optimum(images, labels.to(device)), counts, source, files.optimum
+    return Optimum(images, labels.to(device)), counts, source, folder / "optimum.npz"
 
 
 def trained(options, device):
@@ -226,7 +226,8 @@ def trained(options, device):
         raise ValueError(f"{path} is not of the run in {path.parent} ({different}); "
                          "restore it, or train again")
     source = dict(weights_sha256=run.file_sha256(path))
-    return D.use(options.precision), metadata["label_counts"], source, run.Directory.samples(path)
+    out = path.with_stem(path.stem.replace("model", "samples").replace("snapshot", "samples"))
+    return D.use(options.precision), metadata["label_counts"], source, out.with_suffix(".npz")
 
 
 def best(files):

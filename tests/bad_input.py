@@ -154,12 +154,9 @@ train    1 TRAIN --mix FILES/nowhere | no data at
 train    1 TRAIN --data digits:12 | no class 12
 compare  2 --sample-count 3 | --run
 compare  1 --run FILES | not a run directory
-report   2 --out x.txt | .md
 report   1 --results FILES --out OUT.md | has no results
 plot     2 --out a.png | give --emm
 experiments 2 --seeds 0,x | 0,x
-experiments 2 --also=--full | --full
-experiments 2 --also=--widht | --widht
 experiments 2 --name breadth | breadth
 """
 
