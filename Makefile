@@ -64,7 +64,9 @@ ifeq ($(PYTHON),.venv/bin/python)
 READY := .venv/ready
 endif
 
-EXPERIMENTS = optimum size epochs epochs-emm resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique
+EXPERIMENTS = optimum size epochs epochs-emm resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique \
+              capacity membership copied attracted repeats halves labels-apart augmentation objectives optimizer network samplers \
+              noise-levels
 
 # with quotes and all, for paper.experiments
 export FLAGS

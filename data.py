@@ -18,8 +18,8 @@ import torch
 import run
 from images import place, read, there
 from images.labels import give_labels, label_count, parse_labels
-from run import option, read_json
 from images.subsets import balanced_order, in_part, repetition, shown
+from run import option, read_json
 
 CPU_FLOPS = 40e9  # a second and core, assumed: convolutions reach 57 to 90 (docs/performance.md)
 # FLOP/s as Denoiser.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)

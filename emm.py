@@ -31,10 +31,10 @@ import sample
 import search
 import train
 import unet
+from diffusion.solvers import Sampling
 from kernels import References
 from run import option
 from search import CONFIDENCE
-from diffusion.solvers import Sampling
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ import data
 import parallel
 import run
 import unet
+from diffusion.solvers import PUBLISHED, Sampling
 from images import picture
 from kernels import Optimum
 from kernels.graphs import Replayed
 from run import option
-from diffusion.solvers import PUBLISHED, Sampling
 
 # How many images a network sees at once (see `in_chunks`): at least, at most, and values in its first layer,
 # which decide in between. Small networks, whose time is overhead, see more. A GPU takes as long for 4,096

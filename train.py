@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 import checkpoint
 import data
-from diffusion import objectives
 import parallel
 import run
 import unet
+from diffusion import objectives
 from run import option
 from steps import Optimizer, Work, seed_of, validation_loss
 

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from diffusion.objectives import Objective
 from dit import DiT
 from kernels import layers
-from diffusion.objectives import Objective
 
 ARCHITECTURES = dict(
     ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1), embedding="positional"),

@@ -34,8 +34,8 @@ import steps
 import train
 import unet
 from bench import machine
-from run import option, provenance, stage
 from diffusion.solvers import Sampling, heun
+from run import option, provenance, stage
 
 # data ("" for the real images of --data), resolution, width, batch, blocks; a GPU's first is of digits
 CASES = dict(cpu=[("digits", 8, width, 128, 2) for width in (8, 16, 32)]

@@ -22,9 +22,9 @@ import run
 import sample
 import search
 import unet
+from diffusion.solvers import Sampling
 from paper import compare
 from run import option
-from diffusion.solvers import Sampling
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import emm
 import memorize
 import run
 import sample
-from measure import which
+from measure import neighbours as nearest, which
 from paper import agree, compare
 
 SAMPLES = 2000  # of a model, to see which images are copied
@@ -52,11 +52,12 @@ def chosen(o, folder):
     if not path.exists():
         device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
         net, about = compare.trained_model(folder, device)
-        x, _ = sample.generate(net.use(o.precision), range(SAMPLES), sample.weigh_labels(about["label_counts"]),
-                               device=device)
+        weights = sample.weigh_labels(about["label_counts"])
+        x, _ = sample.generate(net.use(o.precision), range(SAMPLES), weights, device=device)
         _, verdict, _, index = memorize.score(x.to(device), D.images.to(device),
                                               memorize.parse_threshold(o.threshold))
-        run.write_json(path, which.which(verdict, index, D.images, D.labels))
+        own = nearest.compared(D.images, D.images, 1 + which.NEIGHBOURS)[0].double().sqrt()
+        run.write_json(path, which.which(verdict, index, own, D.labels))
     return run.read_json(path)
 
 

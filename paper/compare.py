@@ -26,9 +26,9 @@ import run
 import sample
 import search
 import unet
+from diffusion.solvers import Sampling
 from kernels import Optimum, References
 from run import option
-from diffusion.solvers import Sampling
 
 BATCH = 256                       # images a pass
 MOST_FALSE = 0.01                 # of the images outside that a test of membership takes for members

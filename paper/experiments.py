@@ -26,6 +26,7 @@ import unet
 from bench import plan
 from images import shape_of, there
 from paper import compare, figures
+from paper.beyond import MEASURES
 from paper.protocol import BASE, EXPERIMENTS, SCALES, SEEDS
 from run import option
 
@@ -181,7 +182,10 @@ def one(options, name):
         found = emm.find(o)
         searches = [run.read_json(found.parent / part) for part in run.read_json(found)["searches"]]
         for point in points:
-            if name == "optimum":
+            folders = [found.parent / f"seed{seed}" / f"n{point.n or 0:06d}" for seed in o.train_seeds]
+            if e.measure:
+                extra, values = {}, [MEASURES[e.measure](o, folder, point) for folder in folders]
+            elif name == "optimum":
                 both = compared(o, point, found.parent, folder)
                 shared = dict(sigmas=both[0]["sigmas"], quantiles=both[0]["quantiles"])
                 extra = dict(denoising=[c[point.x] for c in both])
@@ -198,7 +202,8 @@ def one(options, name):
                 values=values, mean=mean["emm"], interval=mean["interval"],
                 command=command(o), runs=str(found.parent), **extra)
     run.write_json(path, dict(
-        name=name, scale=options.scale, about=e.about, x=e.x, measure="ratio" if table[0].n else "emm",
+        name=name, scale=options.scale, about=e.about, x=e.x,
+        measure=e.measure or ("ratio" if table[0].n else "emm"),
         seeds=o.train_seeds, published=published(name) if options.scale == "paper" else [],
         options=run.recorded(options), **run.provenance(), **shared,
         points=[rows[i] for i in sorted(rows)]))

@@ -13,7 +13,8 @@ def draw(path):
     with plain_matplotlib():
         figure, axes = subplots()
         draw_points(axes, result)
-        axes.set(xlabel=result["x"], ylabel="EMM" if result["measure"] == "emm" else "memorization ratio")
+        labels = dict(emm="EMM", ratio="memorization ratio")
+        axes.set(xlabel=result["x"], ylabel=labels.get(result["measure"], result["measure"]))
         axes.set_title(f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, "
                        "95% intervals)", fontsize="medium")
         if len(axes.get_legend_handles_labels()[1]) > 1:
@@ -80,7 +81,8 @@ def draw_points(axes, result):
         axes.minorticks_off()
     else:
         axes.set_xticks(range(len(xs)), xs, rotation=30 if len(xs) > 8 else 0)
-    axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
+    if result["measure"] in ("ratio", "emm"):
+        axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
 
 
 def denoising(result):

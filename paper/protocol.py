@@ -39,14 +39,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Claim:
-    """More memorization at the first place than at the second: the difference lies in `range`.
+    """More at the first place than at the second: the difference lies in `range`, or, without a second, the
+    value itself does.
 
     A place is (series, x): `FIRST` and `LAST` are the ends of the series, and `ALL` its mean over the x that
     both series have.
     """
     text: str
     more: tuple
-    less: tuple
+    less: tuple = ()
     range: tuple = (0, math.inf)
 
 
@@ -107,6 +108,11 @@ def skips(side, blocks, n, also=None, alone=()):
     return points + [kept(ONE_SKIP, str(i), [i]) for i in alone or range(1, 3 * each + 1)]
 
 
+def named(n, rows, also=None):
+    """A point for each name of `rows` and what it gives."""
+    return [Point("", name, dict(also or {}) | given, n) for name, given in rows.items()]
+
+
 def random_labels(n, *counts):
     return [Point(f"|D| = {n}", count, dict(labels=f"random:{count}"), n) for count in counts]
 
@@ -125,6 +131,20 @@ SKIP_CLAIMS = [
           "kept alone, they memorize more than those of the lowest",
           (ONE_RESOLUTION, FIRST), (ONE_RESOLUTION, LAST)),
     Claim("the first skip alone memorizes more than the last alone", (ONE_SKIP, FIRST), (ONE_SKIP, LAST))]
+
+# Beyond the paper: what varies, by its name in the figures
+KINDS = "none", "permuted", "random:10", "true", "clusters:10", "random:20", "coarse:2", "unique"
+AUGMENTATIONS = {"none": {}, "flip": dict(flip=True), "flip, mirrored too": dict(flip=True, mirror=True),
+                 "augment 0.12": dict(augment=0.12)}
+OBJECTIVES = {"VP": {}, "EDM": dict(precond="edm"), "flow": dict(precond="flow"),
+              "VP, image": dict(predict="image"), "VP, velocity": dict(predict="velocity"),
+              "VP, min-SNR": dict(loss_weight="min-snr"), "VP, L1": dict(loss="l1"),
+              "VP, Huber": dict(loss="huber")}
+SAMPLERS = {"Heun, 18 steps": {}, "Euler, 18 steps": dict(sampler="euler"),
+            "DPM-Solver, 18 steps": dict(sampler="dpm-solver"), "churn 40": dict(churn=40.0)}
+LEVELS_LEFT_OUT = {"none": {}, "0.02 to 0.2": dict(sigma_skip=(0.02, 0.2)),
+                   "0.2 to 2": dict(sigma_skip=(0.2, 2.0)), "2 to 20": dict(sigma_skip=(2.0, 20.0))}
+PARAMETERS = {4: 17_225, 8: 66_961, 12: 149_209, 16: 263_969}  # of the base on a CPU, by its width
 
 EXPERIMENTS = {
     "optimum": Experiment(
@@ -275,4 +295,98 @@ EXPERIMENTS = {
         cpu=over("labels", "none", "unique", n=80, series="|D| = 80"), known="figure",
         published={("|D| = 50000", "unique"): ("unique_labels_50k", "unique (EDM preconditioning)"),
                    ("|D| = 50000", "none"): ("unique_labels_50k", "unconditional (EDM preconditioning)")}),
+    # ---- beyond the paper
+    "capacity": Experiment(
+        "EMM against the network's size: widths 4, 8, 12 and 16", "parameters",
+        "Theory and experiments elsewhere have the number of images that fit grow as the parameters to the "
+        "power of 1/2 (of random features) or 1.",
+        [Slope("EMM grows as the parameters to a power between 1/2 and 1", (0.5, 1))],
+        cpu=[Point("", PARAMETERS[w], dict(width=w, n_min=5)) for w in PARAMETERS], known="beyond"),
+    "membership": Experiment(
+        "membership from the loss", "training images |D|",
+        "The loss tells training images from others, at its best noise level; the better the fewer.",
+        [Claim("membership is told better on the fewest images than on the most", ("", FIRST), ("", LAST)),
+         Claim("and on the most better than by chance", ("", LAST), range=(0.5, 1.01))],
+        cpu=sizes(40, 80), measure="AUC", known="beyond"),
+    "copied": Experiment(
+        "which images are copied", "training images |D|",
+        "Isolated images are copied more (one of two papers of 2026; the other has typical ones).",
+        [Claim("isolated images are copied more, on the most images", ("", LAST))],
+        cpu=sizes(40, 80), measure="rank correlation of copies", known="beyond"),
+    "attracted": Experiment(
+        "which images attract samples, whether copies or not", "training images |D|",
+        "The verdict asks for a distant second nearest, and so prefers isolated images; this does not.",
+        [Claim("isolated images attract more samples, on the most images", ("", LAST))],
+        cpu=sizes(40, 80), measure="rank correlation of samples", known="beyond"),
+    "repeats": Experiment(
+        "duplicates on purpose: a tenth of D is shown K times as often", "K",
+        "Repeated images are copied more, the strongest factor known (Carlini et al.).",
+        [Claim("images shown eight times as often are copied more often than others", ("", LAST),
+               range=(1, math.inf))],
+        cpu=[Point("", k, dict(repeat=f"{k}:0.1"), 80) for k in (2, 8)], measure="times as often",
+        known="beyond"),
+    "halves": Experiment(
+        "two models of disjoint halves of the data, from the same seeds", "training images |D|",
+        "Few images are replayed, by each model its own; many let both draw the same (Kadkhodaie et al.).",
+        [Claim("models of the most images draw more alike than those of the fewest",
+               ("", FIRST), ("", LAST))],
+        cpu=sizes(20, 80, 320, given=dict(part="1/2", steps=2000, steps_min=0)),
+        measure="distance, as a share of that of two seeds", known="beyond"),
+    "labels-apart": Experiment(
+        "labels taken apart, 40 images", "labels",
+        "What is it about labels: how many images share one, or how alike these are?",
+        [Claim("true labels memorize more than as many random images under each (permuted)",
+               (FIRST, "true"), (FIRST, "permuted")),
+         Claim("ten clusters memorize more than ten random labels",
+               (FIRST, "clusters:10"), (FIRST, "random:10")),
+         Claim("two random labels in each class memorize more than twenty random ones",
+               (FIRST, "coarse:2"), (FIRST, "random:20")),
+         Claim("permuted labels, which mean nothing, memorize more than none",
+               (FIRST, "permuted"), (FIRST, "none")),
+         Claim("a label for every image memorizes more than ten random ones",
+               (FIRST, "unique"), (FIRST, "random:10"))],
+        paper=over("labels", *KINDS, n=2000, series="CIFAR-10"),
+        cpu=[p for series, given in (("digits", {}), ("Fashion-MNIST", FASHION))
+             for p in over("labels", *KINDS, n=40, series=series, also=given)],
+        known="beyond", seeds=dict(cpu=5)),
+    "augmentation": Experiment(
+        "augmentation, 20 images of Fashion-MNIST", "augmentation",
+        "Flips double the data, and the copies of mirrored images count only if these are compared with too; "
+        "EDM's augmentation does not leak.",
+        [Claim("flips lower the ratio", ("", "none"), ("", "flip")),
+         Claim("not so where mirrored images are compared with too: by no more than 10 points",
+               ("", "none"), ("", "flip, mirrored too"), range=(-0.1, 0.1)),
+         Claim("EDM's augmentation lowers the ratio", ("", "none"), ("", "augment 0.12"))],
+        paper=named(2000, AUGMENTATIONS), cpu=named(20, AUGMENTATIONS, FASHION), known="beyond"),
+    "objectives": Experiment(
+        "objective, 40 images", "objective",
+        "Objectives with one optimum differ in how soon a network comes near it.",
+        [Claim("flow matching memorizes more than VP", ("", "flow"), ("", "VP")),
+         Claim("EDM memorizes more than VP", ("", "EDM"), ("", "VP")),
+         Claim("min-SNR weights memorize less than the published", ("", "VP"), ("", "VP, min-SNR"))],
+        paper=named(2000, OBJECTIVES), cpu=named(40, OBJECTIVES), known="beyond"),
+    "optimizer": Experiment(
+        "optimizer, 40 images", "optimizer", "The same loss may be memorized otherwise.",
+        [Claim("Muon memorizes more than Adam", ("", "muon"), ("", "adam"))],
+        paper=over("optimizer", "adam", "muon", n=2000), cpu=over("optimizer", "adam", "muon", n=40),
+        known="beyond"),
+    "network": Experiment(
+        "a transformer instead of the U-Net, flow matching, 10 images", "network",
+        "A DiT of as many parameters, in the same number of steps.",
+        [Claim("the U-Net memorizes more than the transformer", ("", "U-Net"), ("", "DiT"))],
+        paper=named(2000, {"U-Net": {}, "DiT": dict(arch="dit", width=384, blocks=20)}, dict(precond="flow")),
+        cpu=named(10, {"U-Net": {}, "DiT": dict(arch="dit", width=32, blocks=3, channel_mult=(2, 2, 2))},
+                  dict(precond="flow", steps=3000)), known="beyond"),
+    "samplers": Experiment(
+        "sampler, 40 images", "sampler", "The ratio is one of a model and a sampler.",
+        [Claim("fresh noise (churn 40) memorizes more than the published sampler",
+               ("", "churn 40"), ("", "Heun, 18 steps")),
+         Claim("Euler's 18 steps memorize less", ("", "Heun, 18 steps"), ("", "Euler, 18 steps"))],
+        paper=named(2000, SAMPLERS), cpu=named(40, SAMPLERS), known="beyond"),
+    "noise-levels": Experiment(
+        "noise levels left out of training, 40 images", "noise levels left out",
+        "The middle noise levels are those that decide what is copied (arXiv 2602.17846).",
+        [Claim("leaving out the middle lowers the ratio more than leaving out the low",
+               ("", "0.02 to 0.2"), ("", "0.2 to 2"))],
+        paper=named(2000, LEVELS_LEFT_OUT), cpu=named(40, LEVELS_LEFT_OUT), known="beyond"),
 }

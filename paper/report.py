@@ -57,7 +57,10 @@ def place(result, series, x):
 
 def differences(result, claim):
     """Of a Claim, what the difference is at least and at most, each a list over seeds."""
-    more, less = place(result, *claim.more), place(result, *claim.less)
+    more = place(result, *claim.more)
+    if not claim.less:
+        return [[p[i][end] for p in more.values() for i in range(len(result["seeds"]))] for end in (0, 1)]
+    less = place(result, *claim.less)
     return [[statistics.fmean(more[x][i][end] - less[x][i][1 - end] for x in more if x in less)
              for i in range(len(result["seeds"]))] for end in (0, 1)]
 
@@ -88,15 +91,15 @@ def judge(result, claim):
 
 
 def amount(value, measure, signed=False):
-    """A ratio as percent, a difference of ratios in points, an EMM in images, a power."""
+    """A ratio as percent, a difference of ratios in points, an EMM in images, other numbers as they are."""
     sign = "+" if signed else ""
     if value is None:
         return "-"
-    if measure == "power":
-        return f"{value:{sign}.2f}"
     if measure == "ratio":
         return f"{100 * value:{sign}.1f}" + ("" if signed else "%")
-    return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.1f}"
+    if measure == "emm":
+        return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.1f}"
+    return f"{value:{sign}.2f}"
 
 
 def between(interval, measure, signed=False):
@@ -104,7 +107,7 @@ def between(interval, measure, signed=False):
     if interval is None:
         return "-"
     low, high = interval
-    if not signed:
+    if not signed and measure in ("ratio", "emm"):
         low, high = max(0, low), min(1, high) if measure == "ratio" else high
     return f"{amount(low, measure, signed)} to {amount(high, measure, signed)}"
 

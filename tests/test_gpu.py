@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 import data
 import run
 import sample
-from diffusion import solvers
 import train
 import unet
 from bench import step
 from conftest import ROOT
+from diffusion import solvers
 from kernels import References, nearest_two
 from kernels.nearest import nearest_two_reference
 from test_unet import GOLDEN, RELATIVE, close, golden, tolerance

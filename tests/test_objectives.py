@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import checkpoint
-from diffusion import objectives
 import run
 import sample
 import train
-from kernels import Optimum
+from diffusion import objectives
 from diffusion.objectives import Objective
+from kernels import Optimum
 from unet import Denoiser
 
 TRIPLES = [(precond, predict) for precond in objectives.PRECONDITIONINGS for predict in objectives.PREDICTIONS

@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import unet
 from bench import plan
 from conftest import ROOT
-from kernels import layers
 from diffusion.solvers import Sampling
+from kernels import layers
 
 # forms that differ in what is counted: depth, resampling filters, labels, attention at several resolutions
 NETWORKS = [dict(), dict(blocks=2, label_dim=10), dict(arch="ncsnpp", precond="edm"),

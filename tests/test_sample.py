@@ -13,9 +13,9 @@ import run
 import sample
 import train
 import unet
+from diffusion.solvers import Sampling
 from images import read
 from kernels import Optimum
-from diffusion.solvers import Sampling
 
 TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=2,
                 device="cpu")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import data
-from diffusion import objectives
 import steps
 import train
 import unet
 from conftest import ROOT
+from diffusion import objectives
 from images import augment
 from kernels import graphs
 from steps import Work, batch_index, schedule, seed_of

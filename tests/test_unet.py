@@ -9,9 +9,9 @@ from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
 import checkpoint
-from diffusion import objectives
 import unet
 from conftest import ROOT, SHARED
+from diffusion import objectives
 from kernels import layers
 from kernels.plain import plain_norm, plain_resample
 from unet import Denoiser
