@@ -139,7 +139,7 @@ class Probe:
                              f"remove it to measure |D| = {self.n} again")
 
     def score(self, snapshot, references):
-        """Sample a snapshot file until its verdict, and return it. A search keeps only the best and the last."""
+        """Sample a snapshot file until its verdict, and return that; a search keeps the best and the last."""
         o, device, D = self.options, data.pick_device(self.options.device), None
         about = run.about(snapshot)
         fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)

@@ -9,7 +9,8 @@ these. From one grid come
 
     tau_mem   the step at which 10% of the samples are memorized first, as a power of |D|
     tau_gen   the step at which the Frechet distance is first within 10% of its least, likewise
-    EMM       as a function of the epochs, and the phase diagram of the ratio over (|D|, steps)
+    EMM       as a function of the steps and of the epochs, which are steps * batch / EMM there, and the phase
+              diagram of the ratio over (|D|, steps)
 
 Bonnaire et al. (arXiv 2505.17638) and Favero et al. (2505.16959) find tau_mem ~ |D| and tau_gen constant, in
 steps. Each power is fitted for each seed; intervals are Student's over seeds. A process a seed, side by side:
@@ -28,7 +29,7 @@ import sample
 import search
 import train
 from kernels import References, memorized
-from measure.quality import frechet
+from measure.quality import NEAREST, frechet, kind
 from paper.protocol import BASE, SCALES
 from run import option
 
@@ -38,7 +39,6 @@ GRID = dict(cpu=dict(sizes=(10, 20, 40, 80, 160), steps=8000),
             paper=dict(sizes=(500, 1000, 2000, 5000), steps=400_000))
 ONSET = 0.1         # of the ratio, at tau_mem
 NEAR = 1.1          # times the least Frechet distance, at tau_gen
-EPOCHS_APART = 2.0  # of the epochs at which EMM is read off
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,19 @@ class Options:
         sizes, steps = self.sizes or GRID[self.scale]["sizes"], self.steps or GRID[self.scale]["steps"]
         if len(sizes) < 2 or min(sizes) < 2 or len(set(sizes)) < len(sizes):
             raise ValueError(f"--sizes {sizes}: give two sizes or more, each once and of 2 images at least")
-        if not self.seeds or steps < 2 or self.sample_count < 2 or self.held_out < 2 or self.snapshots < 2:
-            raise ValueError("--seeds needs one seed at least, and --steps, --snapshots, --sample-count and "
-                             "--held-out 2 or more")
+        if not self.seeds or steps < 2 or self.snapshots < 2:
+            raise ValueError(f"--seeds {self.seeds}, --steps {steps}, --snapshots {self.snapshots}: "
+                             "need one seed at least, and 2 steps and snapshots")
+        if min(self.sample_count, self.held_out) <= NEAREST:
+            raise ValueError(f"--sample-count {self.sample_count}, --held-out {self.held_out}: "
+                             f"need more than {NEAREST}")
         object.__setattr__(self, "sizes", tuple(sorted(sizes)))
         object.__setattr__(self, "steps", steps)
 
     def training(self, n, seed):
         """The training of a place of the grid."""
-        base = {k: v for k, v in BASE[self.scale].items() if k not in ("sample_count", "steps_min")}
+        own = train.Options.__dataclass_fields__.keys() - {"steps_min"}
+        base = {name: value for name, value in BASE[self.scale].items() if name in own}
         base |= dict(steps=self.steps, snapshots=f"log:{self.snapshots}", snapshot_images=0,
                      validate=self.held_out, n=n, seed=seed, subset_seed=seed, device=self.device,
                      threads=self.threads)
@@ -84,7 +88,7 @@ def measured(options, n, seed):
     o = options.training(n, seed)
     device = data.pick_device(o.device, o.threads)
     D = data.load(o)
-    held_out = data.outside(o, D, options.held_out).images.to(device)
+    held_out = kind(data.outside(o, D, options.held_out).images.to(device))
     references = References(D.images.to(device))
     files, found = run.Directory(o.out), []
     for snapshot in train.training(o):
@@ -96,7 +100,7 @@ def measured(options, n, seed):
             hits = int(memorized(x.to(device), references, memorize.parse_threshold("1/3"))[0].sum())
             run.write_json(path, dict(
                 step=about["step"], epoch=about["epoch"], hits=hits, count=len(x), ratio=hits / len(x),
-                interval=search.wilson(hits, len(x)), frechet=frechet(held_out, x.to(device)),
+                interval=search.wilson(hits, len(x)), frechet=frechet(held_out, kind(x.to(device))),
                 validation_loss=about["validation_loss"]))
         found.append(run.read_json(path))
     return found
@@ -120,32 +124,16 @@ def power(sizes, times):
     return sum((a - x) * (b - y) for a, b in known) / sum((a - x) ** 2 for a, _ in known)
 
 
-def at_epoch(trajectory, epoch):
-    """The ratio at an epoch, linear in its logarithm; None outside the trajectory."""
-    for a, b in zip(trajectory, trajectory[1:]):
-        if a["epoch"] <= epoch <= b["epoch"]:
-            part = math.log(epoch / a["epoch"]) / math.log(b["epoch"] / a["epoch"])
-            return a["ratio"] + part * (b["ratio"] - a["ratio"])
-    return None
+def emm_over_steps(sizes, grid):
+    """[(step, EMM of each seed)] for the steps at which every seed has one between the ends of the sizes.
 
-
-def emm_over_epochs(sizes, grid):
-    """[(epochs, EMM of each seed)] where every seed has an EMM between the smallest and the largest size.
-
-    `grid` has for each seed the trajectory of each size. As the paper compares sizes: at equal epochs.
+    `grid` has for each seed the trajectory of each size, all of the same steps.
     """
-    found, epoch = [], grid[0][-1][0]["epoch"]
-    while epoch <= grid[0][0][-1]["epoch"]:
-        emms = []
-        for trajectories in grid:
-            ratios = [(n, at_epoch(t, epoch)) for n, t in zip(sizes, trajectories)]
-            ratios = [(n, ratio) for n, ratio in ratios if ratio is not None]
-            if len(ratios) > 1:
-                emm, end = search.crossing(*zip(*ratios), float(search.target(0.1)))
-                emms.append(None if end else emm)
-        if len(emms) == len(grid) and None not in emms:
-            found.append((epoch, emms))
-        epoch *= EPOCHS_APART
+    found, least = [], float(search.target(0.1))
+    for k, first in enumerate(grid[0][0]):
+        emms = [search.crossing(sizes, [t[k]["ratio"] for t in each], least) for each in grid]
+        if None not in emms:
+            found.append((first["step"], emms))
     return found
 
 
@@ -173,14 +161,17 @@ def dynamics(options):
     quality = [[quality_step(t) for t in each] for each in grid]
     held_out = [[min(t, key=lambda s: s["validation_loss"])["step"] for t in each] for each in grid]
     times = dict(tau_mem=memory, tau_gen=quality, tau_loss=held_out)
-    emm = emm_over_epochs(options.sizes, grid)
+    emm, batch = emm_over_steps(options.sizes, grid), options.training(*places[0]).batch
+    steps, by_seed = [step for step, _ in emm], list(zip(*(emms for _, emms in emm)))
     result = dict(
         sizes=options.sizes, seeds=options.seeds, grid=grid, **times,
         powers={name: with_interval([power(options.sizes, each) for each in value])
                 for name, value in times.items()},
-        emm=[dict(epochs=epochs, **with_interval(emms)) for epochs, emms in emm],
-        emm_power=with_interval([power([e for e, _ in emm], column)
-                                 for column in zip(*(emms for _, emms in emm))] if emm else []),
+        emm=[dict(step=step, epochs=[step * batch / e for e in emms], **with_interval(emms))
+             for step, emms in emm],
+        emm_power_of_steps=with_interval([power(steps, emms) for emms in by_seed]),
+        emm_power_of_epochs=with_interval([power([step * batch / e for step, e in zip(steps, emms)], emms)
+                                           for emms in by_seed]),
         options=run.recorded(options), **run.provenance())
     path = Path(options.out) / options.scale / "dynamics.json"
     run.write_json(path, result)
@@ -214,13 +205,16 @@ def figure(result):
     time.set(xscale="log", xlabel="steps", ylabel="memorization ratio (lines)")
     quality.set(yscale="log", ylabel="Frechet distance to images outside D, pixels (dotted)")
     time.legend(fontsize="small")
-    for point in result["emm"]:
-        emm.plot([point["epochs"]] * len(point["values"]), point["values"], ".", color=plot.COLOURS[0])
-    emm.plot([p["epochs"] for p in result["emm"]], [p["mean"] for p in result["emm"]],
-             color=plot.COLOURS[0])
-    emm.set(xlabel="epochs", ylabel="EMM")
+    for s in range(len(grid) if result["emm"] else 0):
+        values = [p["values"][s] for p in result["emm"]]
+        emm.plot([p["step"] for p in result["emm"]], values, "-o", color=plot.COLOURS[0], linewidth=1,
+                 label=None if s else "over steps")
+        emm.plot([p["epochs"][s] for p in result["emm"]], values, "--s", color=plot.COLOURS[1], linewidth=1,
+                 label=None if s else "over epochs")
+    emm.set(xlabel="steps, or epochs", ylabel="EMM")
     if result["emm"]:
         emm.set(xscale="log", yscale="log")
+        emm.legend(fontsize="small")
     return drawn
 
 
@@ -234,8 +228,9 @@ def in_words(path):
                  tau_loss="steps until the held-out loss is least")
     lines = [f"{label} grow as |D| to the power of {told(found['powers'][name])}"
              for name, label in names.items()]
-    return "\n".join([*lines, f"EMM grows as the epochs to the power of {told(found['emm_power'])}",
-                      f"wrote {path} and its figure"])
+    lines += [f"EMM grows as the {what} to the power of {told(found[f'emm_power_of_{what}'])}"
+              for what in ("steps", "epochs")]
+    return "\n".join([*lines, f"wrote {path} and its figure"])
 
 
 def told(value):

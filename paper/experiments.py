@@ -226,7 +226,7 @@ def published(name):
     """An experiment's points read off the paper's figures: series, x, and ratio or EMM, of each."""
     if name == "resolution":  # where its curves cross 90%
         return [dict(series="", x=side, value=search.crossing(
-            *plot.published_curve(series=f"{side}x{side}"), 0.9)[0]) for side in (32, 16, 8)]
+            *plot.published_curve(series=f"{side}x{side}"), 0.9)) for side in (32, 16, 8)]
     found = {}
     for row in plot.published_rows():
         for (series, x), theirs in EXPERIMENTS[name].published.items():

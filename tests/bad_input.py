@@ -155,7 +155,7 @@ train    1 TRAIN --data digits:12 | no class 12
 compare  2 --sample-count 3 | --run
 compare  1 --run FILES | not a run directory
 report   1 --results FILES --out OUT.md | has no results
-plot     2 --out a.png | give --emm
+plot     2 --out a.png | give either --emm
 experiments 2 --seeds 0,x | 0,x
 experiments 2 --name breadth | breadth
 """

@@ -289,7 +289,8 @@ def test_a_run_is_scored_from_any_folder_and_after_its_data_moved(tmp_path, writ
 
 def test_a_new_option_is_one_line_and_every_stage_has_it(tmp_path):
     """In a copy of the project: on the command line, in what a run records, and in what it is compared by."""
-    for path in [*ROOT.glob("*.py"), *(ROOT / name for name in ("images", "kernels", "measure"))]:
+    packages = (ROOT / name for name in ("diffusion", "images", "kernels", "measure"))
+    for path in [*ROOT.glob("*.py"), *packages]:
         copy = shutil.copytree if path.is_dir() else shutil.copy
         copy(path, tmp_path / path.name)
     text = (ROOT / "data.py").read_text()

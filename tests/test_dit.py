@@ -11,6 +11,7 @@ import run
 import sample
 import train
 import unet
+from diffusion.solvers import Sampling
 from dit import DiT
 from unet import Denoiser
 
@@ -172,7 +173,7 @@ def test_it_learns_digits_and_its_run_goes_on_where_it_stopped(tmp_path):
     assert train.train(options("broken")).read_bytes() == whole.read_bytes()
     D, about = checkpoint.load_model(whole)
     assert isinstance(D.model, DiT) and D.config["patch"] == 2 and about["label_counts"] == [2] * 10
-    images, labels = sample.generate(D, range(3), about["label_counts"], steps=3)
+    images, labels = sample.generate(D, range(3), about["label_counts"], sampling=Sampling(sample_steps=3))
     assert images.shape == (3, 1, 8, 8) and labels.shape == (3,) and images.float().std() > 10
 
 

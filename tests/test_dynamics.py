@@ -2,7 +2,7 @@ import pytest
 
 import run
 from paper import dynamics
-from paper.dynamics import Options, at_epoch, emm_over_epochs, power, quality_step
+from paper.dynamics import Options, emm_over_steps, power, quality_step
 
 
 def trajectory(ratios, epochs=(1, 2, 4, 8)):
@@ -15,18 +15,10 @@ def test_a_power_law_is_found():
     assert power([10, 20], [1, 2]) is None
 
 
-def test_the_ratio_between_two_snapshots_is_linear_in_the_logarithm_of_the_epoch():
-    t = trajectory([0, 0.2, 0.6, 1])
-    assert at_epoch(t, 2) == pytest.approx(0.2)
-    assert at_epoch(t, 2 * 2**0.5) == pytest.approx(0.4)
-    assert at_epoch(t, 9) is None and at_epoch(t, 0.5) is None
-
-
-def test_emm_over_epochs_is_where_the_ratio_crosses_90_percent():
-    sizes, grid = (10, 20), [[trajectory([0, 1, 1, 1]), trajectory([0, 0, 0.8, 0.8])]] * 2
-    # at epoch 1 none is above; at 2 and at 8 half way and all but half way down from 100% to 0 and to 80%
-    assert emm_over_epochs(sizes, grid) == [(2, [pytest.approx(11)] * 2), (4, [pytest.approx(15)] * 2),
-                                            (8, [pytest.approx(15)] * 2)]
+def test_emm_over_steps_is_where_the_ratio_crosses_90_percent():
+    sizes, grid = (10, 20), [[trajectory([0, 1, 1, 1]), trajectory([0, 0, 0.8, 1])]] * 2
+    # at the first step none is above, at the last all; half way and all but half way down in between
+    assert emm_over_steps(sizes, grid) == [(20, [pytest.approx(11)] * 2), (40, [pytest.approx(15)] * 2)]
 
 
 def test_the_step_of_quality_is_the_first_that_is_near_the_best():
@@ -35,7 +27,7 @@ def test_the_step_of_quality_is_the_first_that_is_near_the_best():
 
 
 def tiny(folder, **given):
-    return Options(**dict(seeds=(0, 1), sizes=(10, 20, 40), steps=8, snapshots=3, held_out=20, sample_count=4,
+    return Options(**dict(seeds=(0, 1), sizes=(10, 20, 40), steps=8, snapshots=3, held_out=20, sample_count=8,
                           device="cpu", runs=str(folder), out=str(folder / "out")) | given)
 
 

@@ -42,9 +42,9 @@ def ratios(monkeypatch):
     """
     ratios, draws = {}, torch.Generator().manual_seed(0)
 
-    def fake(x, references, threshold):
+    def fake(x, references, threshold, mirror):
         return torch.rand(len(x), generator=draws) < ratios.get(len(references.images), 1.0), None, None
-    monkeypatch.setattr(emm, "memorized", fake)
+    monkeypatch.setattr(emm.memorize, "measured", fake)
     return ratios
 
 

@@ -9,6 +9,7 @@ import sample
 import train
 from diffusion import objectives
 from diffusion.objectives import Objective
+from diffusion.solvers import heun, noise_levels
 from kernels import Optimum
 from unet import Denoiser
 
@@ -26,7 +27,7 @@ class Output(torch.nn.Module):
         super().__init__()
         self.value, self.map_layer0 = torch.nn.Parameter(value), torch.nn.Linear(1, 1, dtype=torch.float64)
 
-    def forward(self, x, c_noise, labels=None):
+    def forward(self, x, c_noise, labels=None, augment=None):
         self.x, self.c_noise = x, c_noise
         return self.value.expand_as(x)
 
@@ -148,7 +149,7 @@ def test_flow_is_the_straight_path():
 
 
 def test_a_step_along_the_velocity_is_a_step_of_the_sampler():
-    """dx_t / dt = n - y, as F says it, and dx / dsigma = (x - D) / sigma of sample.heun: the same motion."""
+    """dx_t / dt = n - y, as F says it, and dx / dsigma = (x - D) / sigma of the sampler: the same motion."""
     D, x, sigma = saying(draw(1, 1, 4, 4), "flow"), draw(1, 1, 4, 4, seed=1), 0.7
     with torch.no_grad():
         slope = (x - D(x, sigma)) / sigma
@@ -170,14 +171,14 @@ def test_a_run_keeps_its_objective(tmp_path, given):
     assert D.objective == Objective(**dict(precond="vp") | given)
     losses = [line["loss"] for line in run.read_log(tmp_path / "log.jsonl")]
     assert losses[-1] < 0.9 * losses[0]
-    x = sample.heun(D, *_latents(D))
+    x = heun(D, *_latents(D))
     assert x.isfinite().all() and x.abs().max() < 10
     with pytest.raises(ValueError, match="made with other options"):
         train.train(train.Options(**o))
 
 
 def _latents(D):
-    levels = sample.noise_levels(max(0.002, D.sigma_min), min(80.0, D.sigma_max), 6)
+    levels = noise_levels(max(0.002, D.sigma_min), min(80.0, D.sigma_max), 6)
     return sample.draw(D, range(4))[0], levels
 
 

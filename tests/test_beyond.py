@@ -1,0 +1,65 @@
+"""What experiments beyond the paper measure of a run, of tiny ones."""
+from pathlib import Path
+
+import pytest
+
+import emm
+import run
+import unet
+from paper import agree, beyond, compare
+from paper.protocol import BASE, EXPERIMENTS, PARAMETERS, Point
+
+TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, warmup_steps=0,
+            snapshots=1, sample_count=8, full=True, sizes=(20,), train_seeds=(0,), device="cpu", threads=1)
+POINT = Point("", 20, {}, 20)
+
+
+def measured(folder, **given):
+    """Options and run directory of a run of emm.py."""
+    o = emm.Options(**TINY | given, out=str(folder))
+    return o, Path(emm.find(o)).parent / "seed0" / "n000020"
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(beyond, "SAMPLES", 30)
+    monkeypatch.setattr(beyond, "DRAWS", 20)
+
+
+def test_membership_and_who_is_copied(tmp_path):
+    o, folder = measured(tmp_path)
+    auc = beyond.membership(o, folder, POINT)
+    levels = run.read_json(folder / "beyond.json")["trained"]["membership"]
+    assert auc == max(level["auc"] for level in levels) and len(levels) == len(compare.SIGMAS)
+    found = [beyond.isolation(o, folder, POINT), beyond.attraction(o, folder, POINT)]
+    told = run.read_json(folder / "which-30.json")
+    assert found == [told["copies_nearest_correlation"], told["samples_nearest_correlation"]]
+    assert told["copied"] + told["never"] == 20
+
+
+def test_repeated_images(tmp_path):
+    o, folder = measured(tmp_path, repeat="20:0.2")
+    times, found = beyond.repeated(o, folder, POINT), run.read_json(folder / "beyond.json")
+    assert found["trained"]["repeated"]["times"] == times
+    assert found["trained"]["repeated"]["images"] == [4, 16]
+    assert found["closed form"]["repeated"]["interval"][0] > 5
+
+
+def test_two_halves(tmp_path):
+    o, folder = measured(tmp_path / "full-part-1-2", part="1/2")
+    share, likeness = beyond.agreement(o, folder, POINT), beyond.likeness(o, folder, POINT)
+    found = run.read_json(run.Directory(folder).agree)
+    other = tmp_path / "full-part-2-2" / "seed0" / "n000020"
+    assert found["other"] == str(other.resolve()) and found["shared_training_images"] == 0
+    assert share == found["samples"]["share"] and 0 <= likeness < 2
+    again = agree.agree(agree.Options(run=str(folder), other=str(other), sample_count=8, draws=20,
+                                      device="cpu", threads=1))
+    assert run.read_json(again) == found
+
+
+def test_parameters_of_the_table_are_those_of_the_networks():
+    o = emm.Options(**BASE["cpu"])
+    for width, parameters in PARAMETERS.items():
+        net = unet.Denoiser(o.arch, o.precond, 8, 1, 0, width, o.blocks, o.channel_mult)
+        assert sum(p.numel() for p in net.parameters()) == parameters
+    assert {e.measure for e in EXPERIMENTS.values()} <= {"", *beyond.MEASURES}
