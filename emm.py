@@ -104,6 +104,8 @@ class Probe:
         decided = None if o.full else self.tested(score)
         if decided is None and score["count"] >= o.sample_count:
             return score["hits"] >= search.target(o.eps) * score["count"]
+        if decided is None and not o.full and not (self.files.path / score["file"]).exists():
+            return False  # a snapshot that was removed was not the best, and cannot be sampled again
         return decided
 
     def tested(self, score):
