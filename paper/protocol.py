@@ -334,7 +334,7 @@ EXPERIMENTS = {
         measure="distance, as a share of that of two seeds", known="beyond"),
     "labels-apart": Experiment(
         "labels taken apart, 40 images", "labels",
-        "What is it about labels: how many images share one, or how alike these are?",
+        "The paper leaves open whether it is how many images share a label, or how alike these are.",
         [Claim("true labels memorize more than as many random images under each (permuted)",
                (FIRST, "true"), (FIRST, "permuted")),
          Claim("ten clusters memorize more than ten random labels",
