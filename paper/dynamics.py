@@ -9,8 +9,7 @@ these. From one grid come
 
     tau_mem   the step at which 10% of the samples are memorized first, as a power of |D|
     tau_gen   the step at which the Frechet distance is first within 10% of its least, likewise
-    EMM       as a function of the steps and of the epochs, which are steps * batch / EMM there, and the phase
-              diagram of the ratio over (|D|, steps)
+    EMM       as a function of the steps, and the phase diagram of the ratio over (|D|, steps)
 
 Bonnaire et al. (arXiv 2505.17638) and Favero et al. (2505.16959) find tau_mem ~ |D| and tau_gen constant, in
 steps. Each power is fitted for each seed; intervals are Student's over seeds. A process a seed, side by side:
@@ -161,17 +160,16 @@ def dynamics(options):
     quality = [[quality_step(t) for t in each] for each in grid]
     held_out = [[min(t, key=lambda s: s["validation_loss"])["step"] for t in each] for each in grid]
     times = dict(tau_mem=memory, tau_gen=quality, tau_loss=held_out)
-    emm, batch = emm_over_steps(options.sizes, grid), options.training(*places[0]).batch
-    steps, by_seed = [step for step, _ in emm], list(zip(*(emms for _, emms in emm)))
+    emm = emm_over_steps(options.sizes, grid)
+    of_steps = [power([step for step, _ in emm], emms) for emms in zip(*(emms for _, emms in emm))]
     result = dict(
         sizes=options.sizes, seeds=options.seeds, grid=grid, **times,
         powers={name: with_interval([power(options.sizes, each) for each in value])
                 for name, value in times.items()},
-        emm=[dict(step=step, epochs=[step * batch / e for e in emms], **with_interval(emms))
-             for step, emms in emm],
-        emm_power_of_steps=with_interval([power(steps, emms) for emms in by_seed]),
-        emm_power_of_epochs=with_interval([power([step * batch / e for step, e in zip(steps, emms)], emms)
-                                           for emms in by_seed]),
+        emm=[dict(step=step, **with_interval(emms)) for step, emms in emm],
+        emm_power_of_steps=with_interval(of_steps),
+        # epochs are steps * batch / EMM there: if EMM ~ steps^c, it is ~ epochs^(c / (1 - c))
+        emm_power_of_epochs=with_interval([c and c / (1 - c) for c in of_steps]),
         options=run.recorded(options), **run.provenance())
     path = Path(options.out) / options.scale / "dynamics.json"
     run.write_json(path, result)
@@ -207,14 +205,10 @@ def figure(result):
     time.legend(fontsize="small")
     for s in range(len(grid) if result["emm"] else 0):
         values = [p["values"][s] for p in result["emm"]]
-        emm.plot([p["step"] for p in result["emm"]], values, "-o", color=plot.COLOURS[0], linewidth=1,
-                 label=None if s else "over steps")
-        emm.plot([p["epochs"][s] for p in result["emm"]], values, "--s", color=plot.COLOURS[1], linewidth=1,
-                 label=None if s else "over epochs")
-    emm.set(xlabel="steps, or epochs", ylabel="EMM")
-    if result["emm"]:
-        emm.set(xscale="log", yscale="log")
-        emm.legend(fontsize="small")
+        emm.plot([p["step"] for p in result["emm"]], values, "-o", color=plot.COLOURS[0], linewidth=1)
+    emm.set(xscale="log", yscale="log", xlabel="steps", ylabel="EMM of each seed", ylim=(sizes[0], sizes[-1]))
+    emm.set_yticks(sizes, map(str, sizes))
+    emm.minorticks_off()
     return drawn
 
 

@@ -30,6 +30,14 @@ reach beyond what is possible.
 """
 
 
+# What paper.dynamics fits, and what was found elsewhere
+DYNAMICS = (("tau_mem", "steps until 10% are memorized, over |D|", "1 (Bonnaire et al., Favero et al.)"),
+            ("tau_gen", "steps until the Frechet distance is near its least, over |D|",
+             "0 (Bonnaire et al.)"),
+            ("tau_loss", "steps until the held-out loss is least, over |D|", ""),
+            ("emm_power_of_steps", "EMM, over steps", ""), ("emm_power_of_epochs", "EMM, over epochs", ""))
+
+
 @dataclass(frozen=True)
 class Options:
     scale: str = option("cpu", "results to report", SCALES)
@@ -163,7 +171,7 @@ def notes(folder):
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     parts = re.split(r"^##[ \t]+(.*?)[ \t]*$", text, flags=re.M)
     said = dict(zip(parts[1::2], map(str.strip, parts[2::2])))
-    if unknown := said.keys() - EXPERIMENTS.keys():
+    if unknown := said.keys() - EXPERIMENTS.keys() - {"dynamics"}:
         raise ValueError(f"{path} has notes on {min(unknown)!r}, which is no experiment of protocol.py")
     return said
 
@@ -199,6 +207,9 @@ def markdown(options, results, said):
         yield table(CLAIM_HEAD, *rows)
         for result in part:
             yield from section(options, result, said.get(result["name"]))
+    path = Path(options.results) / options.scale / "dynamics.json"
+    if path.exists():
+        yield from of_dynamics(options, path, said.get("dynamics"))
 
 
 def section(options, result, note):
@@ -215,6 +226,24 @@ def section(options, result, note):
     versions, also = result["versions"], result["options"]["also"]
     yield (f"`make {name} SCALE={options.scale}`; {f'with `{also}`; ' if also else ''}{result['processor']}; "
            f"torch {versions['torch']}, python {versions['python']}; commit {result['commit']}\n")
+
+
+def of_dynamics(options, path, note):
+    """The report on what paper.dynamics measured, piece by piece."""
+    found, rows = run.read_json(path), []
+    for name, about, others in DYNAMICS:
+        power = found[name] if name in found else found["powers"][name]
+        rows.append([about, *(amount(v, "power") for v in power["values"]), amount(power["mean"], "power"),
+                     between(power["interval"], "power"), others])
+    yield "## dynamics: when memorization sets in, and when samples are good\n"
+    sizes = ", ".join(map(str, found["sizes"]))
+    yield f"|D| of {sizes}, {found['options']['steps']:,} steps each. What grows as which power of what:\n"
+    yield table(["what", *(f"seed {seed}" for seed in found["seeds"]), "power", "95% interval", "elsewhere"],
+                *rows)
+    if note:
+        yield note + "\n"
+    yield f"![dynamics]({os.path.relpath(path.with_suffix('.png'), Path(options.out).parent)})\n"
+    yield f"`make dynamics SCALE={options.scale}`; {found['processor']}; commit {found['commit']}\n"
 
 
 def report(options):
