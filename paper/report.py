@@ -232,7 +232,7 @@ def of_dynamics(options, path, note):
     """The report on what paper.dynamics measured, piece by piece."""
     found, rows = run.read_json(path), []
     for name, about, others in DYNAMICS:
-        power = found[name] if name in found else found["powers"][name]
+        power = found["powers"].get(name) or found[name]
         rows.append([about, *(amount(v, "power") for v in power["values"]), amount(power["mean"], "power"),
                      between(power["interval"], "power"), others])
     yield "## dynamics: when memorization sets in, and when samples are good\n"
