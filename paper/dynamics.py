@@ -29,7 +29,7 @@ import search
 import train
 from kernels import References, memorized
 from measure.quality import NEAREST, frechet, kind
-from paper.protocol import BASE, SCALES
+from paper.protocol import BASE, DYNAMICS, SCALES
 from run import option
 
 # Sizes and steps of each scale: as long as the largest size takes to memorize
@@ -217,22 +217,18 @@ def in_words(path):
     if path is None:
         return ""
     found = run.read_json(path)
-    names = dict(tau_mem=f"steps until {ONSET:.0%} are memorized",
-                 tau_gen="steps until the Frechet distance is near its least",
-                 tau_loss="steps until the held-out loss is least")
-    lines = [f"{label} grow as |D| to the power of {told(found['powers'][name])}"
-             for name, label in names.items()]
-    lines += [f"EMM grows as the {what} to the power of {told(found[f'emm_power_of_{what}'])}"
-              for what in ("steps", "epochs")]
+    lines = [f"{what}: as {over} to the power of {told(found['powers'].get(name) or found[name])}"
+             for name, (what, over, _) in DYNAMICS.items()]
     return "\n".join([*lines, f"wrote {path} and its figure"])
 
 
 def told(value):
     if value["mean"] is None:
         return "an unknown number (too few sizes were reached)"
-    low, high = value["interval"] or (None, None)
-    return f"{value['mean']:.2f}" + (f" (95% interval {low:.2f} to {high:.2f})" if value["interval"] else
-                                     " (one seed: no interval)")
+    if not value["interval"]:
+        return f"{value['mean']:.2f} (one seed: no interval)"
+    low, high = value["interval"]
+    return f"{value['mean']:.2f} (95% interval {low:.2f} to {high:.2f})"
 
 
 def main():

@@ -27,6 +27,13 @@ SEEDS = dict(paper=1, gpu=1, cpu=3)  # runs of every point, where an experiment 
 KNOWN = "figure", "text", "second hand", "beyond"  # how a finding is known; beyond: it is not the paper's
 FIRST, LAST, ALL = "first", "last", "all"
 
+# Powers that paper.dynamics fits: what grows, over what, and what was found elsewhere
+DYNAMICS = {
+    "tau_mem": ("steps until 10% are memorized", "|D|", "1 (Bonnaire et al., Favero et al.)"),
+    "tau_gen": ("steps until the Frechet distance is near its least", "|D|", "0 (Bonnaire et al.)"),
+    "tau_loss": ("steps until the held-out loss is least", "|D|", ""),
+    "emm_power_of_steps": ("EMM", "steps", ""), "emm_power_of_epochs": ("EMM", "epochs", "")}
+
 
 @dataclass(frozen=True)
 class Point:

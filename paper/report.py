@@ -15,7 +15,7 @@ from pathlib import Path
 import run
 import search
 from paper import figures
-from paper.protocol import ALL, EXPERIMENTS, FIRST, LAST, SCALES, Slope
+from paper.protocol import ALL, DYNAMICS, EXPERIMENTS, FIRST, LAST, SCALES, Slope
 from run import option
 
 CLAIM_HEAD = ["experiment", "claim", "measured", "95% interval", "verdict"]
@@ -28,14 +28,6 @@ open, and the interval covers whatever it may be. Nothing is corrected for the n
 EMM's bracket is not in its interval; an interval of equal values has no width, and one of few values can
 reach beyond what is possible.
 """
-
-
-# What paper.dynamics fits, and what was found elsewhere
-DYNAMICS = (("tau_mem", "steps until 10% are memorized, over |D|", "1 (Bonnaire et al., Favero et al.)"),
-            ("tau_gen", "steps until the Frechet distance is near its least, over |D|",
-             "0 (Bonnaire et al.)"),
-            ("tau_loss", "steps until the held-out loss is least, over |D|", ""),
-            ("emm_power_of_steps", "EMM, over steps", ""), ("emm_power_of_epochs", "EMM, over epochs", ""))
 
 
 @dataclass(frozen=True)
@@ -231,10 +223,10 @@ def section(options, result, note):
 def of_dynamics(options, path, note):
     """The report on what paper.dynamics measured, piece by piece."""
     found, rows = run.read_json(path), []
-    for name, about, others in DYNAMICS:
+    for name, (what, over, others) in DYNAMICS.items():
         power = found["powers"].get(name) or found[name]
-        rows.append([about, *(amount(v, "power") for v in power["values"]), amount(power["mean"], "power"),
-                     between(power["interval"], "power"), others])
+        rows.append([f"{what}, over {over}", *(amount(v, "power") for v in power["values"]),
+                     amount(power["mean"], "power"), between(power["interval"], "power"), others])
     yield "## dynamics: when memorization sets in, and when samples are good\n"
     sizes = ", ".join(map(str, found["sizes"]))
     yield f"|D| of {sizes}, {found['options']['steps']:,} steps each. What grows as which power of what:\n"
