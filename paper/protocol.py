@@ -124,6 +124,14 @@ def random_labels(n, *counts):
     return [Point(f"|D| = {n}", count, dict(labels=f"random:{count}"), n) for count in counts]
 
 
+def given_or_not(n, kind):
+    """A model that is trained with labels, a tenth of the time without, and sampled with them and without."""
+    if kind == "none":
+        return [Point(kind, "not given", {}, n)]
+    how = dict(labels=kind, label_dropout=0.1)
+    return [Point(kind, "given", how, n), Point(kind, "not given", how | dict(sample_labels="none"), n)]
+
+
 ONE_RESOLUTION, ONE_SKIP = "one resolution", "one skip"
 EMBEDDINGS = "positional", "fourier"
 EDM = dict(precond="edm", blocks=4, learning_rate=1e-3)
@@ -140,6 +148,7 @@ SKIP_CLAIMS = [
     Claim("the first skip alone memorizes more than the last alone", (ONE_SKIP, FIRST), (ONE_SKIP, LAST))]
 
 # Beyond the paper: what varies, by its name in the figures
+LABELS = "none", "true", "random:10", "unique:0.5"
 KINDS = "none", "permuted", "random:10", "true", "clusters:10", "random:20", "coarse:2", "unique"
 AUGMENTATIONS = {"none": {}, "flip": dict(flip=True), "flip, mirrored too": dict(flip=True, mirror=True),
                  "augment 0.12": dict(augment=0.12)}
@@ -252,7 +261,7 @@ EXPERIMENTS = {
              for series, duration in (("equal epochs", dict(steps_min=0)),
                                       ("equal steps", dict(steps=1875)))  # as many as of batch 64
              for b, given in cpu_batches.items()],
-        known="second hand"),
+        known="second hand", seeds=dict(cpu=5)),
     "batch-emm": Experiment(
         "batch, the rate in proportion", "batch", "Larger batches memorize more.",
         [Claim("the largest batch has a larger EMM than the smallest", ("", LAST), ("", FIRST))],
@@ -351,8 +360,21 @@ EXPERIMENTS = {
                (FIRST, "coarse:2"), (FIRST, "random:20")),
          Claim("a label for every image memorizes more than none", (FIRST, "unique"), (FIRST, "none"))],
         paper=over("labels", *KINDS, n=2000, series="CIFAR-10"),
-        cpu=over("labels", *KINDS, n=40, series="digits"),
+        cpu=over("labels", *KINDS, n=40, series="digits")
+        + over("labels", *KINDS, n=40, series="Fashion-MNIST", also=FASHION),
         known="beyond", seeds=dict(cpu=5)),
+    "labels-given": Experiment(
+        "labels of training given at sampling or not, 40 images", "labels",
+        "Whether it matters that the sampler knows the label: a tenth of training is without.",
+        [Claim("random labels memorize more where the sampler is given them",
+               ("random:10", "given"), ("random:10", "not given")),
+         Claim("so do true ones", ("true", "given"), ("true", "not given")),
+         Claim("without them at sampling, a model trained with random labels memorizes more than one "
+               "trained without", ("random:10", "not given"), ("none", "not given")),
+         Claim("labels of their own for half of the images memorize more than none",
+               ("unique:0.5", "given"), ("none", "not given"))],
+        paper=[p for kind in LABELS for p in given_or_not(2000, kind)],
+        cpu=[p for kind in LABELS for p in given_or_not(40, kind)], known="beyond", seeds=dict(cpu=5)),
     "augmentation": Experiment(
         "augmentation, 20 images of Fashion-MNIST", "augmentation",
         "Flips double the data, and the copies of mirrored images count only if these are compared with too; "
@@ -368,18 +390,19 @@ EXPERIMENTS = {
         [Claim("flow matching memorizes more than VP", ("", "flow"), ("", "VP")),
          Claim("EDM memorizes more than VP", ("", "EDM"), ("", "VP")),
          Claim("min-SNR weights memorize less than the published", ("", "VP"), ("", "VP, min-SNR"))],
-        paper=named(2000, OBJECTIVES), cpu=named(40, OBJECTIVES), known="beyond"),
+        paper=named(2000, OBJECTIVES), cpu=named(40, OBJECTIVES), known="beyond", seeds=dict(cpu=5)),
     "optimizer": Experiment(
         "optimizer, 40 images", "optimizer", "The same loss may be memorized otherwise.",
         [Claim("Muon memorizes more than Adam", ("", "muon"), ("", "adam"))],
         paper=over("optimizer", "adam", "muon", n=2000), cpu=over("optimizer", "adam", "muon", n=40),
-        known="beyond"),
+        known="beyond", seeds=dict(cpu=5)),
     "network": Experiment(
         "a transformer instead of the U-Net, flow matching, 10 images", "network",
-        "A DiT of as many parameters, in the same number of steps.",
+        "A DiT of as many parameters, or of as many FLOPs, in the same number of steps.",
         [Claim("the U-Net memorizes more than the transformer", ("", "U-Net"), ("", "DiT"))],
         paper=named(2000, {"U-Net": {}, "DiT": dict(arch="dit", width=384, blocks=20)}, dict(precond="flow")),
-        cpu=named(10, {"U-Net": {}, "DiT": dict(arch="dit", width=32, blocks=3, channel_mult=(2, 2, 2))},
+        cpu=named(10, {"U-Net": {}, "DiT": dict(arch="dit", width=32, blocks=3, channel_mult=(2, 2, 2)),
+                       "DiT, equal FLOPs": dict(arch="dit", width=48, blocks=4, channel_mult=(2, 2, 2))},
                   dict(precond="flow", steps=3000)), known="beyond"),
     "samplers": Experiment(
         "sampler, 40 images", "sampler", "The ratio is one of a model and a sampler.",

@@ -127,15 +127,32 @@ def test_gradients(shape, precision):
     assert all(close(b, a, GRADIENT_LIMITS[precision]) for a, b in zip(*found))
 
 
-@precisions
-@shapes
-def test_a_step_as_a_graph_gives_the_same_weights(shape, precision, deterministic):
-    plain, recorded = work(shape, precision), work(shape, precision)
+def same_as_a_graph(shape, precision, **given):
+    plain, recorded = work(shape, precision, **given), work(shape, precision, **given)
     plain.replayed.wanted = False
     for k in range(6):
         assert torch.equal(plain.take(k), recorded.take(k))
     assert (recorded.replayed.graph is not None) == GPU
     assert all(map(torch.equal, [*plain.parameters, *plain.ema], [*recorded.parameters, *recorded.ema]))
+
+
+@precisions
+@shapes
+def test_a_step_as_a_graph_gives_the_same_weights(shape, precision, deterministic):
+    same_as_a_graph(shape, precision)
+
+
+WAYS = {
+    "flow": dict(precond="flow"), "muon": dict(optimizer="muon"), "sgd": dict(optimizer="sgd"),
+    "augmented": dict(flip=True, augment=0.12), "transformer": dict(arch="dit", precond="flow"),
+    "weighed": dict(predict="image", loss="huber", loss_weight="min-snr", sigma_skip=(0.2, 2.0))}
+
+
+@precisions
+@pytest.mark.parametrize("given", WAYS.values(), ids=list(WAYS))
+def test_steps_of_other_kinds_as_a_graph_give_the_same_weights(given, precision, deterministic):
+    shape = (64, 16, 3, 32) if GPU else (4, 8, 1, 16)
+    same_as_a_graph(shape, precision, **given)
 
 
 @precisions
