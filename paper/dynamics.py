@@ -29,7 +29,9 @@ import search
 import train
 from kernels import References, memorized
 from measure.quality import NEAREST, frechet, kind
-from paper.protocol import BASE, DYNAMICS, SCALES
+from paper.claims import SCALES
+from paper.protocol import BASE
+from paper.questions import DYNAMICS
 from run import option
 
 # Sizes and steps of each scale: as long as the largest size takes to memorize

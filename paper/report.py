@@ -15,7 +15,9 @@ from pathlib import Path
 import run
 import search
 from paper import figures
-from paper.protocol import ALL, DYNAMICS, EXPERIMENTS, FIRST, LAST, SCALES, Slope
+from paper.claims import ALL, FIRST, LAST, SCALES, Slope
+from paper.protocol import EXPERIMENTS
+from paper.questions import DYNAMICS
 from run import option
 
 CLAIM_HEAD = ["experiment", "claim", "measured", "95% interval", "verdict"]

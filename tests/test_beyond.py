@@ -2,12 +2,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import emm
 import run
 import unet
+from images import files
 from paper import agree, beyond, compare
-from paper.protocol import BASE, EXPERIMENTS, PARAMETERS, Point
+from paper.claims import Point
+from paper.protocol import BASE, EXPERIMENTS
+from paper.questions import PARAMETERS, SOURCES
 
 TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, warmup_steps=0,
             snapshots=1, sample_count=8, full=True, sizes=(20,), train_seeds=(0,), device="cpu", threads=1)
@@ -63,3 +67,15 @@ def test_parameters_of_the_table_are_those_of_the_networks():
         net = unet.Denoiser(o.arch, o.precond, 8, 1, 0, width, o.blocks, o.channel_mult)
         assert sum(p.numel() for p in net.parameters()) == parameters
     assert {e.measure for e in EXPERIMENTS.values()} <= {"", *beyond.MEASURES}
+
+
+def test_numbers_of_the_table_are_those_of_digits():
+    x = files.read("digits")[0].flatten(1).double()
+    variances = torch.linalg.eigvalsh(torch.cov(x.T))
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        some = x[torch.randperm(len(x), generator=generator)[:20]]
+        found.append(torch.cdist(some, some).fill_diagonal_(torch.inf).min(1).values.mean() / 64**0.5)
+    distance, dimension = SOURCES["digits"]
+    assert abs(torch.stack(found).mean() - distance) < 1  # 20 of 1,797, drawn 200 times
+    assert abs(variances.sum()**2 / variances.square().sum() - dimension) < 0.1
