@@ -189,7 +189,7 @@ def sample(options):
                          f"{parallel.size()} processes; start fewer")
     if not options.optimum:
         evaluations = len(seeds) * options.evaluations / parallel.size()
-        data.announce(options.device, device, evaluations * D.flops(), precision)
+        data.announce(options.device, device, evaluations * D.model.flops(), precision)
     with parallel.group(device):
         part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options, device)
         images, labels = (a if a is None else parallel.gather(a) for a in part)

@@ -132,7 +132,7 @@ class Work:
     def gradients(self, index):
         """Put the gradients of the batch in place, part by part; returns its mean loss."""
         y = self.images[index].float() / 127.5 - 1                              # [B, C, H, W]
-        sigma = self.net.training_sigma(len(y), device=y.device)
+        sigma = self.net.objective.training_sigma(len(y), device=y.device)
         noise = torch.randn_like(y)
         labels = self.labels_of(index)
         if self.options.flip:
@@ -249,7 +249,7 @@ def validation_loss(options, net, ema, D, part):
     device, twin = next(net.parameters()).device, copy.deepcopy(net).eval()
     twin.model.load_state_dict({**net.model.state_dict(), **ema})
     generator = torch.Generator().manual_seed(seed_of(options.seed, "validation"))
-    sigma = net.training_sigma(len(D), generator)
+    sigma = net.objective.training_sigma(len(D), generator)
     noise, total = torch.randn(D.images.shape, generator=generator), 0.0
     for i in torch.arange(len(D)).split(part):
         y = D.images[i].to(device).float() / 127.5 - 1                          # [B, C, H, W]

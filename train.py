@@ -242,7 +242,8 @@ def take_steps(options, D, held_out, net, files, about):
     log = run.Log(files.log, step) if writes else None
     total, snapshots = total_steps(options, n), set(snapshot_steps(options, n))
     counts = torch.bincount(D.labels[D.shown], minlength=D.label_dim).tolist() if D.label_dim else None
-    flops = 3 * (total - step) * options.batch / parallel.size() * net.flops()  # forward, and twice that back
+    # forward, and twice that back
+    flops = 3 * (total - step) * options.batch / parallel.size() * net.model.flops()
     data.announce(options.device, device, flops, options.precision, work.part)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's

@@ -41,17 +41,6 @@ NORM_EPS = 1e-6
 SMALL_GAIN = 1e-5      # initial scale of each residual branch's last layer: blocks start near the identity
 
 
-class Linear(nn.Module):
-    def __init__(self, cin, cout, gain=1.0, bias=True):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(cout, cin))
-        self.bias = nn.Parameter(torch.empty(cout)) if bias else None
-        self.gain = gain
-
-    def forward(self, x):
-        return F.linear(x, self.weight, self.bias)
-
-
 class Conv2d(nn.Module):
     """A convolution, after resampling by 2 ("up" or "down") with the separable filter `taps`.
 
@@ -120,7 +109,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm0 = GroupNorm(cin)
         self.conv0 = Conv2d(cin, cout, 3, resample=resample, taps=taps)
-        self.affine = Linear(embedding_channels, cout)
+        self.affine = nn.Linear(embedding_channels, cout)
         self.norm1 = GroupNorm(cout)
         self.conv1 = Conv2d(cout, cout, 3, gain=SMALL_GAIN)
         self.skip = Conv2d(cin, cout, 1, resample=resample, taps=taps) if cin != cout or resample else None
@@ -148,12 +137,6 @@ class Block(nn.Module):
         return x
 
 
-class FourierFrequencies(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.register_buffer("freqs", torch.empty(channels // 2))
-
-
 class UNet(nn.Module):
     """F(x; c_noise, labels): [B, C, H, W] -> [B, C, H, W]. Arguments as for `Denoiser`."""
 
@@ -164,11 +147,13 @@ class UNet(nn.Module):
         self.skip_connections, self.label_dim, self.img_channels = skip_connections, label_dim, img_channels
         noise_channels, embedding_channels = width * form["noise_mult"], width * EMBEDDING_MULT
         self.noise_channels = noise_channels
-        self.map_noise = FourierFrequencies(noise_channels) if embedding == "fourier" else None
-        self.map_label = Linear(label_dim, noise_channels) if label_dim else None
-        self.map_augment = Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
-        self.map_layer0 = Linear(noise_channels, embedding_channels)
-        self.map_layer1 = Linear(embedding_channels, embedding_channels)
+        self.map_noise = nn.Module() if embedding == "fourier" else None
+        if self.map_noise is not None:
+            self.map_noise.register_buffer("freqs", torch.empty(noise_channels // 2))
+        self.map_label = nn.Linear(label_dim, noise_channels) if label_dim else None
+        self.map_augment = nn.Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
+        self.map_layer0 = nn.Linear(noise_channels, embedding_channels)
+        self.map_layer1 = nn.Linear(embedding_channels, embedding_channels)
 
         def block(cin, cout, **how):
             return Block(cin, cout, embedding_channels, dropout, taps=form["taps"], **how)
@@ -208,16 +193,17 @@ class UNet(nn.Module):
     @torch.no_grad()
     def initialize(self, generator=None):
         """Draw the weights as published: Xavier uniform times a gain, biases 0, frequencies 16 * normal."""
+        if self.map_noise is not None:
+            self.map_noise.freqs.normal_(generator=generator).mul_(16)
         for module in self.modules():
-            if isinstance(module, (Linear, Conv2d)):
+            if isinstance(module, (nn.Linear, Conv2d)):
                 fan_out, fan_in = module.weight.shape[:2]
                 kernel = module.weight[0, 0].numel()
-                bound = module.gain * math.sqrt(6 / ((fan_in + fan_out) * kernel))
+                gain = getattr(module, "gain", 1.0)
+                bound = gain * math.sqrt(6 / ((fan_in + fan_out) * kernel))
                 module.weight.uniform_(-bound, bound, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
-            elif isinstance(module, FourierFrequencies):
-                module.freqs.normal_(generator=generator).mul_(16)
 
     def embed(self, c_noise, labels, augment=None):
         """The embedding [B, 4 width] of noise levels c_noise [B], labels [B] or None, augment as in `loss`.
@@ -368,7 +354,8 @@ class Denoiser(nn.Module):
                           "--precision bf16 is many times slower than fp32 here", stacklevel=2)
         # tensor cores read channels_last, and so does the norm for GPUs, while convolutions in float32 take
         # as long either way; for CPUs see kernels/layers.py
-        last = device.type == "cuda" and (precision != "fp32" or layers.triton_forms(device) is not None)
+        last = device.type == "cuda" and (
+            precision != "fp32" or layers.runs_triton(device, layers.forms_are_right))
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.precision = precision
         return self.to(memory_format=self.layout)
@@ -390,10 +377,6 @@ class Denoiser(nn.Module):
             F_x = self.model((c_in * x).contiguous(memory_format=self.layout), c_noise, labels, augment)
         return c_skip * x + c_out * F_x.to(dtype)
 
-    def flops(self):
-        """About the FLOPs of one evaluation of an image."""
-        return self.model.flops()
-
     def loss(self, y, sigma, noise, labels=None, augment=None):
         """Denoising loss of each image [B]: as published, weight(sigma) * |D(y + sigma noise; sigma) - y|^2.
 
@@ -402,10 +385,6 @@ class Denoiser(nn.Module):
         """
         s = sigma.reshape(-1, 1, 1, 1)
         return self.objective.measure(self(y + s * noise, sigma, labels, augment) - y, sigma)
-
-    def training_sigma(self, count, generator=None, device=None):
-        """Noise levels [count] drawn as this preconditioning is trained with."""
-        return self.objective.training_sigma(count, generator, device)
 
 
 def precision_on(device, precision="auto"):

@@ -17,9 +17,7 @@ other devices each function is the plain one of kernels/plain.py. A fast form ha
 torch.func for that, or float64.
 """
 import warnings
-from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -72,24 +70,10 @@ def forms_are_right(device):
             and all(torch.allclose(resample(x, up), plain_resample(x, up)) for up in (False, True)))
 
 
-class Forms(NamedTuple):
-    """What Triton computes instead of torch: of kernels/norm_triton.py and resample_triton.py."""
-    norm: Callable
-    resample: Callable
-
-
-@lru_cache(maxsize=None)
-def triton_forms(device):
-    """The `Forms` of a GPU on this device, or None where they do not serve."""
-    if not runs_triton(device, forms_are_right):
-        return None
-    from kernels import norm_triton, resample_triton
-    return Forms(norm_triton.norm, resample_triton.resample)
-
-
 def fused(x):
-    """The GPU's `Forms` if x is for them, else None."""
-    return triton_forms(x.device) if x.dtype in (torch.float32, torch.bfloat16) and not plain_only() else None
+    """Whether x is for the forms of kernels/norm_triton.py and resample_triton.py."""
+    return (x.dtype in (torch.float32, torch.bfloat16) and not plain_only()
+            and runs_triton(x.device, forms_are_right))
 
 
 def laid_out(x):
@@ -138,8 +122,9 @@ def taps(H, W, k):
 
 def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     """Group norm of x [B, C, H, W] + shift [B, C], then silu, then dropout."""
-    if forms := fused(x):
-        return forms.norm(x, weight, bias, groups, eps, shift, silu, dropout)
+    if fused(x):
+        from kernels import norm_triton
+        return norm_triton.norm(x, weight, bias, groups, eps, shift, silu, dropout)
     B, C, H, W = x.shape
     mask = None
     if dropout and x.device.type == "cpu" and not plain_only():
@@ -204,8 +189,9 @@ class GroupNorm(torch.autograd.Function):
 
 def resample(x, up):
     """x [B, C, H, W] of twice the size, each pixel repeated, or of half, the mean of 2 x 2 pixels."""
-    if forms := fused(x):
-        return forms.resample(x, up)
+    if fused(x):
+        from kernels import resample_triton
+        return resample_triton.resample(x, up)
     return plain_resample(x, up)
 
 

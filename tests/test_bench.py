@@ -63,7 +63,7 @@ def test_what_a_gpu_is_said_to_take_is_of_the_record(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     D = step.unet.Denoiser("ddpmpp", "vp", 32, 3, width=128)
     monkeypatch.setattr(data, "_announced", [])
-    data.announce("cuda", torch.device("cuda"), 3 * D.flops() * 40e6, "tf32", at_once=512)
+    data.announce("cuda", torch.device("cuda"), 3 * D.model.flops() * 40e6, "tf32", at_once=512)
     said = capsys.readouterr().err
     assert "HBM3), precision tf32, up to 512 images at once: about 4.9 hours" in said
     assert "fp32 26" in said and "bf16 2.4" in said

@@ -14,7 +14,6 @@ from kernels.plain import plain_norm
 pytest.importorskip("triton")
 import interpreter
 from kernels.norm_triton import WHOLE, GroupNorm, norm, threshold, tiling
-from kernels.resample_triton import resample
 
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -133,8 +132,8 @@ def test_the_seed_comes_from_torchs_generator():
 def test_a_network_of_these_norms(monkeypatch):
     """A U-Net beside the same one of plain norms: values, every gradient, and dropout by torch's seed."""
     found, x = [], draw(2, 3, 8, 8)
-    for forms in (layers.Forms(norm, resample), None):
-        monkeypatch.setattr(layers, "triton_forms", lambda device, forms=forms: forms)
+    for fused in (True, False):
+        monkeypatch.setattr(layers, "runs_triton", lambda device, right, fused=fused: fused)
         D = unet.Denoiser("ddpmpp", "edm", 8, 3, width=16, blocks=1, channel_mult=(1, 2), dropout=0.0,
                           generator=torch.Generator().manual_seed(0)).to(DEVICE).use("fp32")
         with torch.no_grad():
@@ -144,7 +143,7 @@ def test_a_network_of_these_norms(monkeypatch):
         y.square().sum().backward()
         found.append([y.detach(), *(p.grad for p in D.parameters())])
     assert all(float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) for a, b in zip(*found))
-    monkeypatch.setattr(layers, "triton_forms", lambda device: layers.Forms(norm, resample))
+    monkeypatch.setattr(layers, "runs_triton", lambda device, right: True)
     for block in D.modules():
         if isinstance(block, unet.Block):
             block.dropout = 0.5

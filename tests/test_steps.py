@@ -167,7 +167,7 @@ def test_loss_is_summed_over_pixels_and_averaged_over_images(skip):
     N = unet.Denoiser("ddpmpp", "vp", 8, 1, 0, 4, 1, (1, 1), dropout=0.0)
     N.model.load_state_dict({name: p.detach() for name, p in net.items()})
     torch.manual_seed(seed_of(o.seed, 3))
-    sigma = N.training_sigma(16)
+    sigma = N.objective.training_sigma(16)
     x = y + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(y)
     each = ((N(x, sigma) - y) ** 2 / sigma.reshape(-1, 1, 1, 1) ** 2).sum((1, 2, 3))
     trained = [not skip or not skip[0] < s < skip[1] for s in sigma.tolist()]

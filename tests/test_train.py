@@ -104,7 +104,7 @@ def test_validation_changes_no_weight_and_goes_on_where_it_stopped(tmp_path):
         held_out = data.load(data.Options(data="digits", n=50, labels="true"))
         y = held_out.images[20:].float() / 127.5 - 1
         generator = torch.Generator().manual_seed(steps.seed_of(0, "validation"))
-        sigma, noise = D.training_sigma(30, generator), torch.randn(y.shape, generator=generator)
+        sigma, noise = D.objective.training_sigma(30, generator), torch.randn(y.shape, generator=generator)
         loss = D.loss(y, sigma, noise, held_out.labels[20:]).mean()
         assert float(loss) == pytest.approx(about["validation_loss"], rel=SAME_LOSS)
     assert "validation_loss" not in run.about(plain)

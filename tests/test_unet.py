@@ -200,7 +200,7 @@ def test_preconditioning_reaches_the_identity_at_low_noise():
 
 def test_training_noise_levels():
     g = torch.Generator().manual_seed(0)
-    vp, ve, edm = (Denoiser("ddpmpp", precond, 8, 1, width=8).training_sigma(100_000, g)
+    vp, ve, edm = (Denoiser("ddpmpp", precond, 8, 1, width=8).objective.training_sigma(100_000, g)
                    for precond in ("vp", "ve", "edm"))
     assert vp.min() >= 9e-4 and vp.max() <= 152.2
     assert abs(vp.median() - float(objectives.vp_sigma(torch.tensor(0.5)))) < 0.1
@@ -443,10 +443,13 @@ def norm_of_a_gpu(x, weight, bias, groups, eps, shift=None, silu=False, dropout=
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
 def test_forms_of_a_gpu_agree_with_the_published_networks(path, monkeypatch):
+    pytest.importorskip("triton")
     config, a, D, labels = golden(path)
     gradients = []
-    for forms in (None, layers.Forms(norm_of_a_gpu, plain_resample)):
-        monkeypatch.setattr(layers, "triton_forms", lambda device, forms=forms: forms)
+    monkeypatch.setattr("kernels.norm_triton.norm", norm_of_a_gpu)
+    monkeypatch.setattr("kernels.resample_triton.resample", plain_resample)
+    for fused in (False, True):
+        monkeypatch.setattr(layers, "runs_triton", lambda device, right, fused=fused: fused)
         D.zero_grad()
         denoised = D(a["x"], a["sigma"], labels)
         assert close(denoised.detach(), a["denoised"])
