@@ -56,22 +56,22 @@ def agree(options):
             or sets[0].label_dim != sets[1].label_dim or chosen[0].labels not in ("none", "true"):
         raise ValueError(f"{folders[0]} and {folders[1]} differ in the shape of images or the meaning "
                          "of labels; take runs alike in both, with --labels none or true")
-    (net, about_net), (other, _) = models = [compare.trained_model(folder, device) for folder in folders]
+    (net, counts, weights, _), (other, _, weights_of_other, _) = (
+        sample.trained(sample.Options(run=folder, precision=options.precision), device) for folder in folders)
     out = Path(options.out) if options.out else Path(options.run) / "agree.json"
-    source = {f"weights_sha256_of_{name}": run.file_sha256(run.Directory(folder).model)
-              for name, folder in zip(("first", "second"), folders)}
-    about = dict(options=run.recorded(options), source=source)
+    about = dict(options=run.recorded(options), source=dict(
+        weights_sha256_of_first=weights["weights_sha256"],
+        weights_sha256_of_second=weights_of_other["weights_sha256"]))
     if out.is_file():
         if different := run.differences(run.read_json(out), about, run.defaults(Options)):
             raise ValueError(f"{out} holds another comparison ({different}); "
                              "choose another --out, or remove it")
         return out
-    weights = sample.weigh_labels(about_net["label_counts"])
-    flops = 2 * Sampling().evaluations * options.sample_count * net.flops()
+    flops = 2 * Sampling().evaluations * options.sample_count * net.model.flops()
     data.announce(options.device, device, flops, options.precision)
     samples, nearest, ratios = [], [], []
-    for D, (model, _) in zip(sets, models):
-        x, _ = sample.generate(model.use(options.precision), range(options.sample_count), weights,
+    for D, model in zip(sets, (net, other)):
+        x, _ = sample.generate(model, range(options.sample_count), sample.weigh_labels(counts),
                                device=device)                         # [N, C, H, W]
         summary, _, distances, _ = memorize.score(x.to(device), D.images.to(device),
                                                   memorize.parse_threshold(options.threshold))
@@ -88,11 +88,10 @@ def agree(options):
                   samples=of_samples(*samples, *nearest), sigmas=compare.SIGMAS, denoisers={})
     for where, images in (("first", sets[0]), ("second", sets[1]), ("neither", neither)):
         if len(images):  # of a training set that takes all of its part, nothing is left
-            loss, apart = compare.losses(dict(first=net, second=other), images, options.draws, options.seed,
-                                         device)
+            first, second, apart = compare.losses(
+                [net, other], images, options.draws, options.seed, device).mean(2).tolist()
             result["denoisers"][where] = dict(
-                images=len(images), apart=apart.mean(1).tolist(),
-                loss={name: each.mean(1).tolist() for name, each in loss.items()})
+                images=len(images), apart=apart, loss=dict(first=first, second=second))
     plot.save(figure(result), out.with_suffix(".png"))
     run.write_json(out, result | about | run.provenance(device))
     return out

@@ -1,7 +1,7 @@
 """What the experiments beyond the paper measure of a trained run: a number for each seed.
 
-Read by paper.experiments, where an experiment's `measure` names one of these. Each takes a run directory of
-emm.py, its emm.Options and the place in the table, and returns a number, or None where there is none.
+Read by paper.experiments, where an experiment's `measure` names one of `MEASURES`. Each takes emm.Options and
+a run directory of emm.py, and returns a number, or None where there is none.
 """
 import dataclasses
 from pathlib import Path
@@ -15,82 +15,56 @@ from measure import neighbours as nearest, which
 from paper import agree, compare
 
 SAMPLES = 2000  # of a model, to see which images are copied
-DRAWS = 2000    # noisy images at each noise level
+DRAWS = 2000    # noisy images at a noise level
 LEVEL = 8       # of compare.SIGMAS, at which membership is told: 1.7
 
 
-def compared(o, folder):
-    """What paper.compare finds of a run."""
-    there = compare.Options(run=str(folder), sample_count=SAMPLES, draws=DRAWS, threshold=o.threshold,
-                            precision=o.precision, device=o.device, threads=o.threads,
-                            out=str(folder / "beyond.json"))
-    return run.read_json(compare.compare(there))
+def measured(o, folder):
+    """Of a run's last weights, as a dict: measure.which of `SAMPLES` samples, `membership` and `repeated`.
 
-
-def repeated(o, folder, point):
-    """How many times as often a repeated image is copied as another; None if no other is."""
-    return compared(o, folder)["trained"]["repeated"]["times"]
-
-
-def membership(o, folder, point):
-    """The chance that the loss of a training image is below that of one outside, at `SIGMAS[LEVEL]`.
-
-    At less noise the loss of a model that memorizes tells all of them apart.
+    Membership is told by the loss at `SIGMAS[LEVEL]`: at less noise that of a model that memorizes tells all
+    training images from those outside.
     """
-    return compared(o, folder)["trained"]["membership"][LEVEL]["auc"]
-
-
-def isolation(o, folder, point):
-    """Spearman's correlation of how often an image is copied with its distance to its nearest other."""
-    return chosen(o, folder)["copies_nearest_correlation"]
-
-
-def attraction(o, folder, point):
-    """The same of the samples that are nearest to an image, memorized or not."""
-    return chosen(o, folder)["samples_nearest_correlation"]
-
-
-def chosen(o, folder):
-    """measure.which of `SAMPLES` samples of a run's last weights."""
-    path = folder / f"which-{SAMPLES}.json"
+    path = folder / f"beyond-{SAMPLES}.json"
     if not path.exists():
         device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
-        net, about = compare.trained_model(folder, device)
-        weights = sample.weigh_labels(about["label_counts"])
-        x, _ = sample.generate(net.use(o.precision), range(SAMPLES), weights, device=device)
+        net, counts, *_ = sample.trained(sample.Options(run=str(folder), precision=o.precision), device)
+        x, _ = sample.generate(net, range(SAMPLES), sample.weigh_labels(counts), device=device)
         _, verdict, _, index = memorize.score(x.to(device), D.images.to(device),
                                               memorize.parse_threshold(o.threshold))
         own = nearest.compared(D.images, D.images, 1 + which.NEIGHBOURS)[0].double().sqrt()
-        run.write_json(path, which.which(verdict, index, own, D.labels))
+        found = which.which(verdict, index, own, D.labels)
+        outside = data.outside(data.options_of_run(folder), D)
+        if len(outside):
+            losses = [compare.losses([net], images, DRAWS, device=device, levels=[LEVEL])[0, 0]
+                      for images in (D, outside)]
+            found["membership"] = compare.membership(*losses)
+        if D.shown is not ...:
+            found["repeated"] = compare.of_repeated(D, index[verdict, 0])
+        run.write_json(path, found)
     return run.read_json(path)
 
 
-def agreement(o, folder, point):
-    """The share of seeds from which models of disjoint halves draw samples that are nearer to each other than
-    each is to its own training images. `o` is of the first half; the second is trained here.
+def likeness(o, folder):
+    """How far the samples of a seed of models of disjoint halves are apart, as a share of that of two seeds.
+
+    `o` and `folder` are of the first half, --part 1/2; the second is trained here.
     """
-    return halves(o, folder, point)["samples"]["share"]
-
-
-def likeness(o, folder, point):
-    """The distance of those samples as a share of that of two samples of different seeds."""
-    found = halves(o, folder, point)["samples"]
+    other = dataclasses.replace(o, part="2/2", out=o.out.replace("part-1-2", "part-2-2"))
+    emm.find(other)
+    found = run.read_json(agree.agree(agree.Options(
+        run=str(folder), other=str(Path(other.out, *folder.parts[-2:])), sample_count=o.sample_count,
+        draws=DRAWS, device=o.device, precision=o.precision, threads=o.threads)))["samples"]
     return found["rms_a_seed"] / found["rms_two_seeds"]
 
 
-def halves(o, folder, point):
-    """What paper.agree finds of a run on the first half, --part 1/2, beside one on the second."""
-    seed = int(folder.parent.name.removeprefix("seed"))
-    other = dataclasses.replace(o, part="2/2", out=o.out.replace("part-1-2", "part-2-2"))
-    emm.find(other)
-    there = Path(other.out) / f"seed{seed}" / f"n{point.n:06d}"
-    return run.read_json(agree.agree(agree.Options(
-        run=str(folder), other=str(there), sample_count=o.sample_count, draws=DRAWS, device=o.device,
-        precision=o.precision, threads=o.threads)))
-
-
-
-
-MEASURES = {"times as often": repeated, "AUC": membership, "rank correlation of copies": isolation,
-            "rank correlation of samples": attraction, "share that agrees": agreement,
-            "distance, as a share of that of two seeds": likeness}
+MEASURES = {
+    # how many times as often a repeated image is copied as another
+    "times as often": lambda o, folder: measured(o, folder)["repeated"]["times"],
+    # the chance that the loss of a training image is below that of one outside
+    "AUC": lambda o, folder: measured(o, folder)["membership"]["auc"],
+    # Spearman's, of how often an image is copied with its distance to its nearest other
+    "rank correlation of copies": lambda o, folder: measured(o, folder)["copies_nearest_correlation"],
+    # the same of the samples that are nearest to an image, memorized or not
+    "rank correlation of samples": lambda o, folder: measured(o, folder)["samples_nearest_correlation"],
+    "distance, as a share of that of two seeds": likeness}

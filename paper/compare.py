@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
 import data
 import memorize
 import run
@@ -34,6 +33,7 @@ BATCH = 256                       # images a pass
 MOST_FALSE = 0.01                 # of the images outside that a test of membership takes for members
 QUANTILES = range(0, 101, 5)      # per cent, of the ratio of nearest distances
 SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, evenly in the logarithm
+LEVELS = range(len(SIGMAS))
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ def compare(options):
     device, folder = data.pick_device(options.device, options.threads), Path(options.run)
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
     D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
-    trained, metadata = trained_model(folder, device)
+    trained, counts, weights, _ = sample.trained(
+        sample.Options(run=options.run, precision=options.precision), device)
     out = Path(options.out) if options.out else folder / "compare.json"
-    source = dict(weights_sha256=run.file_sha256(run.Directory(folder).model),
-                  train_sha256=D.fingerprint()["sha256"])
-    about = dict(options=run.recorded(options), source=source)
+    about = dict(options=run.recorded(options),
+                 source=weights | dict(train_sha256=D.fingerprint()["sha256"]))
     if out.is_file():
         if different := run.differences(run.read_json(out), about, run.defaults(Options)):
             raise ValueError(f"{out} holds another comparison ({different}); "
@@ -80,15 +80,15 @@ def compare(options):
     outside = data.outside(chosen, D)
     shown = data.Images(D.images[D.shown], D.labels[D.shown], D.label_dim, [])
     optimum = Optimum(shown.images.to(device), shown.labels.to(device) if D.label_dim else None)
-    denoisers = {"trained": trained.use(options.precision), "closed form": optimum}
-    result, weights = {}, sample.weigh_labels(metadata["label_counts"], unseen=False)
-    data.announce(options.device, device, Sampling().evaluations * options.sample_count * trained.flops(),
-                  options.precision)
+    denoisers, result = {"trained": trained, "closed form": optimum}, {}
+    flops = Sampling().evaluations * options.sample_count * trained.model.flops()
+    data.announce(options.device, device, flops, options.precision)
     references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, denoiser in denoisers.items():
-        samples, _ = sample.generate(denoiser, range(options.sample_count), weights, device=device)
-        scored = memorize.score(samples.to(device), D.images, threshold, references)
-        summary, copied, distances, index = scored
+        samples, _ = sample.generate(denoiser, range(options.sample_count),
+                                     sample.weigh_labels(counts, unseen=False), device=device)
+        summary, copied, distances, index = memorize.score(
+            samples.to(device), D.images, threshold, references)
         shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
         quantiles = torch.quantile(memorize.distance_ratio(distances), shares)
         result[name] = summary | dict(distance_ratio_quantiles=quantiles.tolist())
@@ -96,32 +96,17 @@ def compare(options):
             result[name]["repeated"] = of_repeated(D, index[copied, 0])
         with run.publish(out.with_name(f"{out.stem}-{name.replace(' ', '-')}.png")) as temporary:
             memorize.pair_sheet(samples, D.images, distances, index).save(temporary, format="PNG")
-    loss, _ = losses(denoisers, shown, options.draws, options.seed, device)
-    for name in denoisers:
-        result[name]["loss"] = loss[name].mean(1).tolist()
+    inside = losses(denoisers.values(), shown, options.draws, options.seed, device)
+    for name, loss in zip(denoisers, inside):
+        result[name]["loss"] = loss.mean(1).tolist()
     if len(outside):
-        others, _ = losses(denoisers, outside, options.draws, options.seed, device)
-        for name in denoisers:
-            result[name]["loss_outside"] = others[name].mean(1).tolist()
-            result[name]["membership"] = [membership(*both) for both in zip(loss[name], others[name])]
+        others = losses(denoisers.values(), outside, options.draws, options.seed, device)
+        for name, loss, other in zip(denoisers, inside, others):
+            result[name]["loss_outside"] = other.mean(1).tolist()
+            result[name]["membership"] = [membership(*both) for both in zip(loss, other)]
     result |= dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside))
     run.write_json(out, result | about | run.provenance(device))
     return out
-
-
-def trained_model(folder, device="cpu"):
-    """The model of a finished run directory, and what its file records of itself.
-
-    Raises ValueError if the run is not finished, or its model of another run.
-    """
-    files = run.Directory(folder)
-    if not files.model.is_file():
-        raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
-    D, metadata = checkpoint.load_model(files.model, device)
-    if different := sample.foreign(metadata, run.read_json(files.config)):
-        raise ValueError(f"{files.model} is not of the run in {folder} ({different}); "
-                         "restore it, or train again")
-    return D, metadata
 
 
 def of_repeated(D, copied):
@@ -145,29 +130,27 @@ def membership(members, others, most=MOST_FALSE):
 
 
 @torch.inference_mode()
-def losses(denoisers, D, draws, seed=0, device="cpu"):
-    """Losses at `SIGMAS` of two {name: denoiser} on images D (data.Images), and |one - other|^2 / dim.
+def losses(denoisers, D, draws, seed=0, device="cpu", levels=LEVELS):
+    """Losses of denoisers on images D (data.Images) at `levels` of `SIGMAS`, then |first - last|^2 / dim.
 
-    float64 [levels, draws] each. Both get the same noisy images, each of D as often, or evenly chosen ones
-    where those are more than draws; and their labels, if D has any.
+    float64 [denoisers + 1, levels, draws]. All get the same noisy images, each of D as often, or evenly
+    chosen ones where those are more than draws; and their labels, if D has any.
     """
-    loss, apart = {name: [] for name in denoisers}, []
+    found = []
     index = torch.arange(draws)
     index = index % len(D) if draws >= len(D) else index * len(D) // draws
-    for level, sigma in enumerate(SIGMAS):
+    for level in levels:
         generator = torch.Generator().manual_seed(seed * len(SIGMAS) + level)
         noise = torch.randn(draws, *D.images.shape[1:], generator=generator)
         for i, n in zip(index.split(BATCH), noise.split(BATCH)):
             y = D.images[i].to(device).double() / 127.5 - 1            # [B, C, H, W]
+            sigma = torch.tensor(SIGMAS[level], dtype=torch.float64, device=device)
             x = y + sigma * n.to(device)
-            at = torch.tensor(sigma, dtype=torch.float64, device=device)
             labels = D.labels[i].to(device) if D.label_dim else None
-            one, other = (denoise(x, at, labels).double() for denoise in denoisers.values())
-            for name, mean in zip(denoisers, (one, other)):
-                loss[name].append((mean - y).square().flatten(1).mean(1).cpu())
-            apart.append((one - other).square().flatten(1).mean(1).cpu())
-    levels = (len(SIGMAS), draws)
-    return {name: torch.cat(loss[name]).reshape(levels) for name in loss}, torch.cat(apart).reshape(levels)
+            means = torch.stack([denoise(x, sigma, labels).double() for denoise in denoisers])
+            errors = torch.cat([means - y, means[:1] - means[-1:]])    # [denoisers + 1, B, C, H, W]
+            found.append(errors.square().flatten(2).mean(2).cpu())
+    return torch.cat(found, 1).unflatten(1, (len(levels), draws))
 
 
 def main():

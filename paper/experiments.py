@@ -185,7 +185,7 @@ def one(options, name):
         for point in points:
             folders = [found.parent / f"seed{seed}" / f"n{point.n or 0:06d}" for seed in o.train_seeds]
             if e.measure:
-                extra, values = {}, [MEASURES[e.measure](o, folder, point) for folder in folders]
+                extra, values = {}, [MEASURES[e.measure](o, folder) for folder in folders]
             elif name == "optimum":
                 both = compared(o, point, found.parent, folder)
                 shared = dict(sigmas=both[0]["sigmas"], quantiles=both[0]["quantiles"])

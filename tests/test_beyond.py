@@ -9,13 +9,12 @@ import run
 import unet
 from images import files
 from paper import agree, beyond, compare
-from paper.claims import Point
+from paper.beyond import MEASURES
 from paper.protocol import BASE, EXPERIMENTS
 from paper.questions import PARAMETERS, SOURCES
 
 TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, warmup_steps=0,
             snapshots=1, sample_count=8, full=True, sizes=(20,), train_seeds=(0,), device="cpu", threads=1)
-POINT = Point("", 20, {}, 20)
 
 
 def measured(folder, **given):
@@ -32,30 +31,28 @@ def few(monkeypatch):
 
 def test_membership_and_who_is_copied(tmp_path):
     o, folder = measured(tmp_path)
-    auc = beyond.membership(o, folder, POINT)
-    levels = run.read_json(folder / "beyond.json")["trained"]["membership"]
-    assert auc == levels[beyond.LEVEL]["auc"] and round(compare.SIGMAS[beyond.LEVEL], 1) == 1.7
-    found = [beyond.isolation(o, folder, POINT), beyond.attraction(o, folder, POINT)]
-    told = run.read_json(folder / "which-30.json")
+    path = compare.compare(compare.Options(run=str(folder), sample_count=1, draws=20, device="cpu"))
+    at = run.read_json(path)["trained"]["membership"][beyond.LEVEL]
+    assert MEASURES["AUC"](o, folder) == at["auc"] and round(compare.SIGMAS[beyond.LEVEL], 1) == 1.7
+    found = [MEASURES[f"rank correlation of {what}"](o, folder) for what in ("copies", "samples")]
+    told = run.read_json(folder / "beyond-30.json")
     assert found == [told["copies_nearest_correlation"], told["samples_nearest_correlation"]]
-    assert told["copied"] + told["never"] == 20
+    assert told["copied"] + told["never"] == 20 and "repeated" not in told
 
 
 def test_repeated_images(tmp_path):
     o, folder = measured(tmp_path, repeat="20:0.2")
-    times, found = beyond.repeated(o, folder, POINT), run.read_json(folder / "beyond.json")
-    assert found["trained"]["repeated"]["times"] == times
-    assert found["trained"]["repeated"]["images"] == [4, 16]
-    assert found["closed form"]["repeated"]["interval"][0] > 5
+    times, found = MEASURES["times as often"](o, folder), run.read_json(folder / "beyond-30.json")["repeated"]
+    assert found["times"] == times and found["images"] == [4, 16]
 
 
 def test_two_halves(tmp_path):
     o, folder = measured(tmp_path / "full-part-1-2", part="1/2")
-    share, likeness = beyond.agreement(o, folder, POINT), beyond.likeness(o, folder, POINT)
+    likeness = beyond.likeness(o, folder)
     found = run.read_json(run.Directory(folder).agree)
     other = tmp_path / "full-part-2-2" / "seed0" / "n000020"
     assert found["other"] == str(other.resolve()) and found["shared_training_images"] == 0
-    assert share == found["samples"]["share"] and 0 <= likeness < 2
+    assert 0 <= likeness < 2
     again = agree.agree(agree.Options(run=str(folder), other=str(other), sample_count=8, draws=20,
                                       device="cpu", threads=1))
     assert run.read_json(again) == found

@@ -29,9 +29,10 @@ def options(trained, **given):
 
 
 def mean_losses(denoisers, images, draws, seed=0):
-    loss, apart = compare.losses(denoisers, data.Images(images, None, 0, []), draws, seed)
-    assert all(found.shape == (len(compare.SIGMAS), draws) for found in (*loss.values(), apart))
-    return {name: each.mean(1).tolist() for name, each in loss.items()}, apart.mean(1).tolist()
+    found = compare.losses(denoisers.values(), data.Images(images, None, 0, []), draws, seed)
+    assert found.shape == (len(denoisers) + 1, len(compare.SIGMAS), draws)
+    *loss, apart = found.mean(2).tolist()
+    return dict(zip(denoisers, loss)), apart
 
 
 def test_against_the_optimum(trained, tmp_path):
