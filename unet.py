@@ -66,21 +66,22 @@ class Conv2d(nn.Module):
         weight = self.weight if scale is None else self.weight * scale
         if self.filter_last:
             x = F.conv2d(x, weight, padding=self.padding + self.filter_padding)
-            x = F.conv2d(x, self.filter.expand(x.shape[1], -1, -1, -1), stride=2, groups=x.shape[1])
-            return x + bias[:, None, None]
-        if self.resample == "up" and self.plain_filter:
-            if self.padding == 0:  # of single pixels: the same on a quarter of them
-                return layers.resample(layers.conv2d(x, weight, bias), up=True)
-            x = layers.resample(x, up=True)
-        elif self.resample == "up":
-            x = F.conv_transpose2d(x, 4 * self.filter.expand(x.shape[1], -1, -1, -1), stride=2,
-                                   padding=self.filter_padding, groups=x.shape[1])
-        elif self.resample == "down" and self.plain_filter:
-            x = layers.resample(x, up=False)
-        elif self.resample == "down":
-            x = F.conv2d(x, self.filter.expand(x.shape[1], -1, -1, -1), stride=2,
-                         padding=self.filter_padding, groups=x.shape[1])
+            return self.resampled(x, padding=0) + bias[:, None, None]
+        if self.resample == "up" and self.plain_filter and self.padding == 0:
+            # of single pixels: the same on a quarter of them
+            return layers.resample(layers.conv2d(x, weight, bias), up=True)
+        if self.resample:
+            x = self.resampled(x, self.filter_padding)
         return layers.conv2d(x, weight, bias)
+
+    def resampled(self, x, padding):
+        """x of twice or half the size."""
+        if self.plain_filter:
+            return layers.resample(x, up=self.resample == "up")
+        taps, how = self.filter.expand(x.shape[1], -1, -1, -1), dict(padding=padding, groups=x.shape[1])
+        if self.resample == "up":
+            return F.conv_transpose2d(x, 4 * taps, stride=2, **how)
+        return F.conv2d(x, taps, stride=2, **how)
 
 
 class GroupNorm(nn.Module):
@@ -304,15 +305,14 @@ class Denoiser(nn.Module):
             raise ValueError(f"img_resolution={img_resolution} is not divisible by "
                              f"{2 ** (len(channel_mult) - 1)}, "
                              f"as the {len(channel_mult)} levels of channel_mult need")
-        if img_channels < 1 or label_dim < 0:
-            raise ValueError(f"img_channels={img_channels}, label_dim={label_dim}: need 1 and 0 or more")
+        if img_channels < 1 or not 0 <= label_dim <= MAX_LABELS:
+            raise ValueError(f"img_channels={img_channels}, label_dim={label_dim}: "
+                             f"need 1 or more, and 0 to {MAX_LABELS}")
         if width < 4 or width % 4:
             raise ValueError(f"width={width} is not a multiple of 4, as norms and positions need")
         if width * max(channel_mult) > MAX_CHANNELS:
             raise ValueError(f"width={width} times {max(channel_mult)} is more than {MAX_CHANNELS} channels; "
                              "lower one of them")
-        if label_dim > MAX_LABELS:
-            raise ValueError(f"label_dim={label_dim}: at most {MAX_LABELS} labels")
         if len(skip_connections) != skips or not set(skip_connections) <= {0, 1}:
             raise ValueError(f"skip_connections={skip_connections} must be {skips} zeros or ones: "
                              f"{blocks + 1} at each of {len(channel_mult)} levels")

@@ -65,7 +65,7 @@ def forms_are_right(device):
     from kernels.norm_triton import norm
     from kernels.resample_triton import resample
     x, one = torch.arange(32.0, device=device).sin().view(1, 8, 2, 2), torch.ones(8, device=device)
-    y = plain_norm(x, one, one, None, None, 2, 1e-6, silu=True)
+    y = plain_norm(x, one, one, 2, 1e-6, silu=True)
     return (torch.allclose(norm(x, one, one, 2, 1e-6, silu=True), y, atol=1e-5)
             and all(torch.allclose(resample(x, up), plain_resample(x, up)) for up in (False, True)))
 
@@ -134,9 +134,8 @@ def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     if fast(x):  # no gradient needs what was there
         x = GroupNorm.apply(x, weight, bias, shift, mask, groups, eps, False)
         return F.silu(x, inplace=True) if silu else x
-    if mask is not None:
-        return plain_norm(x, weight, bias, shift, mask.view(x.shape).to(x.dtype), groups, eps, silu)
-    return F.dropout(plain_norm(x, weight, bias, shift, None, groups, eps, silu), dropout)
+    y = plain_norm(x, weight, bias, groups, eps, shift, silu)
+    return F.dropout(y, dropout) if mask is None else y * mask.view(x.shape).to(x.dtype)
 
 
 class GroupNorm(torch.autograd.Function):

@@ -15,24 +15,15 @@ No overflow: s lies in [-2^14 D, 48896 D], so |s - 16256 D| <= 32640 D, and G is
 32640 D 2^G + 2^G - 1 < 2^31 - 1 (`group_bits`): at 3,072 pixels 4, at 12,288 2, at MAX_INT32_PIXELS 1. Larger
 images have int64 scores, sums of int32 products of INT32_TERMS pixels each, in smaller tiles.
 
-10,000 x 50,000 x 3,072, on paper (`make kernel-report`) and on an H200, which ran it with 3 stages, groups of
-32 query tiles and 5 splits; 4, 8 and 10, as here, were each a little faster:
-
-    products    3.07e12 int8 operations: 1.55 ms at the 1,979 TOPS of an H100 or H200, 4.92 at an A100's 624
-    L2 to SM    a tile loads (BQ + BN) D bytes for BQ BN elements: 18 GB at 128 x 256, 24 GB at 128 x 128;
-                at 6.7 TB/s, as the H200 loads them, 2.7 and 3.6 ms, at an A100's assumed 4.5 4.0 and 5.4
-    epilogue    7 to 8.5 instructions an element: 0.23 and 0.43 ms at 64 a clock, beside no product
-    together    2.72 ms on the H200: 1,130 TOPS. cuBLAS's bare product took 4.15 ms
-    merge       two groups of 16 images a query, 1.0 GB: 0.25 ms there
-    pixels      read and written: 0.02 ms for the queries and, once, 0.07 ms for the references, on paper
-
-so a call is expected to take 3.0 ms there; an H100 took 2.71 + 0.23 + 0.02, and 3.4 with what is allocated
-for it. An H100 is bound by L2 and wants the wide tile, an A100 is near
-the balance. Two blocks a multiprocessor, to hide the epilogue of one behind the products of the other, need
-the narrow tile, whose traffic costs more than they win. Descriptors (TMA) compile to fewer registers, the
-same tensor-core instructions and the same one block, so pointers stay. Blocks run in groups of GROUP query
-tiles: 3.1 MB of X and a few tiles of Y at 3,072 pixels, which stay in the L2 cache. The references are split
-so that the last wave wastes least.
+10,000 x 50,000 x 3,072 took an H100 2.71 ms, 0.23 for the merge and 0.02 for the queries' pixels, and 3.4
+with what is allocated for it; cuBLAS's bare product took an H200 4.15. What each part must cost on paper, and
+so what bounds it, is printed by `make kernel-report`: an H100 is bound by what tiles load from L2, which is
+(BQ + BN) D bytes for BQ BN elements, and wants the wide tile; an A100 is near the balance. Two blocks a
+multiprocessor, to hide the epilogue of one behind the products of the other, need the narrow tile, whose
+traffic costs more than they win. Descriptors (TMA) compile to fewer registers, the same tensor-core
+instructions and the same one block, so pointers stay. Blocks run in groups of GROUP query tiles: 3.1 MB of X
+and a few tiles of Y at 3,072 pixels, which stay in the L2 cache. The references are split so that the last
+wave wastes least. With 3 stages, groups of 32 and half the splits an H200 was each time a little slower.
 """
 from dataclasses import dataclass
 

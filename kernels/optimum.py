@@ -63,22 +63,17 @@ class Optimum:
         Raises ValueError for a label that no image has.
         """
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1).expand(len(x), 1)
-        if labels is not None:
-            self._check(labels)
+        if labels is not None and self.labels is None:
+            raise ValueError("labels were given, but the images of this optimum have none; leave them out")
+        if labels is not None and len(missing := labels[~torch.isin(labels, self.labels)]):
+            raise ValueError(f"label {int(missing[0])}: no training image has it, so there is no optimum; "
+                             "give the label of an image")
         means = []
         for i in range(0, len(x), self.rows):
             part = slice(i, i + self.rows)
             kept = None if labels is None else labels[part, None] == self.labels
             means.append(self._mean(x[part].to(torch.float64).flatten(1), sigma[part], kept))
         return torch.cat(means).reshape(x.shape)
-
-    def _check(self, labels):
-        if self.labels is None:
-            raise ValueError("labels were given, but the images of this optimum have none; leave them out")
-        missing = labels[~torch.isin(labels, self.labels)]
-        if len(missing):
-            raise ValueError(f"label {int(missing[0])}: no training image has it, so there is no optimum; "
-                             "give the label of an image")
 
     def _mean(self, x, sigma, kept):
         """The mean given x float64 [b, D] at sigma [b, 1]; what a row takes depends on that row alone.

@@ -7,19 +7,17 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 
-def plain_norm(x, weight, bias, shift, mask, groups, eps, silu):
-    """Group norm of x [B, C, H, W] + shift [B, C], silu, and dropout's factors: a mask like x, or None."""
+def plain_norm(x, weight, bias, groups, eps, shift=None, silu=False):
+    """Group norm of x [B, C, H, W] + shift [B, C], then silu."""
     if shift is not None:
         x = x + shift[:, :, None, None]
     x = F.group_norm(x.contiguous(), groups, weight, bias, eps)  # its derivatives fail in other layouts
-    x = F.silu(x) if silu else x
-    return x if mask is None else x * mask
+    return F.silu(x) if silu else x
 
 
-def plain_resample(x, up, factor=1.0):
-    """x of twice the size, each pixel repeated, or of half, the mean of 2 x 2 pixels, times a factor."""
-    y = F.interpolate(x, scale_factor=2.0, mode="nearest") if up else F.avg_pool2d(x, 2)
-    return y if factor == 1 else y * factor
+def plain_resample(x, up):
+    """x of twice the size, each pixel repeated, or of half, the mean of 2 x 2 pixels."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") if up else F.avg_pool2d(x, 2)
 
 
 def plain_attention(q, k, v):

@@ -437,7 +437,7 @@ def test_float64_agrees_with_the_published_networks(path):
 
 def norm_of_a_gpu(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     """A stand-in for kernels/norm_triton.py: the plain form, in channels_last."""
-    y = F.dropout(plain_norm(x, weight, bias, shift, None, groups, eps, silu), dropout)
+    y = F.dropout(plain_norm(x, weight, bias, groups, eps, shift, silu), dropout)
     return y.contiguous(memory_format=torch.channels_last)
 
 
