@@ -30,14 +30,13 @@ def read(source, resolution=0):
     SOURCE:K is class K alone, as class 0. Decoded once a process: the tensors are not to be changed. Raises
     ValueError, naming the file, for what cannot be read.
     """
-    source = str(source)
-    whole, _, number = source.rpartition(":")
-    if whole and number.isdecimal() and not os.path.exists(source):
-        images, classes, names = read(whole, resolution)
-        kept = [i for i, c in enumerate(classes.tolist()) if c == int(number)]
+    source, one_class = parsed(str(source))
+    if one_class is not None:
+        images, classes, names = read(source, resolution)
+        kept = [i for i, c in enumerate(classes.tolist()) if c == one_class]
         if not kept:
             last = int(classes.max())
-            raise ValueError(f"{whole} has no class {number}; its classes are numbered 0 to {last}")
+            raise ValueError(f"{source} has no class {one_class}; its classes are numbered 0 to {last}")
         return images[kept], torch.zeros(len(kept), dtype=torch.int64), [names[i] for i in kept]
     if not there(source):
         raise ValueError(f"no data at {source!r}; give digits, cifar10 or another standard data set, an "
@@ -47,29 +46,33 @@ def read(source, resolution=0):
     return _read(source, resolution, _files(source))
 
 
-def shape_of(source, resolution=0):
-    """Images, channels, pixels a side and classes of a source that is there.
+def parsed(source):
+    """A source without :K, and K, or None where it is whole."""
+    whole, _, number = source.rpartition(":")
+    if whole and number.isdecimal() and not os.path.exists(source):
+        return whole, int(number)
+    return source, None
 
-    A standard data set is not read for it, and one class is taken to have an equal share of the images.
-    """
-    name, _, one_class = str(source).partition(":")
-    if name not in STANDARD:
+
+def shape_of(source, resolution=0):
+    """Channels, pixels a side and classes of a source; a standard data set is not read for that."""
+    whole, one_class = parsed(source)
+    if whole not in STANDARD:
         images, classes, _ = read(source, resolution)
-        return len(images), images.shape[1], images.shape[3], len(classes.unique())
-    count, channels, side, classes = STANDARD[name]
-    return (count // classes, channels, side, 1) if one_class else STANDARD[name]
+        return images.shape[1], images.shape[3], len(classes.unique())
+    channels, side, classes = STANDARD[whole]
+    return channels, side, classes if one_class is None else 1
 
 
 def there(source):
     """Whether a source can be found: a standard data set, or a path, perhaps with :K."""
-    whole, _, number = source.rpartition(":")
-    return source in STANDARD or os.path.exists(source) or number.isdecimal() and there(whole)
+    whole, _ = parsed(source)
+    return whole in STANDARD or os.path.exists(whole)
 
 
 def place(source):
     """A source as it can be found from any folder: paths are absolute."""
-    standard = source in STANDARD or source.rpartition(":")[0] in STANDARD and not os.path.exists(source)
-    return source if standard or not source else os.path.abspath(source)
+    return source if not source or parsed(source)[0] in STANDARD else os.path.abspath(source)
 
 
 def _files(source):

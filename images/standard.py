@@ -36,12 +36,11 @@ MNIST = {
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", (
             ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9"),
             ("8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965")))}
-# Images, channels, pixels a side and classes of each
-STANDARD = {"digits": (1797, 1, 8, 10)} | {
-    name + half: (count, *shape)
-    for name, train, *shape in (("cifar10", 50_000, 3, 32, 10), ("cifar100", 50_000, 3, 32, 100),
-                                ("mnist", 60_000, 1, 28, 10), ("fashion-mnist", 60_000, 1, 28, 10))
-    for half, count in (("", train), ("-test", 10_000))}
+# Channels, pixels a side and classes of each
+STANDARD = {"digits": (1, 8, 10)} | {
+    name + half: shape for half in ("", "-test")
+    for name, shape in {"cifar10": (3, 32, 10), "cifar100": (3, 32, 100),
+                        "mnist": (1, 28, 10), "fashion-mnist": (1, 28, 10)}.items()}
 
 IDX = "*images[-.]idx3-ubyte", "*images[-.]idx3-ubyte.gz"
 MAX_IDX_BYTES = 2**30  # unpacked: EMNIST has half of that

@@ -32,7 +32,6 @@ class Options(compare.Options):
     other: str = option("", "run directory of the second", recorded=False)
     out: str = option("", "JSON to write, with a PNG beside it; agree.json in the run directory by default",
                       recorded=False)
-    pairs: str = option("", None, recorded=False)  # of compare.py
 
     def __post_init__(self):
         super().__post_init__()
@@ -139,8 +138,8 @@ def in_words(path):
     s, (low, high), (first, second) = result["samples"], result["samples"]["interval"], result["ratios"]
     lines = []
     if shared := result.get("shared_training_images"):  # files of older versions do not say
-        first_size, second_size = result["training_images"]
-        lines.append(f"{shared} images are in both training sets, of {first_size} and {second_size}: "
+        sizes = " and ".join(map(str, result["training_images"]))
+        lines.append(f"{shared} images are in both training sets, of {sizes}: "
                      "models that replay them agree as well; train on --part 1/2 and --part 2/2")
     return "\n".join(lines + [
         f"{s['closer']} of {s['count']} pairs of a seed are closer than their training images: "

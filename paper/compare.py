@@ -26,7 +26,7 @@ import sample
 import search
 import unet
 from diffusion.solvers import Sampling
-from kernels import Optimum, References
+from kernels import Optimum
 from run import option
 
 BATCH = 256                       # images a pass
@@ -83,12 +83,11 @@ def compare(options):
     denoisers, result = {"trained": trained, "closed form": optimum}, {}
     flops = Sampling().evaluations * options.sample_count * trained.model.flops()
     data.announce(options.device, device, flops, options.precision)
-    references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
     for name, denoiser in denoisers.items():
         samples, _ = sample.generate(denoiser, range(options.sample_count),
                                      sample.weigh_labels(counts, unseen=False), device=device)
         summary, copied, distances, index = memorize.score(
-            samples.to(device), D.images, threshold, references)
+            samples.to(device), D.images.to(device), memorize.parse_threshold(options.threshold))
         shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
         quantiles = torch.quantile(memorize.distance_ratio(distances), shares)
         result[name] = summary | dict(distance_ratio_quantiles=quantiles.tolist())

@@ -16,8 +16,11 @@ steps. Each power is fitted for each seed; intervals are Student's over seeds. A
 --seeds 0, --seeds 1, ...; the same command with all of them then writes the result.
 """
 import math
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 import checkpoint
 import data
@@ -119,10 +122,7 @@ def power(sizes, times):
     None with fewer than three.
     """
     known = [(math.log(n), math.log(t)) for n, t in zip(sizes, times) if t]
-    if len(known) < 3:
-        return None
-    x, y = (sum(values) / len(known) for values in zip(*known))
-    return sum((a - x) * (b - y) for a, b in known) / sum((a - x) ** 2 for a, _ in known)
+    return statistics.linear_regression(*zip(*known)).slope if len(known) >= 3 else None
 
 
 def emm_over_steps(sizes, grid):
@@ -141,11 +141,10 @@ def emm_over_steps(sizes, grid):
 def with_interval(values):
     """Values of seeds with their mean and Student's interval, as a dict; those that are None are left out."""
     known = [value for value in values if value is not None]
-    found = dict(values=values, mean=sum(known) / len(known) if known else None, interval=None)
-    if len(known) > 1:
-        mean, half = search.student(known)
-        found["interval"] = [mean - half, mean + half]
-    return found
+    if len(known) < 2:
+        return dict(values=values, mean=known[0] if known else None, interval=None)
+    mean, half = search.student(known)
+    return dict(values=values, mean=mean, interval=[mean - half, mean + half])
 
 
 def dynamics(options):
@@ -158,10 +157,10 @@ def dynamics(options):
         return None
     trajectories = {place: measured(options, *place) for place in places}
     grid = [[trajectories[n, seed] for n in options.sizes] for seed in options.seeds]
-    memory = [[search.onset(t, ONSET)["step"] for t in each] for each in grid]
-    quality = [[quality_step(t) for t in each] for each in grid]
-    held_out = [[min(t, key=lambda s: s["validation_loss"])["step"] for t in each] for each in grid]
-    times = dict(tau_mem=memory, tau_gen=quality, tau_loss=held_out)
+    times = dict(
+        tau_mem=[[search.onset(t, ONSET)["step"] for t in each] for each in grid],
+        tau_gen=[[quality_step(t) for t in each] for each in grid],
+        tau_loss=[[min(t, key=lambda s: s["validation_loss"])["step"] for t in each] for each in grid])
     emm = emm_over_steps(options.sizes, grid)
     of_steps = [power([step for step, _ in emm], emms) for emms in zip(*(emms for _, emms in emm))]
     result = dict(
@@ -185,9 +184,8 @@ def figure(result):
     drawn, (phase, time, emm) = plot.subplots(3, 15)
     sizes, grid = result["sizes"], result["grid"]
     steps = [t["step"] for t in grid[0][0]]
-    mean = [[sum(grid[s][i][k]["ratio"] for s in range(len(grid))) / len(grid) for i in range(len(sizes))]
-            for k in range(len(steps))]
-    shade = phase.pcolormesh(sizes, steps, mean, cmap="viridis", vmin=0, vmax=1, shading="nearest")
+    mean = np.mean([[[t["ratio"] for t in each] for each in seed] for seed in grid], axis=0)  # [sizes, steps]
+    shade = phase.pcolormesh(sizes, steps, mean.T, cmap="viridis", vmin=0, vmax=1, shading="nearest")
     drawn.colorbar(shade, ax=phase, label="memorization ratio, mean over seeds")
     for name, colour, label in (("tau_mem", "white", f"{ONSET:.0%} memorized"),
                                 ("tau_gen", "#d55e00", "Frechet distance near its least")):

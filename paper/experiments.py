@@ -126,7 +126,7 @@ def price(options, o):
 
 def source_shape(o):
     """Channels, pixels a side and classes of a command's data; what is not here is as CIFAR-10."""
-    _, channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
+    channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
     return channels, side, o.classes or classes
 
 

@@ -12,13 +12,11 @@ def draw(path):
     out, result = Path(path).with_suffix(".png"), run.read_json(path)
     with plain_matplotlib():
         figure, axes = subplots()
-        draw_points(axes, result)
+        draw_points(axes, result, "small")
         labels = dict(emm="EMM", ratio="memorization ratio")
-        axes.set(xlabel=result["x"], ylabel=labels.get(result["measure"], result["measure"]))
+        axes.set_ylabel(labels.get(result["measure"], result["measure"]))
         axes.set_title(f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, "
                        "95% intervals)", fontsize="medium")
-        if len(axes.get_legend_handles_labels()[1]) > 1:
-            axes.legend(fontsize="small")
         save(figure, out)
         if "denoising" in result["points"][0]:
             save(denoising(result), out.with_suffix(".loss.png"))
@@ -35,11 +33,8 @@ def grid(results, verdicts, path, columns=4):
         figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
         every = figure.subplots(rows, columns, squeeze=False).flat
         for result, verdict, axes in zip(results, verdicts, every):
-            draw_points(axes, result)
+            draw_points(axes, result, "xx-small")
             axes.tick_params("x", rotation=30 if len(axes.get_xticks()) > 3 else 0)
-            if len(axes.get_legend_handles_labels()[1]) > 1:
-                axes.legend(fontsize="xx-small")
-            axes.set_xlabel(result["x"])
             axes.set_title(f"{result['name']}: {verdict or 'no direction claimed'}",
                            color=VERDICTS.get(verdict.partition(",")[0], "black"))
         for axes in list(every):
@@ -47,8 +42,10 @@ def grid(results, verdicts, path, columns=4):
         save(figure, path)
 
 
-def draw_points(axes, result):
+def draw_points(axes, result, size):
     """The points of an experiment on axes of matplotlib: small dots of seeds, means with their intervals.
+
+    Where there are several series, they are named in a legend with letters of that size.
 
     Published ones, where the result has any, are grey.
     An EMM outside the range searched is an arrow at its end.
@@ -83,6 +80,9 @@ def draw_points(axes, result):
         axes.set_xticks(range(len(xs)), xs, rotation=30 if len(xs) > 8 else 0)
     if result["measure"] in ("ratio", "emm"):
         axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize=size)
+    axes.set_xlabel(result["x"])
 
 
 def denoising(result):

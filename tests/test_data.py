@@ -32,7 +32,7 @@ def test_digits():
     published = load_digits()
     images, classes, _ = read("digits")
     assert (images[:, 0] == np.round(published.images * (255 / 16))).all()  # of 17 levels
-    assert (classes == published.target).all() and shape_of("digits") == (1797, 1, 8, 10)
+    assert (classes == published.target).all() and shape_of("digits") == (1, 8, 10)
 
 
 @pytest.mark.parametrize("seed", [None, 3])

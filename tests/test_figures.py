@@ -18,7 +18,7 @@ def test_means_intervals_seeds_and_ends_of_the_range():
               dict(x=80, values=[None, 9.], mean=None, interval=None, brackets=[[40, None], [8, 10]]),
               dict(x=90, values=[7.], mean=7., interval=None, brackets=[[6, 8]])]  # of one seed
     _, axes = subplots()
-    figures.draw_points(axes, result([dict(series="", **point) for point in points]))
+    figures.draw_points(axes, result([dict(series="", **point) for point in points]), "small")
     dots = [(line.get_marker(), *line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1]
     assert dots == [(".", 8, 5), (".", 8, 6), ("^", 80, 40), (".", 80, 9), (".", 90, 7)]
     bars, = axes.containers

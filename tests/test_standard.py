@@ -105,7 +105,7 @@ def test_real_fashion_mnist():
         pytest.skip("the package dataset-fashion-mnist is not installed")
     found, classes, _ = read("fashion-mnist")
     assert found.shape == (60_000, 1, 28, 28) and torch.bincount(classes).tolist() == [6000] * 10
-    assert images.shape_of("fashion-mnist") == (len(found), *found.shape[1:3], 10)
+    assert images.shape_of("fashion-mnist") == (*found.shape[1:3], 10)
     test, classes, _ = read("fashion-mnist-test")
     assert test.shape == (10_000, 1, 28, 28) and torch.bincount(classes).tolist() == [1000] * 10
     # as published: mean and standard deviation
