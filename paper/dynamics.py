@@ -142,8 +142,8 @@ STOPS = {"least held-out loss": "validation_loss", "least Frechet distance": "fr
 
 
 def stops(found):
-    """What it costs to stop early: for each |D| and each of STOPS (|D|, stop, steps, ratios, Frechet distances
-    as multiples of the run's least), lists over seeds."""
+    """What it costs to stop early: for each |D| and each of STOPS (|D|, stop, steps, ratios, Frechet
+    distances as multiples of the run's least), lists over seeds."""
     rows = []
     for i, n in enumerate(found["sizes"]):
         for name, key in STOPS.items():
