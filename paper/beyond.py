@@ -11,11 +11,12 @@ import emm
 import memorize
 import run
 import sample
-from measure import neighbours as nearest, which
+from measure import neighbours as nearest, quality, which
 from paper import agree, compare
 
 SAMPLES = 2000  # of a model, to see which images are copied
 DRAWS = 2000    # noisy images at each noise level
+OUTSIDE = 500   # images outside D, to which samples are compared
 LEVEL = 8       # of compare.SIGMAS, at which membership is told: 1.7
 
 
@@ -65,6 +66,19 @@ def chosen(o, folder):
     return run.read_json(path)
 
 
+def precision(o, folder, point):
+    """The share of the samples that are among images outside D, by measure.quality: their quality."""
+    path = folder / f"precision-{o.sample_count}.json"
+    if not path.exists():
+        device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
+        net, about = compare.trained_model(folder, device)
+        x, _ = sample.generate(net.use(o.precision), range(o.sample_count), sampling=o, device=device,
+                               label_weights=sample.weigh_labels(about["label_counts"], o.sample_labels))
+        others = data.outside(data.options_of_run(folder), D, OUTSIDE).images
+        run.write_json(path, quality.prdc(*(quality.kind(images.to(device)) for images in (others, x))))
+    return run.read_json(path)["precision"]
+
+
 def agreement(o, folder, point):
     """The share of seeds from which models of disjoint halves draw samples that are nearer to each other than
     each is to its own training images. `o` is of the first half; the second is trained here.
@@ -91,6 +105,6 @@ def halves(o, folder, point):
 
 
 
-MEASURES = {"times as often": repeated, "AUC": membership, "rank correlation of copies": isolation,
-            "rank correlation of samples": attraction, "share that agrees": agreement,
-            "distance, as a share of that of two seeds": likeness}
+MEASURES = {"times as often": repeated, "AUC": membership, "precision": precision,
+            "rank correlation of copies": isolation, "rank correlation of samples": attraction,
+            "share that agrees": agreement, "distance, as a share of that of two seeds": likeness}
