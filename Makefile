@@ -66,7 +66,7 @@ endif
 
 EXPERIMENTS = optimum size epochs epochs-emm resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique \
               capacity membership copied attracted repeats halves labels-apart labels-given data augmentation objectives optimizer network samplers \
-              noise-levels
+              noise-levels price
 
 # with quotes and all, for paper.experiments
 export FLAGS

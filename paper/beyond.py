@@ -11,11 +11,12 @@ import emm
 import memorize
 import run
 import sample
-from measure import neighbours as nearest, which
+from measure import neighbours as nearest, quality, which
 from paper import agree, compare
 
 SAMPLES = 2000  # of a model, to see which images are copied
 DRAWS = 2000    # noisy images at a noise level
+OUTSIDE = 500   # images outside D, to which samples are compared
 LEVEL = 8       # of compare.SIGMAS, at which membership is told: 1.7
 
 
@@ -45,6 +46,19 @@ def measured(o, folder):
     return run.read_json(path)
 
 
+def precision(o, folder):
+    """The share of the samples that are among images outside D, by measure.quality: their quality."""
+    path = folder / f"precision-{o.sample_count}.json"
+    if not path.exists():
+        device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
+        net, counts, *_ = sample.trained(sample.Options(run=str(folder), precision=o.precision), device)
+        x, _ = sample.generate(net, range(o.sample_count), sample.weigh_labels(counts, o.sample_labels),
+                               sampling=o, device=device)
+        others = data.outside(data.options_of_run(folder), D, OUTSIDE).images
+        run.write_json(path, quality.prdc(*(quality.kind(images.to(device)) for images in (others, x))))
+    return run.read_json(path)["precision"]
+
+
 def likeness(o, folder):
     """How far the samples of a seed of models of disjoint halves are apart, as a share of that of two seeds.
 
@@ -67,4 +81,4 @@ MEASURES = {
     "rank correlation of copies": lambda o, folder: measured(o, folder)["copies_nearest_correlation"],
     # the same of the samples that are nearest to an image, memorized or not
     "rank correlation of samples": lambda o, folder: measured(o, folder)["samples_nearest_correlation"],
-    "distance, as a share of that of two seeds": likeness}
+    "precision": precision, "distance, as a share of that of two seeds": likeness}

@@ -138,6 +138,22 @@ def emm_over_steps(sizes, grid):
     return found
 
 
+STOPS = {"least held-out loss": "validation_loss", "least Frechet distance": "frechet", "end": ""}
+
+
+def stops(found):
+    """What it costs to stop early: for each |D| and each of STOPS (|D|, stop, steps, ratios, Frechet
+    distances as multiples of the run's least), lists over seeds."""
+    rows = []
+    for i, n in enumerate(found["sizes"]):
+        for name, key in STOPS.items():
+            seeds = [each[i] for each in found["grid"]]
+            chosen = [min(t, key=lambda s: s[key]) if key else t[-1] for t in seeds]
+            rows.append((n, name, [s["step"] for s in chosen], [s["ratio"] for s in chosen],
+                         [s["frechet"] / min(each["frechet"] for each in t) for s, t in zip(chosen, seeds)]))
+    return rows
+
+
 def with_interval(values):
     """Values of seeds with their mean and Student's interval, as a dict; those that are None are left out."""
     known = [value for value in values if value is not None]

@@ -95,7 +95,7 @@ EXPERIMENTS = {
         "EMM rises with the epochs; the paper stops at 40,000.",
         [Claim("the longest training has a larger EMM than the shortest", ("", LAST), ("", FIRST))],
         paper=over("epochs", 10_000, 20_000, 40_000),
-        cpu=over("epochs", 3000, 6000),
+        cpu=over("epochs", 3000, 6000, 12_000),
         gpu=over("epochs", 1000, 2000, 4000)),
     "resolution": Experiment(
         "resolution, the same images resized", "pixels a side",

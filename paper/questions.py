@@ -13,6 +13,12 @@ DYNAMICS = {
 # What varies, by its name in the figures
 LABELS = "none", "true", "random:10", "unique:0.5"
 KINDS = "none", "permuted", "random:10", "true", "clusters:10", "random:20", "coarse:2", "unique"
+APART = (
+    ("random images under a label (permuted) memorize more than alike ones (true)", "permuted", "true"),
+    ("and more than none", "permuted", "none"),
+    ("ten random labels memorize more than ten clusters", "random:10", "clusters:10"),
+    ("two random labels in each class memorize more than twenty random ones", "coarse:2", "random:20"),
+    ("a label for every image memorizes more than none", "unique", "none"))
 AUGMENTATIONS = {"none": {}, "flip": dict(flip=True), "flip, mirrored too": dict(flip=True, mirror=True),
                  "augment 0.12": dict(augment=0.12)}
 OBJECTIVES = {"VP": {}, "EDM": dict(precond="edm"), "flow": dict(precond="flow"),
@@ -82,14 +88,8 @@ BEYOND = {
     "labels-apart": Experiment(
         "labels taken apart, 40 images", "labels",
         "The paper leaves open whether it is how many images share a label, or how alike these are.",
-        [Claim("random images under a label (permuted) memorize more than alike ones (true)",
-               (FIRST, "permuted"), (FIRST, "true")),
-         Claim("and more than none", (FIRST, "permuted"), (FIRST, "none")),
-         Claim("ten random labels memorize more than ten clusters",
-               (FIRST, "random:10"), (FIRST, "clusters:10")),
-         Claim("two random labels in each class memorize more than twenty random ones",
-               (FIRST, "coarse:2"), (FIRST, "random:20")),
-         Claim("a label for every image memorizes more than none", (FIRST, "unique"), (FIRST, "none"))],
+        [Claim(f"{series}: {text}", (series, more), (series, less))
+         for series in ("digits", "Fashion-MNIST") for text, more, less in APART],
         paper=over("labels", *KINDS, n=2000, series="CIFAR-10"),
         cpu=over("labels", *KINDS, n=40, series="digits")
         + over("labels", *KINDS, n=40, series="Fashion-MNIST", also=FASHION),
@@ -138,7 +138,9 @@ BEYOND = {
     "network": Experiment(
         "a transformer instead of the U-Net, flow matching, 10 images", "network",
         "A DiT of as many parameters, or of as many FLOPs, in the same number of steps.",
-        [Claim("the U-Net memorizes more than the transformer", ("", "U-Net"), ("", "DiT"))],
+        [Claim("the U-Net memorizes more than the transformer of as many parameters",
+               ("", "U-Net"), ("", "DiT")),
+         Claim("and than one of as many FLOPs", ("", "U-Net"), ("", "DiT, equal FLOPs"))],
         paper=named(2000, {"U-Net": {}, "DiT": dict(arch="dit", width=384, blocks=20)}, dict(precond="flow")),
         cpu=named(10, {"U-Net": {}, "DiT": dict(arch="dit", width=32, blocks=3, channel_mult=(2, 2, 2)),
                        "DiT, equal FLOPs": dict(arch="dit", width=48, blocks=4, channel_mult=(2, 2, 2))},
@@ -155,4 +157,13 @@ BEYOND = {
         [Claim("leaving out the middle lowers the ratio more than leaving out the low",
                ("", "0.02 to 0.2"), ("", "0.2 to 2"))],
         paper=named(2000, LEVELS_LEFT_OUT), cpu=named(40, LEVELS_LEFT_OUT), known="beyond"),
+    "price": Experiment(
+        "quality beside `noise-levels` and `samplers`, 40 images", "left out, or the sampler",
+        "A lower ratio may be bought with the samples' quality: precision, the share among images outside D.",
+        [Claim("without the middle noise levels samples are worse", ("", "none"), ("", "0.2 to 2")),
+         Claim("without the low ones by no more than 5 points", ("", "none"), ("", "0.02 to 0.2"),
+               range=(-0.05, 0.05)),
+         Claim("nor by Euler's 18 steps", ("", "none"), ("", "Euler, 18 steps"), range=(-0.05, 0.05))],
+        cpu=named(40, LEVELS_LEFT_OUT | dict(list(SAMPLERS.items())[1:])), measure="precision",
+        known="beyond"),
 }

@@ -58,6 +58,15 @@ def test_two_halves(tmp_path):
     assert run.read_json(again) == found
 
 
+def test_precision_is_of_the_samples_among_images_outside(tmp_path):
+    o, folder = measured(tmp_path)
+    found = beyond.precision(o, folder)
+    shares = run.read_json(folder / "precision-8.json")
+    assert found == shares["precision"] and 0 <= found <= 1
+    low, high = shares["precision_interval_95"]
+    assert low <= found <= high
+
+
 def test_parameters_of_the_table_are_those_of_the_networks():
     o = emm.Options(**BASE["cpu"])
     for width, parameters in PARAMETERS.items():
