@@ -6,6 +6,7 @@ the same step, and so `euler` is both.
 """
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,10 +67,8 @@ class Sampling:
             D = guided(D, self.guidance)
         if self.sampler == "dpm-solver":
             return dpm_solver(D, latents, sigmas, labels)
-
-        def stir(x, sigma, step):
-            return churned(x, sigma, step, seeds, self)
-        return heun(D, latents, sigmas, labels, stir if self.churn else None, second=self.sampler == "heun")
+        stir = partial(churned, seeds=seeds, sampling=self) if self.churn else None
+        return heun(D, latents, sigmas, labels, stir, second=self.sampler == "heun")
 
 
 def noise_levels(sigma_min, sigma_max, steps=18, rho=7.0, device=None):

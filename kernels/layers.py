@@ -13,20 +13,37 @@ layout there, and so costs 225 copies a step (91 of 377 ms: DDPM++ of width 128,
 besides the passes that silu and dropout take; kernels/norm_triton.py does all of it in one.
 
 The CPU's forms are for float32, the GPU's for float32 and bfloat16. Under torch.compile, torch.func and on
-other devices each function is the plain one of kernels/plain.py. A fast form has no second derivative: take
-torch.func for that, or float64.
+other devices each function is the plain one, which the fast ones are tested against. A fast form, whose
+backward pass is written by hand, has no second derivative: take torch.func for that, or float64.
 """
 import warnings
 from functools import lru_cache
 
 import torch
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kernels.plain import plain_attention, plain_norm, plain_resample, transformed
-
 FEW_TOKENS = 256  # up to here the HW x HW weights of attention are fewer than its inputs, at 256 channels
 FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowest level of 8x8 images
+
+
+def plain_norm(x, weight, bias, groups, eps, shift=None, silu=False):
+    """Group norm of x [B, C, H, W] + shift [B, C], then silu."""
+    if shift is not None:
+        x = x + shift[:, :, None, None]
+    x = F.group_norm(x.contiguous(), groups, weight, bias, eps)  # its derivatives fail in other layouts
+    return F.silu(x) if silu else x
+
+
+def plain_resample(x, up):
+    """x of twice the size, each pixel repeated, or of half, the mean of 2 x 2 pixels."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") if up else F.avg_pool2d(x, 2)
+
+
+def transformed():
+    """Whether torch.func (jvp, vmap, ...) or forward-mode differentiation is active; they need plain code."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def plain_only():
@@ -129,11 +146,8 @@ def norm(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     mask = None
     if dropout and x.device.type == "cpu" and not plain_only():
         mask = dropout_mask(x.numel(), dropout).view(B, H * W, C)
-    if fast(x) and (mask is not None or torch.is_grad_enabled()):
+    if fast(x):
         return GroupNorm.apply(x, weight, bias, shift, mask, groups, eps, silu)
-    if fast(x):  # no gradient needs what was there
-        x = GroupNorm.apply(x, weight, bias, shift, mask, groups, eps, False)
-        return F.silu(x, inplace=True) if silu else x
     y = plain_norm(x, weight, bias, groups, eps, shift, silu)
     return F.dropout(y, dropout) if mask is None else y * mask.view(x.shape).to(x.dtype)
 
@@ -213,12 +227,17 @@ def averaging(channels, groups, n):
     return torch.block_diag(*torch.ones(groups, size, size)) * (groups / channels / n)
 
 
+def threshold(p):
+    """The number of 16 bits below which dropout of probability p drops a value."""
+    return min(round(p * 2**16), 2**16 - 1)
+
+
 def dropout_mask(count, p):
     """0 with probability p, or 1 / (1 - p), count times.
 
     p is rounded to 1 / 65,536: 16 random bits a value take a fifth of the time of torch's dropout.
     """
-    dropped = min(round(p * 2**16), 2**16 - 1)
+    dropped = threshold(p)
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:count]
     mask = torch.empty(count)
     torch.ge(bits, dropped - 2**15, out=mask)  # 0 or 1, without a tensor of booleans
@@ -230,5 +249,5 @@ def attention(q, k, v):
     # torch's other kernels for float32 use no tensor cores of an H100
     few = q.is_cuda and q.dtype == torch.float32 and q.shape[2] <= FEW_TOKENS
     if few or q.dtype == torch.float64 or transformed():
-        return plain_attention(q, k, v)
+        return (q @ k.mT * q.shape[-1]**-0.5).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)

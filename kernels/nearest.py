@@ -33,7 +33,7 @@ class References:
         if images.ndim < 2 or not 2 <= len(images) < 2**INDEX_BITS:
             raise ValueError(f"{len(images)} reference images; the second nearest needs at least 2, and at "
                              f"most {2**INDEX_BITS - 1} are served")
-        self.count, self.shape, self.device = len(images), images.shape[1:], images.device
+        self.shape, self.device = images.shape[1:], images.device
         self.images, self.norms, self.prepared = images.flatten(1), None, None
         D = self.images.shape[1]
         if D > MAX_PIXELS:
@@ -45,9 +45,6 @@ class References:
         elif self.int8 and prepare:
             self.images = centred(self.images)
             self.norms = squared_norms(self.images)
-
-    def __len__(self):
-        return self.count
 
     def queries(self, images):
         """Queries uint8 [Q, D] or [Q, C, H, W] as [Q, D]. Raises ValueError if they cannot be compared."""

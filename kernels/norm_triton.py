@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from kernels.layers import threshold
+
 CHANNELS = 16           # of a pixel that a program reads at one time: a sector of a GPU's memory, or two
 WHOLE = 2**14           # values of x that a program keeps in registers: 1,024 pixels of 16 channels
 WHOLE_FORWARD = {2: 2**13, 4: 2**14}  # by bytes a value; back, what is read twice is also computed twice
@@ -244,11 +246,6 @@ class GroupNorm(torch.autograd.Function):
         _launch(backward_kernel, x, weight, bias, shift, seed, mean, scale, g, dx, sums, how=ctx.how)
         dweight, dbias = sums[:2].sum(1)
         return dx, dweight, dbias, None if shift is None else sums[2].to(shift.dtype), *[None] * 5
-
-
-def threshold(dropout):
-    """The number of 16 bits below which a value is dropped."""
-    return min(round(dropout * 2**16), 2**16 - 1)
 
 
 def _launch(kernel, x, weight, bias, shift, *tensors, how):

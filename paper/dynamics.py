@@ -24,6 +24,7 @@ import numpy as np
 
 import checkpoint
 import data
+import emm
 import memorize
 import plot
 import run
@@ -76,14 +77,12 @@ class Options:
 
     def training(self, n, seed):
         """The training of a place of the grid."""
-        own = train.Options.__dataclass_fields__.keys() - {"steps_min"}
-        base = {name: value for name, value in BASE[self.scale].items() if name in own}
-        base |= dict(steps=self.steps, snapshots=f"log:{self.snapshots}", snapshot_images=0,
-                     validate=self.held_out, n=n, seed=seed, subset_seed=seed, device=self.device,
-                     threads=self.threads)
-        base |= dict(data=self.data) if self.data else {}
-        name = f"dynamics-{self.steps}-n{n:06d}-seed{seed}"
-        return train.Options(**base, out=str(Path(self.runs) / self.scale / name))
+        base, name = emm.Options(**BASE[self.scale]), f"dynamics-{self.steps}-n{n:06d}-seed{seed}"
+        return run.part(
+            base, train.Options, data=self.data or base.data, n=n, seed=seed, subset_seed=seed,
+            steps=self.steps, steps_min=0, snapshots=f"log:{self.snapshots}", snapshot_images=0,
+            validate=self.held_out, device=self.device, threads=self.threads,
+            out=str(Path(self.runs) / self.scale / name))
 
 
 def measured(options, n, seed):
@@ -177,13 +176,13 @@ def dynamics(options):
         tau_mem=[[search.onset(t, ONSET)["step"] for t in each] for each in grid],
         tau_gen=[[quality_step(t) for t in each] for each in grid],
         tau_loss=[[min(t, key=lambda s: s["validation_loss"])["step"] for t in each] for each in grid])
-    emm = emm_over_steps(options.sizes, grid)
-    of_steps = [power([step for step, _ in emm], emms) for emms in zip(*(emms for _, emms in emm))]
+    crossed = emm_over_steps(options.sizes, grid)
+    of_steps = [power([step for step, _ in crossed], emms) for emms in zip(*(emms for _, emms in crossed))]
     result = dict(
         sizes=options.sizes, seeds=options.seeds, grid=grid, **times,
         powers={name: with_interval([power(options.sizes, each) for each in value])
                 for name, value in times.items()},
-        emm=[dict(step=step, **with_interval(emms)) for step, emms in emm],
+        emm=[dict(step=step, **with_interval(emms)) for step, emms in crossed],
         emm_power_of_steps=with_interval(of_steps),
         # epochs are steps * batch / EMM there: if EMM ~ steps^c, it is ~ epochs^(c / (1 - c))
         emm_power_of_epochs=with_interval([c and c / (1 - c) for c in of_steps]),
@@ -197,34 +196,35 @@ def dynamics(options):
 
 def figure(result):
     """The phase diagram with tau_mem and tau_gen, quality and memorization over steps, EMM over epochs."""
-    drawn, (phase, time, emm) = plot.subplots(3, 15)
+    drawn, (phase, time, over) = plot.subplots(3, 15)
     sizes, grid = result["sizes"], result["grid"]
     steps = [t["step"] for t in grid[0][0]]
-    mean = np.mean([[[t["ratio"] for t in each] for each in seed] for seed in grid], axis=0)  # [sizes, steps]
-    shade = phase.pcolormesh(sizes, steps, mean.T, cmap="viridis", vmin=0, vmax=1, shading="nearest")
+    ratios, distances = (np.array([[[t[key] for t in each] for each in seed] for seed in grid])
+                         for key in ("ratio", "frechet"))  # [seeds, sizes, steps]
+    shade = phase.pcolormesh(sizes, steps, ratios.mean(0).T, cmap="viridis", vmin=0, vmax=1,
+                             shading="nearest")
     drawn.colorbar(shade, ax=phase, label="memorization ratio, mean over seeds")
     for name, colour, label in (("tau_mem", "white", f"{ONSET:.0%} memorized"),
                                 ("tau_gen", "#d55e00", "Frechet distance near its least")):
-        for s, each in enumerate(result[name]):
-            phase.plot(sizes, [t or float("nan") for t in each], "-o", color=colour, markersize=3,
-                       linewidth=1, label=None if s else label)
+        seeds = phase.plot(sizes, np.array(result[name], float).T, "-o", color=colour, markersize=3,
+                           linewidth=1)  # None is nan
+        seeds[0].set_label(label)
     phase.set(xscale="log", yscale="log", xlabel="training images |D|", ylabel="steps")
     phase.legend(fontsize="small", labelcolor="white", facecolor="0.3")
     quality = time.twinx()
     for i, (n, colour) in enumerate(zip(sizes, plot.COLOURS)):
-        for s, each in enumerate(grid):
-            time.plot(steps, [t["ratio"] for t in each[i]], color=colour, linewidth=1,
-                      label=None if s else f"|D| = {n}")
-            quality.plot(steps, [t["frechet"] for t in each[i]], ":", color=colour, linewidth=1)
+        seeds = time.plot(steps, ratios[:, i].T, color=colour, linewidth=1)
+        seeds[0].set_label(f"|D| = {n}")
+        quality.plot(steps, distances[:, i].T, ":", color=colour, linewidth=1)
     time.set(xscale="log", xlabel="steps", ylabel="memorization ratio (lines)")
     quality.set(yscale="log", ylabel="Frechet distance to images outside D, pixels (dotted)")
     time.legend(fontsize="small")
-    for s in range(len(grid) if result["emm"] else 0):
-        values = [p["values"][s] for p in result["emm"]]
-        emm.plot([p["step"] for p in result["emm"]], values, "-o", color=plot.COLOURS[0], linewidth=1)
-    emm.set(xscale="log", yscale="log", xlabel="steps", ylabel="EMM of each seed", ylim=(sizes[0], sizes[-1]))
-    emm.set_yticks(sizes, map(str, sizes))
-    emm.minorticks_off()
+    over.plot([p["step"] for p in result["emm"]], [p["values"] for p in result["emm"]], "-o",
+              color=plot.COLOURS[0], linewidth=1)
+    over.set(xscale="log", yscale="log", xlabel="steps", ylabel="EMM of each seed",
+             ylim=(sizes[0], sizes[-1]))
+    over.set_yticks(sizes, map(str, sizes))
+    over.minorticks_off()
     return drawn
 
 

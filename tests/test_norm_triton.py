@@ -9,11 +9,10 @@ import torch
 
 import unet
 from kernels import layers
-from kernels.plain import plain_norm
 
 pytest.importorskip("triton")
 import interpreter
-from kernels.norm_triton import WHOLE, GroupNorm, norm, threshold, tiling
+from kernels.norm_triton import WHOLE, GroupNorm, norm, tiling
 
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -47,7 +46,7 @@ def mask_of(x, seed, how):
     groups, eps, _, dropout = how
     one = torch.ones(x.shape[1], device=x.device)
     kept = GroupNorm.apply(x.detach(), 0 * one, one, None, seed, groups, eps, False, dropout) > 0
-    return kept * (2**16 / (2**16 - threshold(dropout)))
+    return kept * (2**16 / (2**16 - layers.threshold(dropout)))
 
 
 def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0, mean=0.0, tolerance=None):
@@ -60,7 +59,7 @@ def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0,
     mask = mask_of(inputs[0], seed, how).double() if dropout else None
 
     def plain(x, weight, bias, shift):
-        y = plain_norm(x, weight, bias, groups(C), EPS, shift, silu)
+        y = layers.plain_norm(x, weight, bias, groups(C), EPS, shift, silu)
         return y if mask is None else mask * y
     found = []
     for kind, function in ((None, lambda *inputs: GroupNorm.apply(*inputs, seed, *how)),

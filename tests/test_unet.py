@@ -13,7 +13,6 @@ import unet
 from conftest import ROOT, SHARED
 from diffusion import objectives
 from kernels import layers
-from kernels.plain import plain_norm, plain_resample
 from unet import Denoiser
 
 RELATIVE = 1e-4  # of float32 outputs of a deep network, against the published code's on another machine
@@ -437,7 +436,7 @@ def test_float64_agrees_with_the_published_networks(path):
 
 def norm_of_a_gpu(x, weight, bias, groups, eps, shift=None, silu=False, dropout=0.0):
     """A stand-in for kernels/norm_triton.py: the plain form, in channels_last."""
-    y = F.dropout(plain_norm(x, weight, bias, groups, eps, shift, silu), dropout)
+    y = F.dropout(layers.plain_norm(x, weight, bias, groups, eps, shift, silu), dropout)
     return y.contiguous(memory_format=torch.channels_last)
 
 
@@ -447,7 +446,7 @@ def test_forms_of_a_gpu_agree_with_the_published_networks(path, monkeypatch):
     config, a, D, labels = golden(path)
     gradients = []
     monkeypatch.setattr("kernels.norm_triton.norm", norm_of_a_gpu)
-    monkeypatch.setattr("kernels.resample_triton.resample", plain_resample)
+    monkeypatch.setattr("kernels.resample_triton.resample", layers.plain_resample)
     for fused in (False, True):
         monkeypatch.setattr(layers, "runs_triton", lambda device, right, fused=fused: fused)
         D.zero_grad()
