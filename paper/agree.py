@@ -115,6 +115,7 @@ def of_samples(one, other, nearest, nearest_other):
     return found
 
 
+@plot.plain_matplotlib()
 def figure(result):
     """Left the distances of samples, right those of the denoisers at each noise level."""
     drawn, (left, right) = plot.subplots(2, width=11)

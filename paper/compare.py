@@ -27,6 +27,7 @@ import search
 import unet
 from diffusion.solvers import Sampling
 from kernels import Optimum
+from measure import sheets
 from run import option
 
 BATCH = 256                       # images a pass
@@ -93,8 +94,8 @@ def compare(options):
         result[name] = summary | dict(distance_ratio_quantiles=quantiles.tolist())
         if chosen.repeat:
             result[name]["repeated"] = of_repeated(D, index[copied, 0])
-        with run.publish(out.with_name(f"{out.stem}-{name.replace(' ', '-')}.png")) as temporary:
-            memorize.pair_sheet(samples, D.images, distances, index).save(temporary, format="PNG")
+        sheets.save(sheets.pair_sheet(samples, D.images, distances, index),
+                    out.with_name(f"{out.stem}-{name.replace(' ', '-')}.png"))
     inside = losses(denoisers.values(), shown, options.draws, options.seed, device)
     for name, loss in zip(denoisers, inside):
         result[name]["loss"] = loss.mean(1).tolist()

@@ -189,11 +189,11 @@ def dynamics(options):
         options=run.recorded(options), **run.provenance())
     path = Path(options.out) / options.scale / "dynamics.json"
     run.write_json(path, result)
-    with plot.plain_matplotlib():
-        plot.save(figure(result), path.with_suffix(".png"))
+    plot.save(figure(result), path.with_suffix(".png"))
     return path
 
 
+@plot.plain_matplotlib()
 def figure(result):
     """The phase diagram with tau_mem and tau_gen, quality and memorization over steps, EMM over epochs."""
     drawn, (phase, time, over) = plot.subplots(3, 15)

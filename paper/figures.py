@@ -7,39 +7,39 @@ from plot import COLOURS, MARKERS, plain_matplotlib, save, subplots
 VERDICTS = dict(agrees="#009e73", disagrees="#d55e00")  # colours of titles
 
 
+@plain_matplotlib()
 def draw(path):
     """Draw a result file of paper.experiments, as PNGs beside it; returns the path of its points."""
     out, result = Path(path).with_suffix(".png"), run.read_json(path)
-    with plain_matplotlib():
-        figure, axes = subplots()
-        draw_points(axes, result, "small")
-        labels = dict(emm="EMM", ratio="memorization ratio")
-        axes.set_ylabel(labels.get(result["measure"], result["measure"]))
-        axes.set_title(f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, "
-                       "95% intervals)", fontsize="medium")
-        save(figure, out)
-        if "denoising" in result["points"][0]:
-            save(denoising(result), out.with_suffix(".loss.png"))
+    figure, axes = subplots()
+    draw_points(axes, result, "small")
+    labels = dict(emm="EMM", ratio="memorization ratio")
+    axes.set_ylabel(labels.get(result["measure"], result["measure"]))
+    axes.set_title(f"{result['about']} ({result['scale']} scale, {len(result['seeds'])} seeds, "
+                   "95% intervals)", fontsize="medium")
+    save(figure, out)
+    if "denoising" in result["points"][0]:
+        save(denoising(result), out.with_suffix(".loss.png"))
     return out
 
 
+@plain_matplotlib()
 def grid(results, verdicts, path, columns=4):
     """Write a PNG of many experiments, small, with the verdict on each in its title."""
-    with plain_matplotlib():
-        import matplotlib
-        from matplotlib.figure import Figure
-        matplotlib.rcParams["font.size"] = 7
-        rows = -(-len(results) // columns)
-        figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
-        every = figure.subplots(rows, columns, squeeze=False).flat
-        for result, verdict, axes in zip(results, verdicts, every):
-            draw_points(axes, result, "xx-small")
-            axes.tick_params("x", rotation=30 if len(axes.get_xticks()) > 3 else 0)
-            axes.set_title(f"{result['name']}: {verdict or 'no direction claimed'}",
-                           color=VERDICTS.get(verdict.partition(",")[0], "black"))
-        for axes in list(every):
-            axes.remove()
-        save(figure, path)
+    import matplotlib
+    from matplotlib.figure import Figure
+    matplotlib.rcParams["font.size"] = 7
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).flat
+    for result, verdict, axes in zip(results, verdicts, every):
+        draw_points(axes, result, "xx-small")
+        axes.tick_params("x", rotation=30 if len(axes.get_xticks()) > 3 else 0)
+        axes.set_title(f"{result['name']}: {verdict or 'no direction claimed'}",
+                       color=VERDICTS.get(verdict.partition(",")[0], "black"))
+    for axes in list(every):
+        axes.remove()
+    save(figure, path)
 
 
 def draw_points(axes, result, size):
