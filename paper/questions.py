@@ -25,6 +25,8 @@ OBJECTIVES = {"VP": {}, "EDM": dict(precond="edm"), "flow": dict(precond="flow")
               "VP, image": dict(predict="image"), "VP, velocity": dict(predict="velocity"),
               "VP, min-SNR": dict(loss_weight="min-snr"), "VP, L1": dict(loss="l1"),
               "VP, Huber": dict(loss="huber")}
+TRAINED_BY = {"Adam": {}, "Muon": dict(optimizer="muon"), "EDM": dict(precond="edm"),
+              "flow": dict(precond="flow"), "L1": dict(loss="l1")}
 SAMPLERS = {"Heun, 18 steps": {}, "Euler, 18 steps": dict(sampler="euler"),
             "DPM-Solver, 18 steps": dict(sampler="dpm-solver"), "churn 40": dict(churn=40.0)}
 LEVELS_LEFT_OUT = {"none": {}, "0.02 to 0.2": dict(sigma_skip=(0.02, 0.2)),
@@ -135,6 +137,12 @@ BEYOND = {
         [Claim("Muon memorizes more than Adam", ("", "muon"), ("", "adam"))],
         paper=over("optimizer", "adam", "muon", n=2000), cpu=over("optimizer", "adam", "muon", n=40),
         known="beyond", seeds=dict(cpu=5)),
+    "same-distance": Experiment(
+        "how near the optimum a model is when half of its samples are copies, 40 images", "trained by",
+        "Is it the same memorization at the same loss, whatever the optimizer and the objective?",
+        [Claim("Muon's is further from the optimum than Adam's", ("", "Muon"), ("", "Adam"))],
+        cpu=named(40, TRAINED_BY, dict(snapshots="log:24")), measure="distance to the optimum",
+        known="beyond"),
     "network": Experiment(
         "a transformer instead of the U-Net, flow matching, 10 images", "network",
         "A DiT of as many parameters, or of as many FLOPs, in the same number of steps.",
