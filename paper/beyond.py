@@ -6,16 +6,21 @@ a run directory of emm.py, and returns a number, or None where there is none.
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
+import checkpoint
 import data
 import emm
 import memorize
 import run
 import sample
+from kernels import Optimum
 from measure import neighbours as nearest, quality, which
 from paper import agree, compare
 
 SAMPLES = 2000  # of a model, to see which images are copied
 DRAWS = 2000    # noisy images at a noise level
+NOISY = 400     # of them for each snapshot
 OUTSIDE = 500   # images outside D, to which samples are compared
 LEVEL = 8       # of compare.SIGMAS, at which membership is told: 1.7
 
@@ -59,6 +64,28 @@ def precision(o, folder):
     return run.read_json(path)["precision"]
 
 
+def excess(o, folder):
+    """How far a model is from the optimum when half of its samples are copies: |D - optimum|^2 a pixel.
+
+    A mean over `SIGMAS` of 0.2 to 2, of training images with noise; what the loss has in excess of its least.
+    Interpolated between snapshots. None where fewer than half of the samples are copies at the end.
+    """
+    path = folder / "excess.json"
+    if not path.exists():
+        device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
+        optimum, rows = Optimum(D.images.to(device)), []
+        middle = [level for level, sigma in enumerate(compare.SIGMAS) if 0.2 <= sigma <= 2]
+        for step, found in run.read_json(run.Directory(folder).scores)["snapshots"].items():
+            net, _ = checkpoint.load_model(folder / found["file"], device)
+            _, _, apart = compare.losses([net, optimum], D, NOISY, device=device, levels=middle)
+            rows.append((int(step), found["hits"] / found["count"], float(apart.mean())))
+        run.write_json(path, dict(zip(("steps", "ratios", "apart"), zip(*rows))))
+    found = run.read_json(path)
+    ratios, apart = found["ratios"], found["apart"]
+    i = next((i for i, ratio in enumerate(ratios) if ratio >= 0.5), 0)
+    return float(np.interp(0.5, ratios[i - 1:i + 1], apart[i - 1:i + 1])) if i else None
+
+
 def likeness(o, folder):
     """How far the samples of a seed of models of disjoint halves are apart, as a share of that of two seeds.
 
@@ -81,4 +108,5 @@ MEASURES = {
     "rank correlation of copies": lambda o, folder: measured(o, folder)["copies_nearest_correlation"],
     # the same of the samples that are nearest to an image, memorized or not
     "rank correlation of samples": lambda o, folder: measured(o, folder)["samples_nearest_correlation"],
-    "precision": precision, "distance, as a share of that of two seeds": likeness}
+    "precision": precision, "distance to the optimum": excess,
+    "distance, as a share of that of two seeds": likeness}

@@ -67,6 +67,16 @@ def test_precision_is_of_the_samples_among_images_outside(tmp_path):
     assert low <= found <= high
 
 
+def test_the_distance_to_the_optimum_is_told_where_half_are_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(beyond, "NOISY", 20)
+    o, folder = measured(tmp_path, snapshots=2)
+    assert beyond.excess(o, folder) is None  # two steps copy nothing
+    found = run.read_json(folder / "excess.json")
+    assert found["steps"] == [1, 2] and found["ratios"] == [0, 0] and min(found["apart"]) > 0
+    run.write_json(folder / "excess.json", dict(ratios=[0.25, 0.75, 1], apart=[0.3, 0.1, 0.05]))
+    assert beyond.excess(o, folder) == pytest.approx(0.2)
+
+
 def test_parameters_of_the_table_are_those_of_the_networks():
     o = emm.Options(**BASE["cpu"])
     for width, parameters in PARAMETERS.items():
