@@ -47,24 +47,23 @@ def bounds(point):
 
 
 def place(result, series, x):
-    """The `bounds` of a place of a Claim, by x."""
+    """The points of a place of a Claim."""
     points = result["points"]
     series = {FIRST: points[0]["series"], LAST: points[-1]["series"]}.get(series, series)
     line = [p for p in points if p["series"] == series]
-    if x == ALL:
-        return {p["x"]: bounds(p) for p in line}
-    return {None: bounds(line[0] if x == FIRST else line[-1] if x == LAST else
-                         next(p for p in line if p["x"] == x))}
+    ends = {FIRST: line[:1], LAST: line[-1:], ALL: line}
+    return ends[x] if x in ends else [p for p in line if p["x"] == x]
 
 
 def differences(result, claim):
     """Of a Claim, what the difference is at least and at most, each a list over seeds."""
-    more = place(result, *claim.more)
+    more, seeds = place(result, *claim.more), range(len(result["seeds"]))
     if not claim.less:
-        return [[p[i][end] for p in more.values() for i in range(len(result["seeds"]))] for end in (0, 1)]
-    less = place(result, *claim.less)
-    return [[statistics.fmean(more[x][i][end] - less[x][i][1 - end] for x in more if x in less)
-             for i in range(len(result["seeds"]))] for end in (0, 1)]
+        return [[bounds(p)[i][end] for p in more for i in seeds] for end in (0, 1)]
+    pairs = [(bounds(a), bounds(b)) for a in more for b in place(result, *claim.less)
+             if a["x"] == b["x"] or claim.more[1] != ALL]
+    return [[statistics.fmean(a[i][end] - b[i][1 - end] for a, b in pairs) for i in seeds]
+            for end in (0, 1)]
 
 
 def slopes(result, claim):
