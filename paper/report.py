@@ -207,16 +207,22 @@ def markdown(options, results, said):
 
 def section(options, result, note):
     """The report on an experiment, piece by piece."""
-    name, e, folder = result["name"], EXPERIMENTS[result["name"]], Path(options.results) / options.scale
+    name, e = result["name"], EXPERIMENTS[result["name"]]
     source = {"figure": "Paper (by its figure, digitised): ", "text": "Paper (by its text): ",
               "second hand": "Paper (second hand, no number seen): "}.get(e.known, "")
     yield f"## {name}: {e.about}\n\n{source}{e.finding}\n"
     yield table(*point_rows(result))
+    yield from ending(options, name, result, note)
+
+
+def ending(options, name, result, note):
+    """What a person says of a result, its figures, and where it is from."""
     if note:
         yield note + "\n"
+    folder = Path(options.results) / options.scale
     for path in (folder / f"{name}.png", *sorted(folder.glob(f"{name}.*.png"))):
         yield f"![{path.stem}]({os.path.relpath(path, Path(options.out).parent)})\n"
-    versions, also = result["versions"], result["options"]["also"]
+    versions, also = result["versions"], result["options"].get("also")
     yield (f"`make {name} SCALE={options.scale}`; {f'with `{also}`; ' if also else ''}{result['processor']}; "
            f"torch {versions['torch']}, python {versions['python']}; commit {result['commit']}\n")
 
@@ -237,10 +243,7 @@ def of_dynamics(options, path, note):
     yield table(["|D|", "stopped at", "steps", "memorized", "Frechet distance, times its least"],
                 *([f"{n:,}", f"the {name}", listed(steps, ","), listed(ratios, ".1%"), listed(times, ".2f")]
                   for n, name, steps, ratios, times in dynamics.stops(found)))
-    if note:
-        yield note + "\n"
-    yield f"![dynamics]({os.path.relpath(path.with_suffix('.png'), Path(options.out).parent)})\n"
-    yield f"`make dynamics SCALE={options.scale}`; {found['processor']}; commit {found['commit']}\n"
+    yield from ending(options, "dynamics", found, note)
 
 
 def listed(values, how):
