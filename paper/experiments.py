@@ -114,11 +114,11 @@ def price(options, o):
     A search is priced as `SEARCH` trainings of `ASSUMED_EMM` images, every snapshot as sampled in full.
     """
     channels, side, classes = source_shape(o)
-    times = dict.fromkeys(o.sizes, 1) or {ASSUMED_EMM[options.scale]: SEARCH}
-    seeds = len(o.train_seeds)
-    trained = seeds * sum(many * train.total_steps(o, n) * o.batch for n, many in times.items())
-    drawn = seeds * sum(many * len(train.snapshot_steps(o, n)) for n, many in times.items())
-    labels = data.label_count(o.labels, max(times), classes)
+    sizes, times = (o.sizes, 1) if o.sizes else ((ASSUMED_EMM[options.scale],), SEARCH)
+    times *= len(o.train_seeds)
+    trained = times * sum(train.total_steps(o, n) * o.batch for n in sizes)
+    drawn = times * sum(len(train.snapshot_steps(o, n)) for n in sizes)
+    labels = data.label_count(o.labels, max(sizes), classes)
     cost = cost_of(o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
                    o.channel_mult, o.attn_resolutions, o.embedding)
     return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count, o)
