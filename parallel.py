@@ -59,24 +59,6 @@ def summed(tensor):
     return tensor
 
 
-class Loss(torch.nn.Module):
-    """net.loss as a module's forward, which is what DistributedDataParallel wraps."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, *arguments):
-        return self.net.loss(*arguments)
-
-
-def wrap(net, device):
-    """net.loss with gradients averaged over all processes as they are made; None if there is one process."""
-    if size() == 1:
-        return None
-    return torch.nn.parallel.DistributedDataParallel(Loss(net), [device] if device.type == "cuda" else None)
-
-
 def barrier():
     """Wait for all processes."""
     if size() > 1:

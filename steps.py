@@ -2,7 +2,6 @@
 
 All that happens in step k depends on (seed, k) alone, so that a run goes on anywhere.
 """
-import contextlib
 import copy
 import hashlib
 import sys
@@ -75,11 +74,10 @@ class Work:
         self.shown = torch.arange(len(images))[shown].to(images.device)
         self.part = options.batch_device or options.batch
         self.may_shrink = not options.batch_device and parallel.size() == 1
-        self.loss_of = parallel.wrap(net, images.device)  # None for one process
         self.replayed = Replayed(images.is_cuda and parallel.size() == 1)
 
     def take(self, step):
-        """Take one step; returns without waiting its mean loss and gradient norm [2], of this process's part.
+        """Take one step; returns without waiting its mean loss and gradient norm [2].
 
         All randomness comes from (seed, step). With another part or several processes the noise stays the
         same; dropout, which is drawn in the forward pass, does not.
@@ -127,7 +125,7 @@ class Work:
         self.may_shrink = False  # the weights change from here on
         self.optimizer.step(rate)
         average(self.ema, self.parameters, weight)
-        return torch.stack([loss, norm / parallel.size()])
+        return torch.stack([loss, norm])
 
     def gradients(self, index):
         """Put the gradients of the batch in place, part by part; returns its mean loss."""
@@ -147,18 +145,17 @@ class Work:
         total = torch.zeros((), device=y.device)
         self.net.zero_grad(set_to_none=True)
         mine = parallel.share(len(y))
-        parts = [slice(i, min(i + self.part, mine.stop)) for i in range(mine.start, mine.stop, self.part)]
-        for part in parts:
+        for i in range(mine.start, mine.stop, self.part):
+            part = slice(i, min(i + self.part, mine.stop))
             given = [each if each is None else each[part] for each in (labels, how)]
-            last = self.loss_of is None or part is parts[-1]
-            with contextlib.nullcontext() if last else self.loss_of.no_sync():
-                loss_of = self.loss_of or self.net.loss
-                each = loss_of(y[part], sigma[part], noise[part], *given)       # [part]
-                if skip := self.options.sigma_skip:
-                    each = each * ((sigma[part] <= skip[0]) | (sigma[part] >= skip[1]))
-                loss = each.sum() / len(y)
-                (loss * parallel.size()).backward()  # processes average their gradients
+            each = self.net.loss(y[part], sigma[part], noise[part], *given)     # [part]
+            if skip := self.options.sigma_skip:
+                each = each * ((sigma[part] <= skip[0]) | (sigma[part] >= skip[1]))
+            loss = each.sum() / len(y)
+            loss.backward()
             total += loss.detach()
+        for tensor in (total, *(p.grad for p in self.parameters)):
+            parallel.summed(tensor)
         return total
 
     def labels_of(self, index):

@@ -252,13 +252,12 @@ def take_steps(options, D, held_out, net, files, about):
             taken.append(work.take(step))
             step += 1
             stop, late = asked_to_stop(step, device), time.perf_counter() - saved > options.save_seconds
-            # On a GPU this check would wait for the step to finish. The norm is the same in all processes,
-            # unlike the loss.
-            lost = device.type == "cpu" and not taken[-1][1].isfinite()
+            # on a GPU this check would wait for the step to finish
+            lost = device.type == "cpu" and not taken[-1].isfinite().all()
             due = step in snapshots or step % options.log_steps == 0
             if not (stop or lost or due or late and parallel.size() == 1):
                 continue  # several processes, whose clocks differ, pass at the same steps
-            values = parallel.summed(torch.stack(taken))  # [steps, 2]; waits for the device
+            values = torch.stack(taken)  # [steps, 2]
             now = time.perf_counter()
             check_finite(values, step, ema, options, log)
             loss, norm = values.mean(0).tolist()
