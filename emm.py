@@ -294,8 +294,9 @@ def ways(options, whole):
     if any(not 2 <= n <= most for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {most} images of --data"
                          f"{' that --validate leaves' * (options.validate > 0)}")
+    classes = len(whole.labels.unique())  # sizes are balanced, unless those are many and the images few
     return dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
-                multiple=search.balance(len(whole.labels.unique()), options.n_min))
+                multiple=classes if classes <= options.n_min else 1)
 
 
 def measure_all(options, how, free):

@@ -222,7 +222,7 @@ def trained(options, device):
         raise ValueError(f"no trained model at {path}; "
                          "give the run directory of a finished train.py, or a snapshot file")
     D, metadata = checkpoint.load_model(path, device)
-    if files.path.is_dir() and (different := foreign(metadata, run.read_json(files.config))):
+    if files.path.is_dir() and (different := run.differences(metadata, run.read_json(files.config))):
         raise ValueError(f"{path} is not of the run in {path.parent} ({different}); "
                          "restore it, or train again")
     source = dict(weights_sha256=run.file_sha256(path))
@@ -237,16 +237,6 @@ def best(files):
         raise ValueError(f"the snapshots in {files.path} have no loss on held-out images; "
                          "train with --validate, or leave --snapshot out")
     return min(losses, key=losses.get)
-
-
-def foreign(metadata, config):
-    """How a snapshot differs from those of the run with this config.json, in words; "" if it does not.
-
-    Only the options that both have count.
-    """
-    both = metadata["options"].keys() & config["options"].keys()
-    return run.differences(*(dict(side, options={key: side["options"][key] for key in both})
-                             for side in (metadata, config)))
 
 
 def write(out, images, labels, seeds, about):

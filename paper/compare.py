@@ -27,7 +27,7 @@ import sample
 import search
 import unet
 from diffusion.solvers import Sampling
-from kernels import Optimum, References
+from kernels import Optimum
 from run import option
 
 BATCH = 256                       # images a pass
@@ -84,11 +84,10 @@ def compare(options):
     result, weights = {}, sample.weigh_labels(metadata["label_counts"], unseen=False)
     data.announce(options.device, device, Sampling().evaluations * options.sample_count * trained.flops(),
                   options.precision)
-    references, threshold = References(D.images.to(device)), memorize.parse_threshold(options.threshold)
+    images, threshold = D.images.to(device), memorize.parse_threshold(options.threshold)
     for name, denoiser in denoisers.items():
         samples, _ = sample.generate(denoiser, range(options.sample_count), weights, device=device)
-        scored = memorize.score(samples.to(device), D.images, threshold, references)
-        summary, copied, distances, index = scored
+        summary, copied, distances, index = memorize.score(samples.to(device), images, threshold)
         shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
         quantiles = torch.quantile(memorize.distance_ratio(distances), shares)
         result[name] = summary | dict(distance_ratio_quantiles=quantiles.tolist())
@@ -118,7 +117,7 @@ def trained_model(folder, device="cpu"):
     if not files.model.is_file():
         raise ValueError(f"{folder} has no model.safetensors yet; finish its training first")
     D, metadata = checkpoint.load_model(files.model, device)
-    if different := sample.foreign(metadata, run.read_json(files.config)):
+    if different := run.differences(metadata, run.read_json(files.config)):
         raise ValueError(f"{files.model} is not of the run in {folder} ({different}); "
                          "restore it, or train again")
     return D, metadata

@@ -48,7 +48,7 @@ def test_repeated_images(tmp_path):
 def test_two_halves(tmp_path):
     o, folder = measured(tmp_path / "full-part-1-2", part="1/2")
     share, likeness = beyond.agreement(o, folder, POINT), beyond.likeness(o, folder, POINT)
-    found = run.read_json(run.Directory(folder).agree)
+    found = run.read_json(folder / "agree.json")
     other = tmp_path / "full-part-2-2" / "seed0" / "n000020"
     assert found["other"] == str(other.resolve()) and found["shared_training_images"] == 0
     assert share == found["samples"]["share"] and 0 <= likeness < 2
