@@ -38,17 +38,17 @@ def check_shapes(there, tensors):
                          f"such as {min(wrong)}")
 
 
-def state(net, ema, optimizer):
-    """By name, all tensors that the next step needs: weights, their average, the optimizer's state."""
-    tensors = {f"net.{name}": t for name, t in net.model.state_dict().items()}
-    tensors |= {f"ema.{name}": t for name, t in ema.items()}
-    for name, each in optimizer.state.items():
+def state(work):
+    """By name, all tensors that the next step of a `Work` needs: weights, their average, the optimizer's."""
+    tensors = {f"net.{name}": t for name, t in work.net.model.state_dict().items()}
+    tensors |= {f"ema.{name}": t for name, t in work.ema.items()}
+    for name, each in work.optimizer.state.items():
         tensors |= {f"optimizer.{i}.{name}": t for i, t in enumerate(each)}
     return tensors
 
 
 @torch.no_grad()
-def load_state(path, net, ema, optimizer, about, defaults):
+def load_state(path, work, about, defaults):
     """Put a saved state in place; returns its step and the seconds trained so far, or 0, 0 if there is none.
 
     `about` has this run's options and data, `defaults` the values of options that a file does not know.
@@ -60,7 +60,7 @@ def load_state(path, net, ema, optimizer, about, defaults):
     if different := run.differences(there, about, defaults):
         raise ValueError(f"{path} is the state of another run ({different}); "
                          "remove it to train from the start")
-    tensors = state(net, ema, optimizer)
+    tensors = state(work)
     check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, saved)
     for name, t in tensors.items():
         t.copy_(saved[name])

@@ -60,21 +60,24 @@ def batch_index(n, batch, step, seed, reshuffle=False, device="cpu"):
 
 
 class Work:
-    """The steps of a run, in place: `take(step)`. `part` images are in memory at once.
-
-    `shown` is an index of the images that are read round and round, as in `data.Images`.
+    """The steps of a run on D (data.Images), in place: `take(step)`. `part` images are in memory at once.
 
     On a GPU the part is the largest that fits, found by the first step, unless --batch-device gives one;
     and from the third step on the work of a step is replayed as a CUDA graph.
     """
 
-    def __init__(self, options, net, ema, optimizer, images, labels, shown=...):
-        self.options, self.net, self.ema, self.optimizer = options, net, list(ema.values()), optimizer
-        self.images, self.labels, self.parameters = images, labels, list(net.model.parameters())
-        self.shown = torch.arange(len(images))[shown].to(images.device)
+    def __init__(self, options, net, D):
+        self.options, self.net, parameters = options, net, dict(net.model.named_parameters())
+        self.parameters = list(parameters.values())
+        self.ema = {name: p.detach().clone() for name, p in parameters.items()}
+        self.optimizer = Optimizer(options, self.parameters, net.model.matrices())
+        device = self.parameters[0].device
+        self.images = D.images.to(device)
+        self.labels = D.labels.to(device) if D.label_dim else None
+        self.shown = torch.arange(len(D))[D.shown].to(device)
         self.part = options.batch_device or options.batch
         self.may_shrink = not options.batch_device and parallel.size() == 1
-        self.replayed = Replayed(images.is_cuda and parallel.size() == 1)
+        self.replayed = Replayed(self.images.is_cuda and parallel.size() == 1)
 
     def take(self, step):
         """Take one step; returns without waiting its mean loss and gradient norm [2].
@@ -124,7 +127,7 @@ class Work:
                   f"{self.part} images at a time, with the same gradients", file=sys.stderr, flush=True)
         self.may_shrink = False  # the weights change from here on
         self.optimizer.step(rate)
-        average(self.ema, self.parameters, weight)
+        average(list(self.ema.values()), self.parameters, weight)
         return torch.stack([loss, norm])
 
     def gradients(self, index):
@@ -132,7 +135,9 @@ class Work:
         y = self.images[index].float() / 127.5 - 1                              # [B, C, H, W]
         sigma = self.net.training_sigma(len(y), device=y.device)
         noise = torch.randn_like(y)
-        labels = self.labels_of(index)
+        labels, drop = None if self.labels is None else self.labels[index], self.options.label_dropout
+        if drop:  # -1 is no label
+            labels = labels.masked_fill(torch.rand(len(y), device=y.device) < drop, -1)
         if self.options.flip:
             mirrored = torch.rand(len(y), 1, 1, 1, device=y.device) < 0.5
             y = torch.where(mirrored, y.flip(-1), y)
@@ -157,15 +162,6 @@ class Work:
         for tensor in (total, *(p.grad for p in self.parameters)):
             parallel.summed(tensor)
         return total
-
-    def labels_of(self, index):
-        """The labels int64 [B] of images `index`, -1 (no label) where --label-dropout drops them, or None."""
-        if self.labels is None:
-            return None
-        labels, probability = self.labels[index], self.options.label_dropout
-        if not probability:
-            return labels
-        return labels.masked_fill(torch.rand(len(index), device=index.device) < probability, -1)
 
 
 class Optimizer:
@@ -237,18 +233,17 @@ def orthogonalized(g):
 
 
 @torch.inference_mode()
-def validation_loss(options, net, ema, D, part):
+def validation_loss(work, D):
     """The mean denoising loss of the averaged weights on held-out images `D` (data.Images), without dropout.
 
     Noise levels are drawn as in training, once an image, and by the seed alone: each snapshot gets the same.
-    `part` images are in memory at once.
     """
-    device, twin = next(net.parameters()).device, copy.deepcopy(net).eval()
-    twin.model.load_state_dict({**net.model.state_dict(), **ema})
-    generator = torch.Generator().manual_seed(seed_of(options.seed, "validation"))
-    sigma = net.training_sigma(len(D), generator)
+    device, twin = work.images.device, copy.deepcopy(work.net).eval()
+    twin.model.load_state_dict({**work.net.model.state_dict(), **work.ema})
+    generator = torch.Generator().manual_seed(seed_of(work.options.seed, "validation"))
+    sigma = twin.training_sigma(len(D), generator)
     noise, total = torch.randn(D.images.shape, generator=generator), 0.0
-    for i in torch.arange(len(D)).split(part):
+    for i in torch.arange(len(D)).split(work.part):
         y = D.images[i].to(device).float() / 127.5 - 1                          # [B, C, H, W]
         labels = D.labels[i].to(device) if D.label_dim else None
         total += float(twin.loss(y, sigma[i].to(device), noise[i].to(device), labels).double().sum())
