@@ -10,13 +10,8 @@ import run
 import unet
 
 
-def save_model(path, D, weights=None, **metadata):
-    """Publish the U-Net's weights (those of D, or `weights` by name) and what rebuilds D as safetensors."""
-    write(path, weights if weights is not None else D.model.state_dict(), dict(network=D.config, **metadata))
-
-
 def load_model(path, device="cpu"):
-    """The Denoiser that `save_model` stored, in evaluation mode on `device`, and the file's metadata."""
+    """The Denoiser of a snapshot file, in evaluation mode on `device`, and the file's metadata."""
     weights, metadata = read(path)
     try:
         # before memory is taken for what the file claims to hold

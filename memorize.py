@@ -139,8 +139,7 @@ def score(samples, train, threshold=(1, 3), neighbours=0, **how):
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).
     """
-    with parallel.group(samples.device):
-        verdict, squares, index = measured(samples, train, threshold, neighbours, **how)
+    verdict, squares, index = measured(samples, train, threshold, neighbours, **how)
     hits, count = int(verdict.sum()), len(samples)
     low, high = search.wilson(hits, count)
     mean = squares[:, :2].double().sqrt().mean(0).tolist()

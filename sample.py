@@ -206,11 +206,9 @@ def optimum(options, device):
     D = data.of_run(folder, moved) if options.run else data.load(options)
     _ = D.resolution  # an error unless images are square
     source = {key: value for key, value in D.fingerprint().items() if value and key.endswith("sha256")}
-    images, labels = D.images[D.shown].to(device), D.labels[D.shown]
-    if not D.label_dim:
-        return Optimum(images), None, source, folder / "optimum.npz"
-    counts = torch.bincount(labels, minlength=D.label_dim).tolist()
-    return Optimum(images, labels.to(device)), counts, source, folder / "optimum.npz"
+    labels = D.labels[D.shown].to(device) if D.label_dim else None
+    counts = torch.bincount(labels, minlength=D.label_dim).tolist() if D.label_dim else None
+    return Optimum(D.images[D.shown].to(device), labels), counts, source, folder / "optimum.npz"
 
 
 def trained(options, device):

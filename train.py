@@ -272,9 +272,9 @@ def take_steps(options, D, held_out, net, files, about):
             progress.update(step, loss)
             snapshot = files.model if step == total else files.snapshot(step)
             if writes and step in snapshots:
-                checkpoint.save_model(snapshot, net, {**net.model.state_dict(), **work.ema}, step=step,
-                                      epoch=step * options.batch / n, label_counts=counts,
-                                      **validation, **about)
+                checkpoint.write(snapshot, {**net.model.state_dict(), **work.ema}, dict(
+                    network=net.config, step=step, epoch=step * options.batch / n, label_counts=counts,
+                    **validation, **about))
             if step < total and (stop or late or step in snapshots):
                 if writes:
                     checkpoint.write(files.state, checkpoint.state(work),
@@ -325,8 +325,8 @@ class Progress:
     def __init__(self, out, step, total):
         silent = True if parallel.rank() else None  # None: silent where stderr is no terminal
         self.bar = tqdm(desc=str(out), initial=step, total=total, unit="step", disable=silent)
-        self.out, self.total, self.start, self.last = out, total, step, time.perf_counter()
-        self.begin = self.last
+        self.out, self.total, self.start = out, total, step
+        self.begin = self.last = time.perf_counter()
 
     def update(self, step, loss):
         self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)

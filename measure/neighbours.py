@@ -39,8 +39,7 @@ def nearest(x, y, k):
     found = [], []
     for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(y))):
         d = distances(rows)
-        kth = d.kthvalue(k, dim=1).values if d.is_cuda else torch.from_numpy(
-            np.partition(d.numpy(), k - 1, axis=1)[:, k - 1])
+        kth = d.topk(k, dim=1, largest=False).values[:, -1]
         row, index = (d <= (kth + 2 * error[rows])[:, None]).nonzero(as_tuple=True)
         square = squares_of_pairs(x, y, rows[row], index).cpu().numpy()
         row, index = row.cpu().numpy(), index.cpu().numpy()

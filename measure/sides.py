@@ -34,15 +34,6 @@ def sides(options):
         place = options.samples
         place = samples_of_run(place)[0][1] if is_run(place) else place
         samples = of_source(place, options.resolution)
-    if options.held_out == "rest" and not options.sample_features:
-        # whatever their labels, and copies too, which are counted
-        rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0), copies=True)
-        if not len(rest):
-            raise ValueError(f"--held-out rest: the part and classes of {of.data} that were trained on have "
-                             f"no images but the {len(D)} of the training set; name a source of others")
-        held_out = Side(rest.images, rest.images, rest.names)
-    elif options.held_out and not options.sample_features:
-        held_out = of_source(options.held_out, of.resolution)
     if options.sample_features:
         cosine = options.distance == "cosine"
         samples = of_vectors(options.sample_features, samples, cosine)
@@ -52,6 +43,15 @@ def sides(options):
             if side.values.shape[1] != train.values.shape[1]:
                 raise ValueError(f"{side.names[0]} and the like have {side.values.shape[1]} values, training "
                                  f"vectors {train.values.shape[1]}; take both from one extractor")
+    elif options.held_out == "rest":
+        # whatever their labels, and copies too, which are counted
+        rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0), copies=True)
+        if not len(rest):
+            raise ValueError(f"--held-out rest: the part and classes of {of.data} that were trained on have "
+                             f"no images but the {len(D)} of the training set; name a source of others")
+        held_out = Side(rest.images, rest.images, rest.names)
+    elif options.held_out:
+        held_out = of_source(options.held_out, of.resolution)
     if options.distinct:
         keep = ~data.duplicates(train.values)
         train = Side(train.values[keep], None if train.images is None else train.images[keep],
