@@ -78,18 +78,16 @@ def _converter(kind):
     """What makes a value of a word: int, float, str, int | str, or a tuple of one of them; or None."""
     if type(None) in typing.get_args(kind):
         kind = typing.get_args(kind)[0]
-    item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+    if kind == int | str:
+        return lambda word: int(word) if word.isdecimal() else word
+    if typing.get_origin(kind) is not tuple:
+        return kind
+    item = typing.get_args(kind)[0]
 
-    def convert(word):
-        if item:
-            return tuple(item(part) for part in word.split(",") if part) if word != "none" else ()
-        if kind == int | str:
-            return int(word) if word.isdecimal() else word
-        return kind(word)
-
-    # for the errors of argparse
-    convert.__name__ = f"comma-separated {item.__name__}" if item else getattr(kind, "__name__", "number")
-    return convert
+    def items(word):
+        return tuple(item(part) for part in word.split(",") if part) if word != "none" else ()
+    items.__name__ = f"comma-separated {item.__name__}"  # for the errors of argparse
+    return items
 
 
 def stage(function, cls, description, argv=None, say=None):

@@ -18,6 +18,8 @@ import math
 import statistics
 from fractions import Fraction
 
+from scipy import optimize, special, stats
+
 SLOPE = 2.5        # of the ratio's logit against -ln |D| until two ratios tell: 2 to 4 in the paper's figures
 SLOPES = 1, 6      # what two ratios, which are noisy, may make of it
 PATIENCE = 6       # sizes about a bracket after which it is halved: that many lines have missed EMM
@@ -202,14 +204,12 @@ def times_as_often(copies, images):
 
 def wilson(hits, count):
     """Wilson's score interval for a share of hits among count samples: (low, high)."""
-    from scipy.stats import binomtest  # takes a second
-    low, high = binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+    low, high = stats.binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
     return float(low), float(high)
 
 
 def student(values):
     """Mean of several values and half the width of its Student interval."""
-    from scipy import stats
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     return statistics.mean(values), quantile * statistics.stdev(values) / len(values) ** 0.5
 
@@ -219,10 +219,7 @@ def student(values):
 def log_mixture(hits, count, p):
     """log M_n(p); infinite where p is impossible."""
     misses = count - hits
-    if (hits and p <= 0) or (misses and p >= 1):
-        return math.inf
-    log_beta = math.lgamma(hits + 1) + math.lgamma(misses + 1) - math.lgamma(count + 2)
-    return log_beta - (hits * math.log(p) if hits else 0) - (misses * math.log1p(-p) if misses else 0)
+    return special.betaln(hits + 1, misses + 1) - special.xlogy(hits, p) - special.xlog1py(misses, -p)
 
 
 def interval(hits, count, alpha=0.05):
@@ -230,9 +227,8 @@ def interval(hits, count, alpha=0.05):
     def excess(p):  # falls from either side towards hits / count, where it is negative
         return log_mixture(hits, count, p) + math.log(alpha)
 
-    from scipy.optimize import bisect  # takes a second
     share = hits / count if count else 0.5
-    return tuple(bisect(excess, end, share) if excess(end) >= 0 else end for end in (0.0, 1.0))
+    return tuple(optimize.bisect(excess, end, share) if excess(end) >= 0 else end for end in (0.0, 1.0))
 
 
 def verdict(hits, count, target, alpha_above=0.01, alpha_below=0.01):

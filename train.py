@@ -222,8 +222,7 @@ def training(options, alone=False):
         yield from (path for path in files.snapshots() if path.exists())  # the caller may remove others
         if parallel.total(files.model.exists(), device):
             there = checkpoint.load_model(files.model)[1]
-            different = run.differences(there, about, run.defaults(Options))
-            if different:
+            if different := run.differences(there, about, run.defaults(Options)):
                 raise ValueError(f"{files.model} is of another run ({different}); remove it to train again")
             return
         yield from take_steps(options, D, held_out, net, files, about)
