@@ -285,10 +285,9 @@ def announce(name, device, flops=0, precision="fp32", at_once=0):
             part = f", up to {at_once} images at once" if at_once else ""
             said += (f", precision {precision}{part}: about {hours[precision]:,.1f} hours at the rates of an "
                      f"H100 (with --precision {others})")
-        print(said, file=sys.stderr)
-        return
-    days = flops / (CPU_FLOPS * torch.get_num_threads() * 24 * 3600)
-    slow = ""
-    if days > 1:
-        slow = f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core"
-    print(f"device: cpu ({run.processor()}), as no GPU was found{slow}", file=sys.stderr)
+    else:
+        said = f"device: cpu ({run.processor()}), as no GPU was found"
+        days = flops / (CPU_FLOPS * torch.get_num_threads() * 24 * 3600)
+        if days > 1:
+            said += f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core"
+    print(said, file=sys.stderr)

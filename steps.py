@@ -67,7 +67,8 @@ class Work:
     """
 
     def __init__(self, options, net, D):
-        self.options, self.net, parameters = options, net, dict(net.model.named_parameters())
+        self.options, self.net = options, net
+        parameters = dict(net.model.named_parameters())
         self.parameters = list(parameters.values())
         self.ema = {name: p.detach().clone() for name, p in parameters.items()}
         self.optimizer = Optimizer(options, self.parameters, net.model.matrices())
@@ -131,8 +132,8 @@ class Work:
         y = self.images[index].float() / 127.5 - 1                              # [B, C, H, W]
         sigma = self.net.training_sigma(len(y), device=y.device)
         noise = torch.randn_like(y)
-        labels, drop = None if self.labels is None else self.labels[index], self.options.label_dropout
-        if drop:  # -1 is no label
+        labels = None if self.labels is None else self.labels[index]
+        if drop := self.options.label_dropout:  # -1 is no label
             labels = labels.masked_fill(torch.rand(len(y), device=y.device) < drop, -1)
         if self.options.flip:
             mirrored = torch.rand(len(y), 1, 1, 1, device=y.device) < 0.5
@@ -248,8 +249,8 @@ def validation_loss(work, D):
 @torch.no_grad()
 def average(ema, parameters, weight):
     """ema += weight (parameters - ema), in place; the weight is a tensor on the same device."""
-    if not weight.is_cuda:
-        return torch._foreach_lerp_(ema, parameters, weight.item())  # of a GPU that would wait for it
+    if not weight.is_cuda:  # of a GPU, item() would wait for it
+        return torch._foreach_lerp_(ema, parameters, weight.item())
     change = torch._foreach_sub(parameters, ema)
     torch._foreach_mul_(change, weight)
     torch._foreach_add_(ema, change)

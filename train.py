@@ -202,8 +202,8 @@ def training(options, alone=False):
     device = data.pick_device(options.device, options.threads, options.deterministic)
     data.keep_memory()
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
-    net = unet.build(options, D, torch.Generator().manual_seed(seed_of(options.seed, "weights")))
-    net.to(device).use(options.precision)
+    generator = torch.Generator().manual_seed(seed_of(options.seed, "weights"))
+    net = unet.build(options, D, generator).to(device).use(options.precision)
     skip = options.sigma_skip
     if skip and skip[0] <= net.sigma_min < net.sigma_max <= skip[1]:
         raise ValueError(f"--sigma-skip {skip[0]:g},{skip[1]:g} skips every noise level that "
@@ -252,7 +252,7 @@ def take_steps(options, D, held_out, net, files, about):
             due = step in snapshots or step % options.log_steps == 0
             if not (stop or lost or due or late and parallel.size() == 1):
                 continue  # several processes, whose clocks differ, pass at the same steps
-            values = torch.stack(taken)  # [steps, 2]
+            values = torch.stack(taken).cpu()  # [steps, 2]; waits for the device
             now = time.perf_counter()
             check_finite(values, step, work, log)
             loss, norm = values.mean(0).tolist()

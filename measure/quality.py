@@ -58,9 +58,8 @@ def prdc(real, fake, k=NEAREST):
         covered.append(inside.any(1)), recalled.append(near.any(1))
     shares = dict(precision=around > 0, recall=torch.cat(recalled), coverage=torch.cat(covered))
     density = around.double() / k
-    half = NORMAL * float(density.std(correction=1)) / math.sqrt(len(density))
-    found = dict(density=float(density.mean()), density_interval_95=[float(density.mean()) - half,
-                                                                     float(density.mean()) + half])
+    mean, half = float(density.mean()), NORMAL * float(density.std(correction=1)) / math.sqrt(len(density))
+    found = dict(density=mean, density_interval_95=[mean - half, mean + half])
     for name, hits in shares.items():
         hits, count = int(hits.sum()), len(hits)
         found |= {name: hits / count, f"{name}_interval_95": list(wilson(hits, count))}

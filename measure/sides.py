@@ -1,7 +1,7 @@
 """What memorize.py compares: images of sources and run directories, or any extractor's vectors (npz)."""
 import re
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +67,16 @@ def of_source(source, resolution):
 
 def training_images(options):
     """The training set of a run or of (a subset of) a source, and the `data.Options` that it is of."""
-    subset = {name: getattr(options, name) for name in ("n", "classes", "resolution", "subset_seed")}
-    if run.Directory(options.train).config.is_file():
-        if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
+    subset = run.part(options, data.Subset)
+    if is_run(options.train):
+        if subset != data.Subset():
             raise ValueError(f"--train {options.train} is a run directory, "
                              "which has its own n, classes, resolution and subset-seed; leave them out")
         return data.of_run(options.train, options.data), data.options_of_run(options.train, options.data)
     if options.data:
         raise ValueError(f"--data {options.data} says where the data of a run directory lie now, and "
                          f"--train {options.train} is none; leave it out")
-    of = data.Options(data=options.train, **subset)
+    of = data.Options(data=options.train, **asdict(subset))
     return data.load(of), of
 
 
