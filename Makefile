@@ -65,8 +65,8 @@ READY := .venv/ready
 endif
 
 EXPERIMENTS = optimum size epochs epochs-emm resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique \
-              capacity membership copied attracted repeats halves labels-apart augmentation objectives optimizer network samplers \
-              noise-levels
+              capacity membership copied attracted repeats halves labels-apart labels-given data augmentation objectives optimizer same-distance network samplers \
+              noise-levels price
 
 # with quotes and all, for paper.experiments
 export FLAGS

@@ -6,16 +6,23 @@ emm.py, its emm.Options and the place in the table, and returns a number, or Non
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+import torch
+
+import checkpoint
 import data
 import emm
 import memorize
 import run
 import sample
-from measure import neighbours as nearest, which
+from kernels import Optimum
+from measure import neighbours as nearest, quality, which
 from paper import agree, compare
 
 SAMPLES = 2000  # of a model, to see which images are copied
 DRAWS = 2000    # noisy images at each noise level
+NOISY = 400     # noisy images at each noise level, for each snapshot
+OUTSIDE = 500   # images outside D, to which samples are compared
 LEVEL = 8       # of compare.SIGMAS, at which membership is told: 1.7
 
 
@@ -65,6 +72,42 @@ def chosen(o, folder):
     return run.read_json(path)
 
 
+def precision(o, folder, point):
+    """The share of the samples that are among images outside D, by measure.quality: their quality."""
+    path = folder / f"precision-{o.sample_count}.json"
+    if not path.exists():
+        device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
+        net, about = compare.trained_model(folder, device)
+        x, _ = sample.generate(net.use(o.precision), range(o.sample_count), sampling=o, device=device,
+                               label_weights=sample.weigh_labels(about["label_counts"], o.sample_labels))
+        others = data.outside(data.options_of_run(folder), D, OUTSIDE).images
+        run.write_json(path, quality.prdc(*(quality.kind(images.to(device)) for images in (others, x))))
+    return run.read_json(path)["precision"]
+
+
+def excess(o, folder, point):
+    """How far a model is from the optimum when half of its samples are copies: |D - optimum|^2 a pixel.
+
+    A mean over `SIGMAS` of 0.2 to 2, of training images with noise; what the loss has in excess of its least.
+    Interpolated between snapshots. None where fewer than half of the samples are copies at the end.
+    """
+    path = folder / "excess.json"
+    if not path.exists():
+        device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
+        optimum, rows = Optimum(D.images.to(device)), []
+        middle = [0.2 <= sigma <= 2 for sigma in compare.SIGMAS]
+        for step, found in run.read_json(run.Directory(folder).scores)["snapshots"].items():
+            net, _ = checkpoint.load_model(folder / found["file"], device)
+            with torch.inference_mode():
+                _, apart = compare.losses(dict(net=net, optimum=optimum), D, NOISY, device=device)
+            rows.append((int(step), found["hits"] / found["count"], float(apart[middle].mean())))
+        run.write_json(path, dict(zip(("steps", "ratios", "apart"), zip(*rows))))
+    found = run.read_json(path)
+    ratios, apart = found["ratios"], found["apart"]
+    i = next((i for i, ratio in enumerate(ratios) if ratio >= 0.5), 0)
+    return float(np.interp(0.5, ratios[i - 1:i + 1], apart[i - 1:i + 1])) if i else None
+
+
 def agreement(o, folder, point):
     """The share of seeds from which models of disjoint halves draw samples that are nearer to each other than
     each is to its own training images. `o` is of the first half; the second is trained here.
@@ -91,6 +134,7 @@ def halves(o, folder, point):
 
 
 
-MEASURES = {"times as often": repeated, "AUC": membership, "rank correlation of copies": isolation,
+MEASURES = {"times as often": repeated, "AUC": membership, "precision": precision,
+            "distance to the optimum": excess, "rank correlation of copies": isolation,
             "rank correlation of samples": attraction, "share that agrees": agreement,
             "distance, as a share of that of two seeds": likeness}

@@ -29,7 +29,9 @@ import search
 import train
 from kernels import References, memorized
 from measure.quality import NEAREST, frechet, kind
-from paper.protocol import BASE, DYNAMICS, SCALES
+from paper.claims import SCALES
+from paper.protocol import BASE
+from paper.questions import DYNAMICS
 from run import option
 
 # Sizes and steps of each scale: as long as the largest size takes to memorize
@@ -134,6 +136,22 @@ def emm_over_steps(sizes, grid):
         if None not in emms:
             found.append((first["step"], emms))
     return found
+
+
+STOPS = {"least held-out loss": "validation_loss", "least Frechet distance": "frechet", "end": ""}
+
+
+def stops(found):
+    """What it costs to stop early: for each |D| and each of STOPS (|D|, stop, steps, ratios, Frechet
+    distances as multiples of the run's least), lists over seeds."""
+    rows = []
+    for i, n in enumerate(found["sizes"]):
+        for name, key in STOPS.items():
+            seeds = [each[i] for each in found["grid"]]
+            chosen = [min(t, key=lambda s: s[key]) if key else t[-1] for t in seeds]
+            rows.append((n, name, [s["step"] for s in chosen], [s["ratio"] for s in chosen],
+                         [s["frechet"] / min(each["frechet"] for each in t) for s, t in zip(chosen, seeds)]))
+    return rows
 
 
 def with_interval(values):

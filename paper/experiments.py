@@ -27,7 +27,8 @@ from bench import plan
 from images import shape_of, there
 from paper import compare, figures
 from paper.beyond import MEASURES
-from paper.protocol import BASE, EXPERIMENTS, SCALES, SEEDS
+from paper.claims import SCALES, SEEDS
+from paper.protocol import BASE, EXPERIMENTS
 from run import option
 
 ASSUMED_EMM = dict(paper=1000, gpu=500, cpu=20)  # to price searches

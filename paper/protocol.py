@@ -9,11 +9,11 @@ by the Makefile's tests. What varies is given as options of emm.py. Paper, secti
 
 The paper fixes the epochs, so that steps grow with |D|, and so do the others, with a floor of steps.
 """
-import math
-from dataclasses import dataclass, field
 from itertools import combinations
 
-SCALES = "cpu", "gpu", "paper"
+from paper.claims import ALL, FASHION, FIRST, LAST, Claim, Experiment, Point, over, sizes
+from paper.questions import BEYOND
+
 # What all points of a scale have in common; n_min, n_max and tolerance are of searches for EMM
 BASE = dict(
     paper=dict(data="cifar10", snapshot_images=2_500_000),
@@ -23,76 +23,6 @@ BASE = dict(
     cpu=dict(data="digits", width=8, blocks=1, channel_mult=(2, 2), batch=64, learning_rate=4e-3, epochs=3000,
              steps_min=1500, warmup_steps=50, dropout=0, ema_halflife=10, ema_rampup_steps=50, snapshots=2,
              sample_count=256, n_min=10, n_max=160, tolerance=0.4, device="cpu", threads=1))
-SEEDS = dict(paper=1, gpu=1, cpu=3)  # runs of every point, where an experiment has no number of its own
-KNOWN = "figure", "text", "second hand", "beyond"  # how a finding is known; beyond: it is not the paper's
-FIRST, LAST, ALL = "first", "last", "all"
-
-# Powers that paper.dynamics fits: what grows, over what, and what was found elsewhere
-DYNAMICS = {
-    "tau_mem": ("steps until 10% are memorized", "|D|", "1 (Bonnaire et al., Favero et al.)"),
-    "tau_gen": ("steps until the Frechet distance is near its least", "|D|", "0 (Bonnaire et al.)"),
-    "tau_loss": ("steps until the held-out loss is least", "|D|", ""),
-    "emm_power_of_steps": ("EMM", "steps", ""), "emm_power_of_epochs": ("EMM", "epochs", "")}
-
-
-@dataclass(frozen=True)
-class Point:
-    """A place in a figure: its line, its x, the options that it is given, and |D|; None asks for EMM."""
-    series: str
-    x: float | str
-    given: dict
-    n: int | None = None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """More at the first place than at the second: the difference lies in `range`, or, without a second, the
-    value itself does.
-
-    A place is (series, x): `FIRST` and `LAST` are the ends of the series, and `ALL` its mean over the x that
-    both series have.
-    """
-    text: str
-    more: tuple
-    less: tuple = ()
-    range: tuple = (0, math.inf)
-
-
-@dataclass(frozen=True)
-class Slope:
-    """The power by which what is measured grows with x, the slope of log against log, lies in `range`.
-
-    Of a series, or of all points at once.
-    """
-    text: str
-    range: tuple
-    series: str = ALL
-
-
-@dataclass(frozen=True)
-class Experiment:
-    about: str
-    x: str
-    finding: str                               # in our words; beyond the paper also whose it is
-    claims: list
-    paper: list = field(default_factory=list)
-    cpu: list = field(default_factory=list)
-    gpu: list = field(default_factory=list)
-    measure: str = ""                          # of paper/beyond.py; the ratio, or EMM where no |D| is given
-    known: str = "text"                        # of KNOWN
-    # (series, x; None for the file's) here -> (experiment, series; None for all) of paper/digitised.csv
-    published: dict = field(default_factory=dict)
-    seeds: dict = field(default_factory=dict)  # {scale: runs of every point}, in place of SEEDS
-
-
-def over(name, *values, n=None, series="", also=None):
-    """A point for each value of an option."""
-    return [Point(series, value, dict(also or {}, **{name: value}), n) for value in values]
-
-
-def sizes(*values, series="", given=None):
-    """A point for each |D|."""
-    return [Point(series, n, given or {}, n) for n in values]
 
 
 def skips(side, blocks, n, also=None, alone=()):
@@ -115,27 +45,13 @@ def skips(side, blocks, n, also=None, alone=()):
     return points + [kept(ONE_SKIP, str(i), [i]) for i in alone or range(1, 3 * each + 1)]
 
 
-def named(n, rows, also=None):
-    """A point for each name of `rows` and what it gives."""
-    return [Point("", name, dict(also or {}) | given, n) for name, given in rows.items()]
-
-
 def random_labels(n, *counts):
     return [Point(f"|D| = {n}", count, dict(labels=f"random:{count}"), n) for count in counts]
-
-
-def given_or_not(n, kind):
-    """A model that is trained with labels, a tenth of the time without, and sampled with them and without."""
-    if kind == "none":
-        return [Point(kind, "not given", {}, n)]
-    how = dict(labels=kind, label_dropout=0.1)
-    return [Point(kind, "given", how, n), Point(kind, "not given", how | dict(sample_labels="none"), n)]
 
 
 ONE_RESOLUTION, ONE_SKIP = "one resolution", "one skip"
 EMBEDDINGS = "positional", "fourier"
 EDM = dict(precond="edm", blocks=4, learning_rate=1e-3)
-FASHION = dict(data="fashion-mnist", resolution=8)
 THREE = dict(channel_mult=(2, 2, 2))  # resolutions, where the base on a CPU has two
 NCSN = dict(arch="ncsnpp", precond="ve")
 labels = {"none": {}, "true": dict(labels="true"), "random 10": dict(labels="random:10")}
@@ -146,21 +62,6 @@ SKIP_CLAIMS = [
           "kept alone, they memorize more than those of the lowest",
           (ONE_RESOLUTION, FIRST), (ONE_RESOLUTION, LAST)),
     Claim("the first skip alone memorizes more than the last alone", (ONE_SKIP, FIRST), (ONE_SKIP, LAST))]
-
-# Beyond the paper: what varies, by its name in the figures
-LABELS = "none", "true", "random:10", "unique:0.5"
-KINDS = "none", "permuted", "random:10", "true", "clusters:10", "random:20", "coarse:2", "unique"
-AUGMENTATIONS = {"none": {}, "flip": dict(flip=True), "flip, mirrored too": dict(flip=True, mirror=True),
-                 "augment 0.12": dict(augment=0.12)}
-OBJECTIVES = {"VP": {}, "EDM": dict(precond="edm"), "flow": dict(precond="flow"),
-              "VP, image": dict(predict="image"), "VP, velocity": dict(predict="velocity"),
-              "VP, min-SNR": dict(loss_weight="min-snr"), "VP, L1": dict(loss="l1"),
-              "VP, Huber": dict(loss="huber")}
-SAMPLERS = {"Heun, 18 steps": {}, "Euler, 18 steps": dict(sampler="euler"),
-            "DPM-Solver, 18 steps": dict(sampler="dpm-solver"), "churn 40": dict(churn=40.0)}
-LEVELS_LEFT_OUT = {"none": {}, "0.02 to 0.2": dict(sigma_skip=(0.02, 0.2)),
-                   "0.2 to 2": dict(sigma_skip=(0.2, 2.0)), "2 to 20": dict(sigma_skip=(2.0, 20.0))}
-PARAMETERS = {4: 17_225, 8: 66_961, 12: 149_209, 16: 263_969}  # of the base on a CPU, by its width
 
 EXPERIMENTS = {
     "optimum": Experiment(
@@ -194,7 +95,7 @@ EXPERIMENTS = {
         "EMM rises with the epochs; the paper stops at 40,000.",
         [Claim("the longest training has a larger EMM than the shortest", ("", LAST), ("", FIRST))],
         paper=over("epochs", 10_000, 20_000, 40_000),
-        cpu=over("epochs", 3000, 6000),
+        cpu=over("epochs", 3000, 6000, 12_000),
         gpu=over("epochs", 1000, 2000, 4000)),
     "resolution": Experiment(
         "resolution, the same images resized", "pixels a side",
@@ -311,109 +212,4 @@ EXPERIMENTS = {
         cpu=over("labels", "none", "unique", n=80, series="|D| = 80"), known="figure",
         published={("|D| = 50000", "unique"): ("unique_labels_50k", "unique (EDM preconditioning)"),
                    ("|D| = 50000", "none"): ("unique_labels_50k", "unconditional (EDM preconditioning)")}),
-    # ---- beyond the paper
-    "capacity": Experiment(
-        "EMM against the network's size: widths 4, 8, 12 and 16", "parameters",
-        "Theory and experiments elsewhere have the number of images that fit grow as the parameters to the "
-        "power of 1/2 (of random features) or 1.",
-        [Slope("EMM grows as the parameters to a power between 1/2 and 1", (0.5, 1))],
-        cpu=[Point("", PARAMETERS[w], dict(width=w, n_min=5)) for w in PARAMETERS], known="beyond"),
-    "membership": Experiment(
-        "membership from the loss at sigma 1.7", "training images |D|",
-        "The loss tells training images from others, the better the fewer they are.",
-        [Claim("membership is told better on the fewest images than on the most", ("", FIRST), ("", LAST)),
-         Claim("and on the most better than by chance", ("", LAST), range=(0.5, 1.01))],
-        cpu=sizes(40, 80), measure="AUC", known="beyond"),
-    "copied": Experiment(
-        "which images are copied", "training images |D|",
-        "Isolated images are copied more (one of two papers of 2026; the other has typical ones).",
-        [Claim("isolated images are copied more, on the most images", ("", LAST))],
-        cpu=sizes(40, 80), measure="rank correlation of copies", known="beyond"),
-    "attracted": Experiment(
-        "which images attract samples, whether copies or not", "training images |D|",
-        "The verdict asks for a distant second nearest, and so prefers isolated images; this does not.",
-        [Claim("isolated images attract more samples, on the most images", ("", LAST))],
-        cpu=sizes(40, 80), measure="rank correlation of samples", known="beyond"),
-    "repeats": Experiment(
-        "duplicates on purpose: a tenth of D is shown K times as often", "K",
-        "Repeated images are copied more, the strongest factor known (Carlini et al.).",
-        [Claim("images shown eight times as often are copied more often than others", ("", LAST),
-               range=(1, math.inf))],
-        cpu=[Point("", k, dict(repeat=f"{k}:0.1"), 80) for k in (2, 8)], measure="times as often",
-        known="beyond"),
-    "halves": Experiment(
-        "two models of disjoint halves of the data, from the same seeds", "training images |D|",
-        "Few images are replayed, by each model its own; many let both draw the same (Kadkhodaie et al.).",
-        [Claim("models of the most images draw more alike than those of the fewest",
-               ("", FIRST), ("", LAST))],
-        cpu=sizes(20, 80, 320, given=dict(part="1/2", steps=2000, steps_min=0)),
-        measure="distance, as a share of that of two seeds", known="beyond"),
-    "labels-apart": Experiment(
-        "labels taken apart, 40 images", "labels",
-        "The paper leaves open whether it is how many images share a label, or how alike these are.",
-        [Claim("random images under a label (permuted) memorize more than alike ones (true)",
-               (FIRST, "permuted"), (FIRST, "true")),
-         Claim("and more than none", (FIRST, "permuted"), (FIRST, "none")),
-         Claim("ten random labels memorize more than ten clusters",
-               (FIRST, "random:10"), (FIRST, "clusters:10")),
-         Claim("two random labels in each class memorize more than twenty random ones",
-               (FIRST, "coarse:2"), (FIRST, "random:20")),
-         Claim("a label for every image memorizes more than none", (FIRST, "unique"), (FIRST, "none"))],
-        paper=over("labels", *KINDS, n=2000, series="CIFAR-10"),
-        cpu=over("labels", *KINDS, n=40, series="digits")
-        + over("labels", *KINDS, n=40, series="Fashion-MNIST", also=FASHION),
-        known="beyond", seeds=dict(cpu=5)),
-    "labels-given": Experiment(
-        "labels of training given at sampling or not, 40 images", "labels",
-        "Whether it matters that the sampler knows the label: a tenth of training is without.",
-        [Claim("random labels memorize more where the sampler is given them",
-               ("random:10", "given"), ("random:10", "not given")),
-         Claim("so do true ones", ("true", "given"), ("true", "not given")),
-         Claim("without them at sampling, a model trained with random labels memorizes more than one "
-               "trained without", ("random:10", "not given"), ("none", "not given")),
-         Claim("labels of their own for half of the images memorize more than none",
-               ("unique:0.5", "given"), ("none", "not given"))],
-        paper=[p for kind in LABELS for p in given_or_not(2000, kind)],
-        cpu=[p for kind in LABELS for p in given_or_not(40, kind)], known="beyond", seeds=dict(cpu=5)),
-    "augmentation": Experiment(
-        "augmentation, 20 images of Fashion-MNIST", "augmentation",
-        "Flips double the data, and the copies of mirrored images count only if these are compared with too; "
-        "EDM's augmentation does not leak.",
-        [Claim("flips lower the ratio", ("", "none"), ("", "flip")),
-         Claim("not so where mirrored images are compared with too: by no more than 10 points",
-               ("", "none"), ("", "flip, mirrored too"), range=(-0.1, 0.1)),
-         Claim("EDM's augmentation lowers the ratio", ("", "none"), ("", "augment 0.12"))],
-        paper=named(2000, AUGMENTATIONS), cpu=named(20, AUGMENTATIONS, FASHION), known="beyond"),
-    "objectives": Experiment(
-        "objective, 40 images", "objective",
-        "Objectives with one optimum differ in how soon a network comes near it.",
-        [Claim("flow matching memorizes more than VP", ("", "flow"), ("", "VP")),
-         Claim("EDM memorizes more than VP", ("", "EDM"), ("", "VP")),
-         Claim("min-SNR weights memorize less than the published", ("", "VP"), ("", "VP, min-SNR"))],
-        paper=named(2000, OBJECTIVES), cpu=named(40, OBJECTIVES), known="beyond", seeds=dict(cpu=5)),
-    "optimizer": Experiment(
-        "optimizer, 40 images", "optimizer", "The same loss may be memorized otherwise.",
-        [Claim("Muon memorizes more than Adam", ("", "muon"), ("", "adam"))],
-        paper=over("optimizer", "adam", "muon", n=2000), cpu=over("optimizer", "adam", "muon", n=40),
-        known="beyond", seeds=dict(cpu=5)),
-    "network": Experiment(
-        "a transformer instead of the U-Net, flow matching, 10 images", "network",
-        "A DiT of as many parameters, or of as many FLOPs, in the same number of steps.",
-        [Claim("the U-Net memorizes more than the transformer", ("", "U-Net"), ("", "DiT"))],
-        paper=named(2000, {"U-Net": {}, "DiT": dict(arch="dit", width=384, blocks=20)}, dict(precond="flow")),
-        cpu=named(10, {"U-Net": {}, "DiT": dict(arch="dit", width=32, blocks=3, channel_mult=(2, 2, 2)),
-                       "DiT, equal FLOPs": dict(arch="dit", width=48, blocks=4, channel_mult=(2, 2, 2))},
-                  dict(precond="flow", steps=3000)), known="beyond"),
-    "samplers": Experiment(
-        "sampler, 40 images", "sampler", "The ratio is one of a model and a sampler.",
-        [Claim("fresh noise (churn 40) memorizes more than the published sampler",
-               ("", "churn 40"), ("", "Heun, 18 steps")),
-         Claim("Euler's 18 steps memorize less", ("", "Heun, 18 steps"), ("", "Euler, 18 steps"))],
-        paper=named(2000, SAMPLERS), cpu=named(40, SAMPLERS), known="beyond"),
-    "noise-levels": Experiment(
-        "noise levels left out of training, 40 images", "noise levels left out",
-        "The middle noise levels are those that decide what is copied (arXiv 2602.17846).",
-        [Claim("leaving out the middle lowers the ratio more than leaving out the low",
-               ("", "0.02 to 0.2"), ("", "0.2 to 2"))],
-        paper=named(2000, LEVELS_LEFT_OUT), cpu=named(40, LEVELS_LEFT_OUT), known="beyond"),
-}
+} | BEYOND

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import run
 import search
-from paper import figures
-from paper.protocol import ALL, DYNAMICS, EXPERIMENTS, FIRST, LAST, SCALES, Slope
+from paper import dynamics, figures
+from paper.claims import ALL, FIRST, LAST, SCALES, Slope
+from paper.protocol import EXPERIMENTS
+from paper.questions import DYNAMICS
 from run import option
 
 CLAIM_HEAD = ["experiment", "claim", "measured", "95% interval", "verdict"]
@@ -232,10 +234,18 @@ def of_dynamics(options, path, note):
     yield f"|D| of {sizes}, {found['options']['steps']:,} steps each. What grows as which power of what:\n"
     yield table(["what", *(f"seed {seed}" for seed in found["seeds"]), "power", "95% interval", "elsewhere"],
                 *rows)
+    yield "What it costs to stop early, each seed: copies, and the distance of samples to images outside D.\n"
+    yield table(["|D|", "stopped at", "steps", "memorized", "Frechet distance, times its least"],
+                *([f"{n:,}", f"the {name}", listed(steps, ","), listed(ratios, ".1%"), listed(times, ".2f")]
+                  for n, name, steps, ratios, times in dynamics.stops(found)))
     if note:
         yield note + "\n"
     yield f"![dynamics]({os.path.relpath(path.with_suffix('.png'), Path(options.out).parent)})\n"
     yield f"`make dynamics SCALE={options.scale}`; {found['processor']}; commit {found['commit']}\n"
+
+
+def listed(values, how):
+    return ", ".join(format(value, how) for value in values)
 
 
 def report(options):

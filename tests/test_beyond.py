@@ -2,12 +2,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import emm
 import run
 import unet
+from images import files
 from paper import agree, beyond, compare
-from paper.protocol import BASE, EXPERIMENTS, PARAMETERS, Point
+from paper.claims import Point
+from paper.protocol import BASE, EXPERIMENTS
+from paper.questions import PARAMETERS, SOURCES
 
 TINY = dict(data="digits", width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, warmup_steps=0,
             snapshots=1, sample_count=8, full=True, sizes=(20,), train_seeds=(0,), device="cpu", threads=1)
@@ -57,9 +61,40 @@ def test_two_halves(tmp_path):
     assert run.read_json(again) == found
 
 
+def test_precision_is_of_the_samples_among_images_outside(tmp_path):
+    o, folder = measured(tmp_path)
+    found = beyond.precision(o, folder, POINT)
+    shares = run.read_json(folder / "precision-8.json")
+    assert found == shares["precision"] and 0 <= found <= 1
+    low, high = shares["precision_interval_95"]
+    assert low <= found <= high
+
+
+def test_the_distance_to_the_optimum_is_told_where_half_are_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(beyond, "NOISY", 20)
+    o, folder = measured(tmp_path, snapshots=2)
+    assert beyond.excess(o, folder, POINT) is None  # two steps copy nothing
+    found = run.read_json(folder / "excess.json")
+    assert found["steps"] == [1, 2] and found["ratios"] == [0, 0] and min(found["apart"]) > 0
+    run.write_json(folder / "excess.json", dict(ratios=[0.25, 0.75, 1], apart=[0.3, 0.1, 0.05]))
+    assert beyond.excess(o, folder, POINT) == pytest.approx(0.2)
+
+
 def test_parameters_of_the_table_are_those_of_the_networks():
     o = emm.Options(**BASE["cpu"])
     for width, parameters in PARAMETERS.items():
         net = unet.Denoiser(o.arch, o.precond, 8, 1, 0, width, o.blocks, o.channel_mult)
         assert sum(p.numel() for p in net.parameters()) == parameters
     assert {e.measure for e in EXPERIMENTS.values()} <= {"", *beyond.MEASURES}
+
+
+def test_numbers_of_the_table_are_those_of_digits():
+    x = files.read("digits")[0].flatten(1).double()
+    variances = torch.linalg.eigvalsh(torch.cov(x.T))
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        some = x[torch.randperm(len(x), generator=generator)[:20]]
+        found.append(torch.cdist(some, some).fill_diagonal_(torch.inf).min(1).values.mean() / 64**0.5)
+    distance, dimension = SOURCES["digits"]
+    assert abs(torch.stack(found).mean() - distance) < 1  # 20 of 1,797, drawn 200 times
+    assert abs(variances.sum()**2 / variances.square().sum() - dimension) < 0.1

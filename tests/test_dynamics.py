@@ -26,6 +26,14 @@ def test_the_step_of_quality_is_the_first_that_is_near_the_best():
     assert quality_step(found) == 2
 
 
+def test_stopping_early_is_where_a_number_is_least():
+    t = [dict(step=s, ratio=r, frechet=f, validation_loss=v) for s, r, f, v in ((1, 0, 6, 2), (2, 0.1, 3, 4),
+                                                                                (4, 0.9, 4.5, 8))]
+    assert dynamics.stops(dict(sizes=[10], grid=[[t]])) == [
+        (10, "least held-out loss", [1], [0], [2]), (10, "least Frechet distance", [2], [0.1], [1]),
+        (10, "end", [4], [0.9], [1.5])]
+
+
 def tiny(folder, **given):
     return Options(**dict(seeds=(0, 1), sizes=(10, 20, 40), steps=8, snapshots=3, held_out=20, sample_count=8,
                           device="cpu", runs=str(folder), out=str(folder / "out")) | given)

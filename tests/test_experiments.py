@@ -15,12 +15,12 @@ import search
 import train
 import unet
 from conftest import ROOT
-from paper import experiments, protocol
+from paper import claims, experiments, protocol
 from paper.experiments import EXPERIMENTS, Options
 
 TINY = ("--steps 4 --steps-min 0 --warmup-steps 1 --ema-rampup-steps 4 --snapshots 1 --sample-count 64 "
         "--batch 8 --channel-mult 1")
-EVERY = [(name, scale) for name, e in EXPERIMENTS.items() for scale in protocol.SCALES if getattr(e, scale)]
+EVERY = [(name, scale) for name, e in EXPERIMENTS.items() for scale in claims.SCALES if getattr(e, scale)]
 
 
 @pytest.mark.parametrize("name, scale", EVERY)
@@ -118,7 +118,7 @@ def test_a_name_that_a_scale_lacks_is_refused():
         experiments.experiment(Options(name="batch-emm"))
 
 
-@pytest.mark.parametrize("scale", protocol.SCALES)
+@pytest.mark.parametrize("scale", claims.SCALES)
 def test_the_dry_run_is_a_list_of_commands_for_directories_of_their_own(scale, capsys):
     experiments.experiment(Options(name="all", scale=scale, dry_run=True))
     lines = capsys.readouterr().out.splitlines()
@@ -147,7 +147,7 @@ def test_claims_name_points():
         for points in filter(None, (e.cpu, e.gpu, e.paper)):
             series = [p.series for p in points]
             for claim in e.claims:
-                if isinstance(claim, protocol.Slope):
+                if isinstance(claim, claims.Slope):
                     line = [p.x for p in points if claim.series in ("all", p.series)]
                     assert len(line) > 1 and min(line) > 0 and claim.range[0] < claim.range[1], name
                     continue
@@ -208,7 +208,7 @@ def test_an_experiment_to_its_figure(tmp_path, capsys):
 
 
 def test_searches_of_an_experiment(tmp_path, monkeypatch):
-    points = [protocol.Point("", w, dict(width=w)) for w in (4, 8)]
+    points = [claims.Point("", w, dict(width=w)) for w in (4, 8)]
     monkeypatch.setitem(EXPERIMENTS, "width", dataclasses.replace(EXPERIMENTS["width"], cpu=points))
     o = Options(name="width", seeds=(0, 1), runs=str(tmp_path / "runs"), out=str(tmp_path / "results"),
                 also=TINY)

@@ -9,7 +9,8 @@ from PIL import Image
 import run
 from conftest import ROOT
 from paper import report
-from paper.protocol import ALL, EXPERIMENTS, FIRST, KNOWN, LAST, SCALES, Claim, Slope
+from paper.claims import ALL, FIRST, KNOWN, LAST, SCALES, Claim, Slope
+from paper.protocol import EXPERIMENTS
 
 
 def made(name, measure):
