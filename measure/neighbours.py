@@ -84,10 +84,9 @@ def approximate(x, y):
 
 def squares_of_pairs(x, y, row, column):
     """|x - y|^2 of pairs: int64 of uint8, float64 of floats."""
-    parts = []
-    for i, j in zip(row.split(max(1, PAIRS // x.shape[1])), column.split(max(1, PAIRS // x.shape[1]))):
-        parts.append((x[i].double() - y[j].double()).square_().sum(1))
-    squares = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=x.device)
+    at_once = max(1, PAIRS // x.shape[1])
+    squares = torch.cat([(x[i].double() - y[j].double()).square_().sum(1)
+                         for i, j in zip(row.split(at_once), column.split(at_once))])
     return squares.to(torch.int64) if x.dtype == torch.uint8 else squares
 
 
