@@ -90,8 +90,7 @@ class Work:
         turn = batch_index(len(self.shown), o.batch, step, o.seed, o.reshuffle, self.images.device)
         index = self.shown[turn]
         factor, beta = schedule(o, len(self.images), step)
-        # as tensors, for a graph of a GPU would replay the numbers of its recording
-        numbers = [torch.full((), x, device=index.device) for x in (o.learning_rate * factor, 1 - beta)]
+        numbers = self.numbers(o.learning_rate * factor, 1 - beta)
         while True:
             torch.manual_seed(seed_of(o.seed, step))
             try:
@@ -102,6 +101,11 @@ class Work:
                 if not full or not self.may_shrink or self.part == 1:
                     raise
             self.shrink()  # here, where nothing holds the memory of what failed
+
+    def numbers(self, *numbers):
+        """As the work takes them: on a GPU tensors, for a graph would replay the numbers of its recording."""
+        device = self.images.device
+        return [torch.full((), x, device=device) for x in numbers] if device.type == "cuda" else numbers
 
     def shrink(self):
         """Halve the part, to a divisor of the batch."""
@@ -183,12 +187,13 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, learning_rate):
-        """One step by the gradients that are in place; the rate is a number, or a tensor on their device."""
+        """One step by the gradients that are in place; the rate is a number, or a tensor on the same GPU."""
         o, gradients = self.options, [p.grad for p in self.parameters]
         if o.optimizer == "sgd":
             sgd(self.parameters, gradients, self.state["momentum_buffer"],
                 momentum=o.momentum, dampening=0.0, nesterov=False, maximize=False,
-                weight_decay=o.weight_decay, lr=learning_rate, fused=True)
+                weight_decay=o.weight_decay, lr=learning_rate,
+                **{"fused" if isinstance(learning_rate, torch.Tensor) else "foreach": True})
         else:
             if self.matrices:
                 muon(self.matrices, self.state["momentum_buffer"], learning_rate, o.momentum, o.weight_decay)
@@ -248,9 +253,9 @@ def validation_loss(work, D):
 
 @torch.no_grad()
 def average(ema, parameters, weight):
-    """ema += weight (parameters - ema), in place; the weight is a tensor on the same device."""
-    if not weight.is_cuda:  # of a GPU, item() would wait for it
-        return torch._foreach_lerp_(ema, parameters, weight.item())
+    """ema += weight (parameters - ema), in place; the weight is a number, or a tensor on the same GPU."""
+    if not isinstance(weight, torch.Tensor):
+        return torch._foreach_lerp_(ema, parameters, weight)
     change = torch._foreach_sub(parameters, ema)
     torch._foreach_mul_(change, weight)
     torch._foreach_add_(ema, change)

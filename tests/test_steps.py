@@ -150,7 +150,7 @@ def test_repeated_images_are_drawn_as_often_as_they_stand_there():
     times = torch.bincount(torch.cat([index for index, *_ in drawn]))
     assert sorted(times.tolist()) == [1] * 16 + [4] * 4
     o = one.options
-    assert float(drawn[1][1]) == pytest.approx(o.learning_rate * steps.schedule(o, 20, 1)[0])
+    assert drawn[1][1] == o.learning_rate * steps.schedule(o, 20, 1)[0]
 
 
 @pytest.mark.parametrize("skip", [(), (0.3, 20.0)])
@@ -334,6 +334,7 @@ def test_the_graph_is_of_the_step_itself(monkeypatch, capsys):
         replayed.held, replayed.graph = [t.clone() for t in tensors], Graph(replayed, function)
     monkeypatch.setattr(graphs.Replayed, "record", record)
     plain, recorded = work(reshuffle=True), work(reshuffle=True)
+    recorded.numbers = lambda *numbers: [torch.tensor(number) for number in numbers]
     recorded.replayed.wanted = True
     for step in range(6):
         assert torch.equal(plain.take(step), recorded.take(step))
@@ -341,7 +342,7 @@ def test_the_graph_is_of_the_step_itself(monkeypatch, capsys):
     for p, q in zip(plain.parameters, recorded.parameters):
         assert torch.equal(p, q)
     for p, q in zip(plain.ema.values(), recorded.ema.values()):
-        assert torch.equal(p, q)
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-8)  # the average by a tensor rounds otherwise
 
 
 def test_where_no_graph_can_be_recorded_it_goes_on_without(capsys):
