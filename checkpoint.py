@@ -10,13 +10,8 @@ import run
 import unet
 
 
-def save_model(path, D, weights=None, **metadata):
-    """Publish the U-Net's weights (those of D, or `weights` by name) and what rebuilds D as safetensors."""
-    write(path, weights if weights is not None else D.model.state_dict(), dict(network=D.config, **metadata))
-
-
 def load_model(path, device="cpu"):
-    """The Denoiser that `save_model` stored, in evaluation mode on `device`, and the file's metadata."""
+    """The Denoiser of a snapshot file, in evaluation mode on `device`, and the file's metadata."""
     weights, metadata = read(path)
     try:
         # before memory is taken for what the file claims to hold
@@ -38,17 +33,17 @@ def check_shapes(there, tensors):
                          f"such as {min(wrong)}")
 
 
-def state(net, ema, optimizer):
-    """By name, all tensors that the next step needs: weights, their average, the optimizer's state."""
-    tensors = {f"net.{name}": t for name, t in net.model.state_dict().items()}
-    tensors |= {f"ema.{name}": t for name, t in ema.items()}
-    for name, each in optimizer.state.items():
+def state(work):
+    """By name, all tensors that the next step of a `Work` needs: weights, their average, the optimizer's."""
+    tensors = {f"net.{name}": t for name, t in work.net.model.state_dict().items()}
+    tensors |= {f"ema.{name}": t for name, t in work.ema.items()}
+    for name, each in work.optimizer.state.items():
         tensors |= {f"optimizer.{i}.{name}": t for i, t in enumerate(each)}
     return tensors
 
 
 @torch.no_grad()
-def load_state(path, net, ema, optimizer, about, defaults):
+def load_state(path, work, about, defaults):
     """Put a saved state in place; returns its step and the seconds trained so far, or 0, 0 if there is none.
 
     `about` has this run's options and data, `defaults` the values of options that a file does not know.
@@ -60,7 +55,7 @@ def load_state(path, net, ema, optimizer, about, defaults):
     if different := run.differences(there, about, defaults):
         raise ValueError(f"{path} is the state of another run ({different}); "
                          "remove it to train from the start")
-    tensors = state(net, ema, optimizer)
+    tensors = state(work)
     check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, saved)
     for name, t in tensors.items():
         t.copy_(saved[name])

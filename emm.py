@@ -218,17 +218,13 @@ def measure(options, n):
         signal.signal(signal.SIGTERM, previous)
 
 
-def start_worker():
-    """Set up a process of `workers`: SIGTERM stops a measurement, and is ignored between two of them."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 @contextlib.contextmanager
 def workers(devices):
     """Yield [(device, submit)], where submit(function, *arguments) returns a future.
 
     Each of several devices has a process of its own, so that the memory which torch caches is used again.
-    With one device, `submit` runs the function in this process, at once.
+    SIGTERM stops a measurement there, and is ignored between two of them. With one device, `submit` runs the
+    function in this process, at once.
     """
     def here(function, *arguments):
         future = Future()
@@ -240,7 +236,8 @@ def workers(devices):
         return
     with contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
-        processes = [stack.enter_context(ProcessPoolExecutor(1, context, start_worker)) for _ in devices]
+        ignore = signal.signal, (signal.SIGTERM, signal.SIG_IGN)
+        processes = [stack.enter_context(ProcessPoolExecutor(1, context, *ignore)) for _ in devices]
         try:
             yield [(device, process.submit) for device, process in zip(devices, processes)]
         finally:  # after an error elsewhere, or once no more is needed: what still runs saves its state
@@ -294,8 +291,9 @@ def ways(options, whole):
     if any(not 2 <= n <= most for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {most} images of --data"
                          f"{' that --validate leaves' * (options.validate > 0)}")
+    classes = len(whole.labels.unique())  # sizes are balanced, unless those are many and the images few
     return dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
-                multiple=search.balance(len(whole.labels.unique()), options.n_min))
+                multiple=classes if classes <= options.n_min else 1)
 
 
 def measure_all(options, how, free):

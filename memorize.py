@@ -132,16 +132,14 @@ def measured(x, train, threshold=(1, 3), neighbours=0, **how):
     return [parallel.gather(result) for result in (verdict, squares, index)]
 
 
-def score(samples, train, threshold=(1, 3), references=None, neighbours=0, **how):
+def score(samples, train, threshold=(1, 3), neighbours=0, **how):
     """Compare samples with training images, both uint8 [*, C, H, W], or vectors, on one device.
 
-    `references` are the training images prepared, which may then lie elsewhere themselves.
     Returns a summary for JSON, and what `measured` does, to which `how` goes.
     Distances in the summary are L2 over pixel values 0..255; divide by sqrt(C H W) for the RMS of a pixel
     (what the published scorer prints).
     """
-    with parallel.group(samples.device):
-        verdict, squares, index = measured(samples, references or train, threshold, neighbours, **how)
+    verdict, squares, index = measured(samples, train, threshold, neighbours, **how)
     hits, count = int(verdict.sum()), len(samples)
     low, high = search.wilson(hits, count)
     mean = squares[:, :2].double().sqrt().mean(0).tolist()
@@ -254,7 +252,7 @@ def scorer(options, train, held_out, device):
 
     def score_of(samples):
         x = samples.values.to(device)
-        summary, *found = score(x, y, threshold, None, k, **how)
+        summary, *found = score(x, y, threshold, k, **how)
         verdict, squares, index = found
         if parallel.rank():
             return summary, found

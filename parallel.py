@@ -16,7 +16,7 @@ from run import rank, size
 @contextlib.contextmanager
 def group(device):
     """Join the other processes, over nccl on GPUs and gloo on CPUs, until the end of the block."""
-    if size() == 1 or dist.is_initialized():
+    if size() == 1:
         yield
         return
     try:
@@ -57,24 +57,6 @@ def summed(tensor):
     if size() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-class Loss(torch.nn.Module):
-    """net.loss as a module's forward, which is what DistributedDataParallel wraps."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, *arguments):
-        return self.net.loss(*arguments)
-
-
-def wrap(net, device):
-    """net.loss with gradients averaged over all processes as they are made; None if there is one process."""
-    if size() == 1:
-        return None
-    return torch.nn.parallel.DistributedDataParallel(Loss(net), [device] if device.type == "cuda" else None)
 
 
 def barrier():

@@ -78,18 +78,16 @@ def _converter(kind):
     """What makes a value of a word: int, float, str, int | str, or a tuple of one of them; or None."""
     if type(None) in typing.get_args(kind):
         kind = typing.get_args(kind)[0]
-    item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+    if kind == int | str:
+        return lambda word: int(word) if word.isdecimal() else word
+    if typing.get_origin(kind) is not tuple:
+        return kind
+    item = typing.get_args(kind)[0]
 
-    def convert(word):
-        if item:
-            return tuple(item(part) for part in word.split(",") if part) if word != "none" else ()
-        if kind == int | str:
-            return int(word) if word.isdecimal() else word
-        return kind(word)
-
-    # for the errors of argparse
-    convert.__name__ = f"comma-separated {item.__name__}" if item else getattr(kind, "__name__", "number")
-    return convert
+    def items(word):
+        return tuple(item(part) for part in word.split(",") if part) if word != "none" else ()
+    items.__name__ = f"comma-separated {item.__name__}"  # for the errors of argparse
+    return items
 
 
 def stage(function, cls, description, argv=None, say=None):
@@ -235,11 +233,7 @@ class Directory:
         self.log = self.path / "log.jsonl"
         self.state = self.path / "state.safetensors"
         self.model = self.path / "model.safetensors"
-        self.scores = self.path / "scores.json"      # of emm.py: memorized samples of each snapshot
-        self.memorize = self.path / "memorize.json"  # of memorize.py: memorized ones of the last samples
-        self.compare = self.path / "compare.json"    # of paper/compare.py: the model beside the optimum
-        self.agree = self.path / "agree.json"        # of paper/agree.py: the model beside another
-        self.optimum = self.path / "optimum.npz"     # samples of its training set's closed-form optimum
+        self.scores = self.path / "scores.json"  # of emm.py: memorized samples of each snapshot
 
     def snapshot(self, step):
         return self.path / f"snapshot-{step:08d}.safetensors"
@@ -247,12 +241,6 @@ class Directory:
     def snapshots(self):
         """The snapshot files that exist, in order of their steps, the final model last."""
         return sorted(self.path.glob("snapshot-*.safetensors")) + [self.model] * self.model.exists()
-
-    @staticmethod
-    def samples(weights):
-        """Where the samples of a snapshot file go: samples.npz or samples-STEP.npz beside it."""
-        stem = weights.stem.replace("model", "samples").replace("snapshot", "samples")
-        return weights.with_name(f"{stem}.npz")
 
 
 @contextlib.contextmanager
@@ -292,12 +280,16 @@ def differences(old, new, defaults=None):
     """What differs between two records, in words; "" if nothing that decides what is computed does.
 
     An option that one of them lacks counts as its default: scripts gain options, and old runs stay valid.
-    Where the data lie does not count, but their fingerprints do.
+    Without `defaults` only the options that both have count. Where the data lie does not count, but their
+    fingerprints do.
     """
     found = []
     for part, usual in (("options", defaults or {}), ("data", {}), ("source", {})):
         there, asked = usual | old.get(part, {}), usual | new.get(part, {})
-        for key in sorted((there.keys() | asked.keys()) - PLACES):
+        keys = there.keys() | asked.keys()
+        if part == "options" and defaults is None:
+            keys = there.keys() & asked.keys()
+        for key in sorted(keys - PLACES):
             if there.get(key) != asked.get(key):
                 found.append(f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked")
     return "; ".join(found)

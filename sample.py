@@ -206,11 +206,9 @@ def optimum(options, device):
     D = data.of_run(folder, moved) if options.run else data.load(options)
     _ = D.resolution  # an error unless images are square
     source = {key: value for key, value in D.fingerprint().items() if value and key.endswith("sha256")}
-    images, labels = D.images[D.shown].to(device), D.labels[D.shown]
-    if not D.label_dim:
-        return Optimum(images), None, source, folder / "optimum.npz"
-    counts = torch.bincount(labels, minlength=D.label_dim).tolist()
-    return Optimum(images, labels.to(device)), counts, source, folder / "optimum.npz"
+    labels = D.labels[D.shown].to(device) if D.label_dim else None
+    counts = torch.bincount(labels, minlength=D.label_dim).tolist() if D.label_dim else None
+    return Optimum(D.images[D.shown].to(device), labels), counts, source, folder / "optimum.npz"
 
 
 def trained(options, device):
@@ -222,7 +220,7 @@ def trained(options, device):
         raise ValueError(f"no trained model at {path}; "
                          "give the run directory of a finished train.py, or a snapshot file")
     D, metadata = checkpoint.load_model(path, device)
-    if files.path.is_dir() and (different := foreign(metadata, run.read_json(files.config))):
+    if files.path.is_dir() and (different := run.differences(metadata, run.read_json(files.config))):
         raise ValueError(f"{path} is not of the run in {path.parent} ({different}); "
                          "restore it, or train again")
     source = dict(weights_sha256=run.file_sha256(path))
@@ -237,16 +235,6 @@ def best(files):
         raise ValueError(f"the snapshots in {files.path} have no loss on held-out images; "
                          "train with --validate, or leave --snapshot out")
     return min(losses, key=losses.get)
-
-
-def foreign(metadata, config):
-    """How a snapshot differs from those of the run with this config.json, in words; "" if it does not.
-
-    Only the options that both have count.
-    """
-    both = metadata["options"].keys() & config["options"].keys()
-    return run.differences(*(dict(side, options={key: side["options"][key] for key in both})
-                             for side in (metadata, config)))
 
 
 def write(out, images, labels, seeds, about):

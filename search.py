@@ -18,12 +18,12 @@ import math
 import statistics
 from fractions import Fraction
 
+from scipy import optimize, special, stats
+
 SLOPE = 2.5        # of the ratio's logit against -ln |D| until two ratios tell: 2 to 4 in the paper's figures
 SLOPES = 1, 6      # what two ratios, which are noisy, may make of it
 PATIENCE = 6       # sizes about a bracket after which it is halved: that many lines have missed EMM
-ABOVE_SHARE = 0.6  # of its training that a size above 1 - eps takes until it is decided, to estimate costs
 EXTREME = 0.995    # ratios beyond it tell no more
-BISECTIONS = 50    # halvings of [0, 1]: to the last bits of a float
 FIRST_LOOK = 64         # samples before the first look, at least; then half as many again before each
 CONFIDENCE = 0.95  # of the reported intervals
 NORMAL = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # half of one, in standard deviations
@@ -35,11 +35,6 @@ ONSETS = 0.01, 0.1, 0.5, 0.9  # ratios of whose first time a search tells
 def target(eps):
     """1 - eps as an exact fraction: 0.82 for eps 0.18, whose float is a little off."""
     return 1 - Fraction(str(eps))
-
-
-def balance(classes, n_min):
-    """What sizes are multiples of: the classes, or 1 where those are many and the images few."""
-    return classes if classes <= n_min else 1
 
 
 def bracket(measured):
@@ -116,15 +111,6 @@ def next_sizes(measured, count, running=(), **options):
             found += [n] if n not in (*running, *found) else []
             worlds += [world | {n: dict(above=above)} for above in (True, False)]
     return found
-
-
-def ahead(measured, emm, **options):
-    """{size: share of its training} that a search goes on to measure if EMM is `emm`."""
-    shares, measured = {}, dict(measured)
-    while (n := next_size(measured, **options)) is not None:
-        measured[n] = dict(above=n <= emm)
-        shares[n] = ABOVE_SHARE if n <= emm else 1.0
-    return shares
 
 
 # ---- what is known of EMM
@@ -218,14 +204,12 @@ def times_as_often(copies, images):
 
 def wilson(hits, count):
     """Wilson's score interval for a share of hits among count samples: (low, high)."""
-    from scipy.stats import binomtest  # takes a second
-    low, high = binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+    low, high = stats.binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
     return float(low), float(high)
 
 
 def student(values):
     """Mean of several values and half the width of its Student interval."""
-    from scipy import stats
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     return statistics.mean(values), quantile * statistics.stdev(values) / len(values) ** 0.5
 
@@ -235,26 +219,16 @@ def student(values):
 def log_mixture(hits, count, p):
     """log M_n(p); infinite where p is impossible."""
     misses = count - hits
-    if (hits and p <= 0) or (misses and p >= 1):
-        return math.inf
-    log_beta = math.lgamma(hits + 1) + math.lgamma(misses + 1) - math.lgamma(count + 2)
-    return log_beta - (hits * math.log(p) if hits else 0) - (misses * math.log1p(-p) if misses else 0)
+    return special.betaln(hits + 1, misses + 1) - special.xlogy(hits, p) - special.xlog1py(misses, -p)
 
 
 def interval(hits, count, alpha=0.05):
     """(low, high) that holds the true ratio with probability 1 - alpha at all counts together."""
-    def excluded(p):
-        return log_mixture(hits, count, p) >= -math.log(alpha)
+    def excess(p):  # falls from either side towards hits / count, where it is negative
+        return log_mixture(hits, count, p) + math.log(alpha)
 
-    def end(outside, inside):  # M_n falls from either side towards hits / count
-        if not excluded(outside):
-            return outside
-        for _ in range(BISECTIONS):
-            middle = (outside + inside) / 2
-            outside, inside = (middle, inside) if excluded(middle) else (outside, middle)
-        return outside
     share = hits / count if count else 0.5
-    return end(0.0, share), end(1.0, share)
+    return tuple(optimize.bisect(excess, end, share) if excess(end) >= 0 else end for end in (0.0, 1.0))
 
 
 def verdict(hits, count, target, alpha_above=0.01, alpha_below=0.01):

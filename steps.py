@@ -2,7 +2,6 @@
 
 All that happens in step k depends on (seed, k) alone, so that a run goes on anywhere.
 """
-import contextlib
 import copy
 import hashlib
 import sys
@@ -61,25 +60,28 @@ def batch_index(n, batch, step, seed, reshuffle=False, device="cpu"):
 
 
 class Work:
-    """The steps of a run, in place: `take(step)`. `part` images are in memory at once.
-
-    `shown` is an index of the images that are read round and round, as in `data.Images`.
+    """The steps of a run on D (data.Images), in place: `take(step)`. `part` images are in memory at once.
 
     On a GPU the part is the largest that fits, found by the first step, unless --batch-device gives one;
     and from the third step on the work of a step is replayed as a CUDA graph.
     """
 
-    def __init__(self, options, net, ema, optimizer, images, labels, shown=...):
-        self.options, self.net, self.ema, self.optimizer = options, net, list(ema.values()), optimizer
-        self.images, self.labels, self.parameters = images, labels, list(net.model.parameters())
-        self.shown = torch.arange(len(images))[shown].to(images.device)
+    def __init__(self, options, net, D):
+        self.options, self.net = options, net
+        parameters = dict(net.model.named_parameters())
+        self.parameters = list(parameters.values())
+        self.ema = {name: p.detach().clone() for name, p in parameters.items()}
+        self.optimizer = Optimizer(options, self.parameters, net.model.matrices())
+        device = self.parameters[0].device
+        self.images = D.images.to(device)
+        self.labels = D.labels.to(device) if D.label_dim else None
+        self.shown = torch.arange(len(D))[D.shown].to(device)
         self.part = options.batch_device or options.batch
         self.may_shrink = not options.batch_device and parallel.size() == 1
-        self.loss_of = parallel.wrap(net, images.device)  # None for one process
-        self.replayed = Replayed(images.is_cuda and parallel.size() == 1)
+        self.replayed = Replayed(self.images.is_cuda and parallel.size() == 1)
 
     def take(self, step):
-        """Take one step; returns without waiting its mean loss and gradient norm [2], of this process's part.
+        """Take one step; returns without waiting its mean loss and gradient norm [2].
 
         All randomness comes from (seed, step). With another part or several processes the noise stays the
         same; dropout, which is drawn in the forward pass, does not.
@@ -126,15 +128,17 @@ class Work:
                   f"{self.part} images at a time, with the same gradients", file=sys.stderr, flush=True)
         self.may_shrink = False  # the weights change from here on
         self.optimizer.step(rate)
-        average(self.ema, self.parameters, weight)
-        return torch.stack([loss, norm / parallel.size()])
+        average(list(self.ema.values()), self.parameters, weight)
+        return torch.stack([loss, norm])
 
     def gradients(self, index):
         """Put the gradients of the batch in place, part by part; returns its mean loss."""
         y = self.images[index].float() / 127.5 - 1                              # [B, C, H, W]
         sigma = self.net.objective.training_sigma(len(y), device=y.device)
         noise = torch.randn_like(y)
-        labels = self.labels_of(index)
+        labels = None if self.labels is None else self.labels[index]
+        if drop := self.options.label_dropout:  # -1 is no label
+            labels = labels.masked_fill(torch.rand(len(y), device=y.device) < drop, -1)
         if self.options.flip:
             mirrored = torch.rand(len(y), 1, 1, 1, device=y.device) < 0.5
             y = torch.where(mirrored, y.flip(-1), y)
@@ -147,28 +151,18 @@ class Work:
         total = torch.zeros((), device=y.device)
         self.net.zero_grad(set_to_none=True)
         mine = parallel.share(len(y))
-        parts = [slice(i, min(i + self.part, mine.stop)) for i in range(mine.start, mine.stop, self.part)]
-        for part in parts:
+        for i in range(mine.start, mine.stop, self.part):
+            part = slice(i, min(i + self.part, mine.stop))
             given = [each if each is None else each[part] for each in (labels, how)]
-            last = self.loss_of is None or part is parts[-1]
-            with contextlib.nullcontext() if last else self.loss_of.no_sync():
-                loss_of = self.loss_of or self.net.loss
-                each = loss_of(y[part], sigma[part], noise[part], *given)       # [part]
-                if skip := self.options.sigma_skip:
-                    each = each * ((sigma[part] <= skip[0]) | (sigma[part] >= skip[1]))
-                loss = each.sum() / len(y)
-                (loss * parallel.size()).backward()  # processes average their gradients
+            each = self.net.loss(y[part], sigma[part], noise[part], *given)     # [part]
+            if skip := self.options.sigma_skip:
+                each = each * ((sigma[part] <= skip[0]) | (sigma[part] >= skip[1]))
+            loss = each.sum() / len(y)
+            loss.backward()
             total += loss.detach()
+        for tensor in (total, *(p.grad for p in self.parameters)):
+            parallel.summed(tensor)
         return total
-
-    def labels_of(self, index):
-        """The labels int64 [B] of images `index`, -1 (no label) where --label-dropout drops them, or None."""
-        if self.labels is None:
-            return None
-        labels, probability = self.labels[index], self.options.label_dropout
-        if not probability:
-            return labels
-        return labels.masked_fill(torch.rand(len(index), device=index.device) < probability, -1)
 
 
 class Optimizer:
@@ -240,18 +234,17 @@ def orthogonalized(g):
 
 
 @torch.inference_mode()
-def validation_loss(options, net, ema, D, part):
+def validation_loss(work, D):
     """The mean denoising loss of the averaged weights on held-out images `D` (data.Images), without dropout.
 
     Noise levels are drawn as in training, once an image, and by the seed alone: each snapshot gets the same.
-    `part` images are in memory at once.
     """
-    device, twin = next(net.parameters()).device, copy.deepcopy(net).eval()
-    twin.model.load_state_dict({**net.model.state_dict(), **ema})
-    generator = torch.Generator().manual_seed(seed_of(options.seed, "validation"))
-    sigma = net.objective.training_sigma(len(D), generator)
+    device, twin = work.images.device, copy.deepcopy(work.net).eval()
+    twin.model.load_state_dict({**work.net.model.state_dict(), **work.ema})
+    generator = torch.Generator().manual_seed(seed_of(work.options.seed, "validation"))
+    sigma = twin.objective.training_sigma(len(D), generator)
     noise, total = torch.randn(D.images.shape, generator=generator), 0.0
-    for i in torch.arange(len(D)).split(part):
+    for i in torch.arange(len(D)).split(work.part):
         y = D.images[i].to(device).float() / 127.5 - 1                          # [B, C, H, W]
         labels = D.labels[i].to(device) if D.label_dim else None
         total += float(twin.loss(y, sigma[i].to(device), noise[i].to(device), labels).double().sum())

@@ -28,7 +28,7 @@ import run
 import unet
 from diffusion import objectives
 from run import option
-from steps import Optimizer, Work, seed_of, validation_loss
+from steps import Work, seed_of, validation_loss
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 MOST_STEPS = 10**12      # more is a typing error
@@ -202,8 +202,8 @@ def training(options, alone=False):
     device = data.pick_device(options.device, options.threads, options.deterministic)
     data.keep_memory()
     options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
-    net = unet.build(options, D, torch.Generator().manual_seed(seed_of(options.seed, "weights")))
-    net.to(device).use(options.precision)
+    generator = torch.Generator().manual_seed(seed_of(options.seed, "weights"))
+    net = unet.build(options, D, generator).to(device).use(options.precision)
     skip = options.sigma_skip
     if skip and skip[0] <= net.sigma_min < net.sigma_max <= skip[1]:
         raise ValueError(f"--sigma-skip {skip[0]:g},{skip[1]:g} skips every noise level that "
@@ -222,8 +222,7 @@ def training(options, alone=False):
         yield from (path for path in files.snapshots() if path.exists())  # the caller may remove others
         if parallel.total(files.model.exists(), device):
             there = checkpoint.load_model(files.model)[1]
-            different = run.differences(there, about, run.defaults(Options))
-            if different:
+            if different := run.differences(there, about, run.defaults(Options)):
                 raise ValueError(f"{files.model} is of another run ({different}); remove it to train again")
             return
         yield from take_steps(options, D, held_out, net, files, about)
@@ -231,14 +230,9 @@ def training(options, alone=False):
 
 def take_steps(options, D, held_out, net, files, about):
     """Take the steps of `training` that are left, in the run directory `files` that rank 0 holds."""
-    n, device, writes = len(D), next(net.parameters()).device, parallel.rank() == 0
-    net.train()
-    parameters = dict(net.model.named_parameters())
-    ema = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = Optimizer(options, list(parameters.values()), net.model.matrices())
-    step, seconds = checkpoint.load_state(files.state, net, ema, optimizer, about, run.defaults(Options))
-    labels = D.labels.to(device) if D.label_dim else None
-    work = Work(options, net, ema, optimizer, D.images.to(device), labels, D.shown)
+    work = Work(options, net.train(), D)
+    step, seconds = checkpoint.load_state(files.state, work, about, run.defaults(Options))
+    n, device, writes = len(D), work.images.device, parallel.rank() == 0
     log = run.Log(files.log, step) if writes else None
     total, snapshots = total_steps(options, n), set(snapshot_steps(options, n))
     counts = torch.bincount(D.labels[D.shown], minlength=D.label_dim).tolist() if D.label_dim else None
@@ -248,27 +242,27 @@ def take_steps(options, D, held_out, net, files, about):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
     taken, tick, saved = [], time.perf_counter(), time.perf_counter()
-    with run.interruptible(), Progress(files.path, step, total) as progress:
+    progress = Progress(files.path, step, total)
+    with run.interruptible(), contextlib.closing(progress.bar):
         while step < total:
             taken.append(work.take(step))
             step += 1
             stop, late = asked_to_stop(step, device), time.perf_counter() - saved > options.save_seconds
-            # On a GPU this check would wait for the step to finish. The norm is the same in all processes,
-            # unlike the loss.
-            lost = device.type == "cpu" and not taken[-1][1].isfinite()
+            # on a GPU this check would wait for the step to finish
+            lost = device.type == "cpu" and not taken[-1].isfinite().all()
             due = step in snapshots or step % options.log_steps == 0
             if not (stop or lost or due or late and parallel.size() == 1):
                 continue  # several processes, whose clocks differ, pass at the same steps
-            values = parallel.summed(torch.stack(taken))  # [steps, 2]; waits for the device
+            values = torch.stack(taken).cpu()  # [steps, 2]; waits for the device
             now = time.perf_counter()
-            check_finite(values, step, ema, options, log)
+            check_finite(values, step, work, log)
             loss, norm = values.mean(0).tolist()
             seconds += now - tick
             validation = {}
             if step in snapshots:
                 work.rest()
                 if held_out and writes:
-                    validation["validation_loss"] = validation_loss(options, net, ema, held_out, work.part)
+                    validation["validation_loss"] = validation_loss(work, held_out)
             if writes:
                 log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
                           loss=loss, gradient_norm=norm,
@@ -278,12 +272,12 @@ def take_steps(options, D, held_out, net, files, about):
             progress.update(step, loss)
             snapshot = files.model if step == total else files.snapshot(step)
             if writes and step in snapshots:
-                checkpoint.save_model(snapshot, net, {**net.model.state_dict(), **ema}, step=step,
-                                      epoch=step * options.batch / n, label_counts=counts,
-                                      **validation, **about)
+                checkpoint.write(snapshot, {**net.model.state_dict(), **work.ema}, dict(
+                    network=net.config, step=step, epoch=step * options.batch / n, label_counts=counts,
+                    **validation, **about))
             if step < total and (stop or late or step in snapshots):
                 if writes:
-                    checkpoint.write(files.state, checkpoint.state(net, ema, optimizer),
+                    checkpoint.write(files.state, checkpoint.state(work),
                                      dict(about, step=step, seconds=seconds))
                 saved = time.perf_counter()
             if stop and step < total:
@@ -304,24 +298,25 @@ def asked_to_stop(step, device):
     return step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
 
 
-def check_finite(taken, step, ema, options, log):
+def check_finite(taken, step, work, log):
     """Raise ValueError, naming the step, unless the last steps and the weights after them are finite.
 
     `taken` [steps, 2] holds the loss and the norm of the gradient of each. The error is logged too, by the
     rank that has a log.
     """
-    first, names = step - len(taken) + 1, ("loss", "norm of the gradient")
-    bad = next((f"{name} of step {first + i} is {value}"
-                for i, row in enumerate(taken.tolist())
-                for name, value in zip(names, row) if not math.isfinite(value)), None)
-    if bad is None and not all(p.isfinite().all() for p in ema.values()):
+    if wrong := (~taken.isfinite()).nonzero().tolist():
+        i, which = wrong[0]
+        name = ("loss", "norm of the gradient")[which]
+        bad = f"{name} of step {step - len(taken) + 1 + i} is {float(taken[i, which])}"
+    elif not all(p.isfinite().all() for p in work.ema.values()):
         bad = f"weights are not finite after step {step}"
-    if bad:
-        said = (f"the {bad}; what was saved before is kept. Lower --learning-rate {options.learning_rate:g} "
-                "or lengthen the warm-up, and choose another --out")
-        if log:
-            log.write(step=step, stopped=said)
-        raise ValueError(said)
+    else:
+        return
+    said = (f"the {bad}; what was saved before is kept. Lower --learning-rate "
+            f"{work.options.learning_rate:g} or lengthen the warm-up, and choose another --out")
+    if log:
+        log.write(step=step, stopped=said)
+    raise ValueError(said)
 
 
 class Progress:
@@ -330,8 +325,8 @@ class Progress:
     def __init__(self, out, step, total):
         silent = True if parallel.rank() else None  # None: silent where stderr is no terminal
         self.bar = tqdm(desc=str(out), initial=step, total=total, unit="step", disable=silent)
-        self.out, self.total, self.start, self.last = out, total, step, time.perf_counter()
-        self.begin = self.last
+        self.out, self.total, self.start = out, total, step
+        self.begin = self.last = time.perf_counter()
 
     def update(self, step, loss):
         self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
@@ -343,12 +338,6 @@ class Progress:
             print(f"{self.out}: step {step} of {self.total}, loss {loss:.4g}, {1e3 * rate:.0f} ms a step, "
                   f"{(self.total - step) * rate:.0f} s left", file=sys.stderr, flush=True)
             self.last = now
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.bar.close()
 
 
 def memory_mb(device):

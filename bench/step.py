@@ -135,10 +135,7 @@ class Published:
 class Ours:
     def __init__(self, options, D, device):
         self.net = unet.build(options, D).to(device).use(options.precision).train()
-        parameters = dict(self.net.model.named_parameters())
-        ema = {name: p.detach().clone() for name, p in parameters.items()}
-        optimizer = steps.Optimizer(options, list(parameters.values()), self.net.model.matrices())
-        self.work = steps.Work(options, self.net, ema, optimizer, D.images.to(device), None)
+        self.work = steps.Work(options, self.net, D)
         self.denoise = sample.in_chunks(self.net)  # kept: on a GPU it records a graph
 
     @property

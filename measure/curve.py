@@ -4,10 +4,12 @@ A held-out image cannot be a copy, but for near-duplicates in the data: the shar
 the threshold's false positive rate.
 """
 import math
+import warnings
 
 import numpy as np
 import torch
 from scipy import stats
+from scipy.cluster.vq import kmeans2, vq
 
 from search import CONFIDENCE, wilson
 
@@ -84,8 +86,7 @@ def z_u(samples, held_out):
     m, n = len(samples), len(held_out)
     ranks = stats.rankdata(np.concatenate([samples, held_out]))
     u = ranks[:m].sum() - m * (m + 1) / 2
-    ties = np.unique(ranks, return_counts=True)[1].astype(float)
-    variance = m * n / 12 * (m + n + 1 - (ties**3 - ties).sum() / ((m + n) * (m + n - 1)))
+    variance = m * n * (m + n + 1) / 12 * stats.tiecorrect(ranks)
     return float((u - m * n / 2) / math.sqrt(variance)) if variance > 0 else 0.0
 
 
@@ -108,24 +109,23 @@ def c_t(sample_distances, sample_cells, held_out_distances, held_out_cells):
     return float(np.average(scores, weights=weights)), len(scores), deviation
 
 
-def cells(train, *others, seed=0, mirror=False):
+def cells(train, *others, mirror=False):
     """Cells of k-means on the training images, for each of `others`: int arrays [N].
 
     In float64, and scaled so that no square overflows. With `mirror` an image and its mirror image share a
     cell: both are replaced by the sum of the two.
     """
     def flat(x):
-        return (x.double() + x.double().flip(-1) if mirror else x.double()).flatten(1)  # [N, D]
+        x = x.cpu().double()
+        return (x + x.flip(-1) if mirror else x).flatten(1).numpy()  # [N, D]
     y = flat(train[:FIT])
-    scale = float(y.abs().max()) or 1.0
+    scale = np.abs(y).max() or 1.0
     mean = (y / scale).mean(0)
     y = y / scale - mean
-    centres = y[np.random.RandomState(seed).permutation(len(y))[:CELLS]]
-    for _ in range(ROUNDS):
-        nearest = torch.cdist(y, centres).argmin(1)
-        for c in nearest.unique():
-            centres[c] = y[nearest == c].mean(0)
-    return [torch.cdist(flat(x) / scale - mean, centres).argmin(1).cpu().numpy() for x in others]
+    first = y[np.random.RandomState(0).permutation(len(y))[:CELLS]]
+    with warnings.catch_warnings(action="ignore"):  # of a centre without images, which stays where it is
+        centres, _ = kmeans2(y, first, ROUNDS, minit="matrix")
+    return [vq(flat(x) / scale - mean, centres)[0] for x in others]
 
 
 def control(squares, held_verdict, held_squares, cells_of, neighbours=0):

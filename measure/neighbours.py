@@ -9,7 +9,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 import torch
 
-from kernels import References, memorized
+from kernels import References, nearest_two
 from kernels.nearest_cpu import centred, float64_products, int8_products_are_exact, squared_norms
 
 BLOCK = 2**24             # distances at once: 64 MB of float32
@@ -39,8 +39,7 @@ def nearest(x, y, k):
     found = [], []
     for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(y))):
         d = distances(rows)
-        kth = d.kthvalue(k, dim=1).values if d.is_cuda else torch.from_numpy(
-            np.partition(d.numpy(), k - 1, axis=1)[:, k - 1])
+        kth = d.topk(k, dim=1, largest=False).values[:, -1]
         row, index = (d <= (kth + 2 * error[rows])[:, None]).nonzero(as_tuple=True)
         square = squares_of_pairs(x, y, rows[row], index).cpu().numpy()
         row, index = row.cpu().numpy(), index.cpu().numpy()
@@ -85,10 +84,9 @@ def approximate(x, y):
 
 def squares_of_pairs(x, y, row, column):
     """|x - y|^2 of pairs: int64 of uint8, float64 of floats."""
-    parts = []
-    for i, j in zip(row.split(max(1, PAIRS // x.shape[1])), column.split(max(1, PAIRS // x.shape[1]))):
-        parts.append((x[i].double() - y[j].double()).square_().sum(1))
-    squares = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=x.device)
+    at_once = max(1, PAIRS // x.shape[1])
+    squares = torch.cat([(x[i].double() - y[j].double()).square_().sum(1)
+                         for i, j in zip(row.split(at_once), column.split(at_once))])
     return squares.to(torch.int64) if x.dtype == torch.uint8 else squares
 
 
@@ -100,7 +98,7 @@ def compared(x, y, k=2, mirror=False, cosine=False):
     """
     def search(queries):
         if isinstance(y, References) or k == 2 and x.dtype == torch.uint8:
-            return memorized(queries, y)[1:]
+            return nearest_two(queries, y)
         return nearest(queries, y, k)
     if not mirror:
         squares, index = search(x)

@@ -58,9 +58,8 @@ def prdc(real, fake, k=NEAREST):
         covered.append(inside.any(1)), recalled.append(near.any(1))
     shares = dict(precision=around > 0, recall=torch.cat(recalled), coverage=torch.cat(covered))
     density = around.double() / k
-    half = NORMAL * float(density.std(correction=1)) / math.sqrt(len(density))
-    found = dict(density=float(density.mean()), density_interval_95=[float(density.mean()) - half,
-                                                                     float(density.mean()) + half])
+    mean, half = float(density.mean()), NORMAL * float(density.std(correction=1)) / math.sqrt(len(density))
+    found = dict(density=mean, density_interval_95=[mean - half, mean + half])
     for name, hits in shares.items():
         hits, count = int(hits.sum()), len(hits)
         found |= {name: hits / count, f"{name}_interval_95": list(wilson(hits, count))}
@@ -79,25 +78,25 @@ def frechet(one, other):
                  - 2 * root)
 
 
-def against(train, held_out=None, own=None, k=NEAREST):
+def against(train, held_out=None, own=None):
     """A function of samples, which gives their `prdc` and `frechet` against training and held-out images.
 
     It takes at most MOST of each, and returns a dict for JSON. With held-out images also these against the
-    training images: what new images of the same kind would get. `own` are squared distances [N, K > k] of
+    training images: what new images of the same kind would get. `own` are squared distances [N, K] of
     training images to their nearest, where they are known.
     """
     def scores(real, fake):
-        return prdc(real, fake, k) | dict(frechet=frechet(real, fake))
-    known = own is not None and len(own) <= MOST and own.shape[1] > k
-    others = dict(training=kind(train[:MOST], k, own[:, k] if known else None))
+        return prdc(real, fake) | dict(frechet=frechet(real, fake))
+    known = own is not None and len(own) <= MOST and own.shape[1] > NEAREST
+    others = dict(training=kind(train[:MOST], radius=own[:, NEAREST] if known else None))
     baseline = {}
     if held_out is not None:
-        others["held_out"] = kind(held_out[:MOST], k)
+        others["held_out"] = kind(held_out[:MOST])
         baseline["held_out_against_training"] = scores(others["training"], others["held_out"])
 
     def quality(samples):
-        fake = kind(samples[:MOST], k)
+        fake = kind(samples[:MOST])
         images = dict(samples=len(fake.x)) | {name: len(real.x) for name, real in others.items()}
-        return dict(nearest=k, images=images) | {
+        return dict(nearest=NEAREST, images=images) | {
             name: scores(real, fake) for name, real in others.items()} | baseline
     return quality

@@ -1,7 +1,7 @@
 """What memorize.py compares: images of sources and run directories, or any extractor's vectors (npz)."""
 import re
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +34,6 @@ def sides(options):
         place = options.samples
         place = samples_of_run(place)[0][1] if is_run(place) else place
         samples = of_source(place, options.resolution)
-    if options.held_out == "rest" and not options.sample_features:
-        # whatever their labels, and copies too, which are counted
-        rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0), copies=True)
-        if not len(rest):
-            raise ValueError(f"--held-out rest: the part and classes of {of.data} that were trained on have "
-                             f"no images but the {len(D)} of the training set; name a source of others")
-        held_out = Side(rest.images, rest.images, rest.names)
-    elif options.held_out and not options.sample_features:
-        held_out = of_source(options.held_out, of.resolution)
     if options.sample_features:
         cosine = options.distance == "cosine"
         samples = of_vectors(options.sample_features, samples, cosine)
@@ -52,6 +43,15 @@ def sides(options):
             if side.values.shape[1] != train.values.shape[1]:
                 raise ValueError(f"{side.names[0]} and the like have {side.values.shape[1]} values, training "
                                  f"vectors {train.values.shape[1]}; take both from one extractor")
+    elif options.held_out == "rest":
+        # whatever their labels, and copies too, which are counted
+        rest = data.outside(replace(of, labels="none"), replace(D, label_dim=0), copies=True)
+        if not len(rest):
+            raise ValueError(f"--held-out rest: the part and classes of {of.data} that were trained on have "
+                             f"no images but the {len(D)} of the training set; name a source of others")
+        held_out = Side(rest.images, rest.images, rest.names)
+    elif options.held_out:
+        held_out = of_source(options.held_out, of.resolution)
     if options.distinct:
         keep = ~data.duplicates(train.values)
         train = Side(train.values[keep], None if train.images is None else train.images[keep],
@@ -67,16 +67,16 @@ def of_source(source, resolution):
 
 def training_images(options):
     """The training set of a run or of (a subset of) a source, and the `data.Options` that it is of."""
-    subset = {name: getattr(options, name) for name in ("n", "classes", "resolution", "subset_seed")}
-    if run.Directory(options.train).config.is_file():
-        if subset != dict(n=0, classes=0, resolution=0, subset_seed=None):
+    subset = run.part(options, data.Subset)
+    if is_run(options.train):
+        if subset != data.Subset():
             raise ValueError(f"--train {options.train} is a run directory, "
                              "which has its own n, classes, resolution and subset-seed; leave them out")
         return data.of_run(options.train, options.data), data.options_of_run(options.train, options.data)
     if options.data:
         raise ValueError(f"--data {options.data} says where the data of a run directory lie now, and "
                          f"--train {options.train} is none; leave it out")
-    of = data.Options(data=options.train, **subset)
+    of = data.Options(data=options.train, **asdict(subset))
     return data.load(of), of
 
 

@@ -2,36 +2,38 @@ import pytest
 import torch
 
 import checkpoint
+import data
 import train
 import unet
-from steps import Optimizer
+from steps import Work
 
 
 def made(seed=0):
-    """A tiny network, its average and its optimizer, as training has them."""
+    """The work on a tiny network, whose average is not its weights."""
     net = unet.Denoiser("ddpmpp", "vp", 8, 1, width=8, blocks=1,
                         generator=torch.Generator().manual_seed(seed))
-    parameters = dict(net.model.named_parameters())
-    ema = {name: p.detach().clone() + 1 for name, p in parameters.items()}
-    return net, ema, Optimizer(train.Options(), list(parameters.values()))
+    work = Work(train.Options(), net, data.load(data.Options(data="digits", n=2)))
+    for average in work.ema.values():
+        average.add_(1)
+    return work
 
 
 def test_a_state_puts_all_tensors_back(tmp_path):
     path, about = tmp_path / "state.safetensors", dict(options=dict(width=8))
     saved, other = made(), made(seed=1)
-    saved[2].state["exp_avg"][0].fill_(3.0)
-    assert checkpoint.load_state(path, *other, about, {}) == (0, 0.0)
-    checkpoint.write(path, checkpoint.state(*saved), dict(about, step=5, seconds=1.5))
-    assert checkpoint.load_state(path, *other, about, {}) == (5, 1.5)
-    there, here = (checkpoint.state(*each) for each in (saved, other))
+    saved.optimizer.state["exp_avg"][0].fill_(3.0)
+    assert checkpoint.load_state(path, other, about, {}) == (0, 0.0)
+    checkpoint.write(path, checkpoint.state(saved), dict(about, step=5, seconds=1.5))
+    assert checkpoint.load_state(path, other, about, {}) == (5, 1.5)
+    there, here = map(checkpoint.state, (saved, other))
     assert there.keys() == here.keys() and all(torch.equal(t, here[name]) for name, t in there.items())
     with pytest.raises(ValueError, match="another run .width: 8 there, 16 asked.*remove it to train"):
-        checkpoint.load_state(path, *other, dict(options=dict(width=16)), {})
+        checkpoint.load_state(path, other, dict(options=dict(width=16)), {})
     tensors, stored = checkpoint.read(path)
     tensors.pop("optimizer.0.step")
     checkpoint.write(path, tensors, stored)
     with pytest.raises(ValueError, match="1 names or shapes differ, such as optimizer.0.step"):
-        checkpoint.load_state(path, *other, about, {})
+        checkpoint.load_state(path, other, about, {})
 
 
 def test_weights_may_be_read_by_others(tmp_path):

@@ -298,7 +298,7 @@ def test_a_process_that_waits_is_not_killed(monkeypatch, tmp_path):
     monkeypatch.setattr(emm.Probe, "measure", lambda probe: signal.raise_signal(signal.SIGTERM))
     try:
         with contextlib.redirect_stdout(sys.stdout), contextlib.redirect_stderr(sys.stderr):
-            emm.start_worker()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as emm.workers starts it
             signal.raise_signal(signal.SIGTERM)
             with pytest.raises(KeyboardInterrupt):
                 emm.measure(options(tmp_path / "emm"), 20)

@@ -132,14 +132,6 @@ def test_lines_that_miss_end_in_halving():
         assert len(sizes) <= math.ceil(math.log2(emm / 500)) + 2 + search.PATIENCE + halvings
 
 
-def test_what_lies_ahead_is_what_the_search_then_measures():
-    shares = search.ahead({}, 1000, n_min=500, n_max=50_000)
-    measured, order = run(lambda n: 1.0 if n <= 1000 else 0.0, 500, 50_000, interpolate=False)
-    assert list(shares) == order and all(share == (0.6 if n <= 1000 else 1.0) for n, share in shares.items())
-    assert search.ahead(measured, 1000, n_min=500, n_max=50_000) == {}
-    assert search.crossing_of_line({500: record(0.95)}) is None
-
-
 def test_several_at_once_prepare_for_either_outcome():
     measured = {500: record(0.99), 4000: record(0.3)}
     options = dict(n_min=500, n_max=50000)

@@ -70,11 +70,7 @@ def work(device="cpu", **given):
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    net.to(device).use(o.precision)
-    ema = {name: p.detach().clone() for name, p in net.model.named_parameters()}
-    optimizer = steps.Optimizer(o, list(net.parameters()), net.model.matrices())
-    labels = D.labels.to(device) if D.label_dim else None
-    return Work(o, net, ema, optimizer, D.images.to(device), labels, D.shown)
+    return Work(o, net.to(device).use(o.precision), D)
 
 
 def one_step(given):
@@ -82,8 +78,8 @@ def one_step(given):
     before = {name: p.detach().clone() for name, p in one.net.model.named_parameters()}
     loss, _ = one.take(3)
     after = dict(one.net.model.named_parameters())
-    gradients, ema = {name: p.grad for name, p in after.items()}, dict(zip(after, one.ema))
-    return loss, before, after, gradients, ema, one.options
+    gradients = {name: p.grad for name, p in after.items()}
+    return loss, before, after, gradients, one.ema, one.options
 
 
 @pytest.mark.parametrize("precond", objectives.PRECONDITIONINGS)
@@ -345,7 +341,7 @@ def test_the_graph_is_of_the_step_itself(monkeypatch, capsys):
         assert (recorded.replayed.graph is not None) == (step >= graphs.WARM_UP)
     for p, q in zip(plain.parameters, recorded.parameters):
         assert torch.equal(p, q)
-    for p, q in zip(plain.ema, recorded.ema):
+    for p, q in zip(plain.ema.values(), recorded.ema.values()):
         assert torch.allclose(p, q, rtol=1e-6, atol=1e-8)  # the average by a tensor rounds otherwise
 
 
@@ -372,5 +368,6 @@ def test_on_this_gpu_a_graph_gives_the_same_weights(given):
     finally:
         torch.use_deterministic_algorithms(False)
     assert recorded.replayed.graph is not None
-    for p, q in zip([*plain.parameters, *plain.ema], [*recorded.parameters, *recorded.ema]):
+    for p, q in zip([*plain.parameters, *plain.ema.values()],
+                    [*recorded.parameters, *recorded.ema.values()]):
         assert torch.equal(p, q)

@@ -178,7 +178,8 @@ def test_killed_half_way_resumes_to_the_same_weights(tmp_path):
 def test_ctrl_c_saves_and_says_so_in_one_line(tmp_path):
     process = subprocess.Popen([*COMMAND, "--steps", "100000", "--log-steps", "1", "--out", tmp_path / "run"],
                                stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "log.jsonl").exists():
+    log = tmp_path / "run" / "log.jsonl"
+    while not log.exists() or not log.stat().st_size:  # a first step is taken
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
