@@ -106,7 +106,7 @@ class DiT(nn.Module):
         return x.view(form).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
     def matrices(self):
-        """The weights that Muon takes: those that read no image or label, and write no image."""
+        """The weights that Muon takes: none that reads images, labels or augmentation, or writes images."""
         return [p for name, p in self.named_parameters() if p.ndim > 1
                 and not name.startswith(("first", "last", "map_label", "map_augment"))]
 

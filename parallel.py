@@ -1,6 +1,6 @@
 """Several processes under torchrun: this one's part of the work, and the parts brought together.
 
-    torchrun --standalone --nproc_per_node=2 -- train.py --data cifar10 --n 1000 --out runs/n1000
+    torchrun --standalone --nproc-per-node=2 -- train.py --data cifar10 --n 1000 --out runs/n1000
 
 (The bare -- keeps torchrun from reading --n as its own.) Started any other way there is one process, rank 0
 of 1, and everything here does nothing. Only rank 0 writes; several machines need one file system.

@@ -60,9 +60,9 @@ def batch_index(n, batch, step, seed, reshuffle=False, device="cpu"):
 
 
 class Work:
-    """The steps of a run on D (data.Images), in place: `take(step)`. `part` images are in memory at once.
+    """The steps of a run on D (data.Images), in place: `take(step)`, `at_once` images in memory at a time.
 
-    On a GPU the part is the largest that fits, found by the first step, unless --batch-device gives one;
+    On a GPU that is as many as fit, found by the first step, unless --batch-device gives one;
     and from the third step on the work of a step is replayed as a CUDA graph.
     """
 
@@ -76,14 +76,14 @@ class Work:
         self.images = D.images.to(device)
         self.labels = D.labels.to(device) if D.label_dim else None
         self.shown = torch.arange(len(D))[D.shown].to(device)
-        self.part = options.batch_device or options.batch
+        self.at_once = options.batch_device or options.batch
         self.may_shrink = not options.batch_device and parallel.size() == 1
         self.replayed = Replayed(self.images.is_cuda and parallel.size() == 1)
 
     def take(self, step):
         """Take one step; returns without waiting its mean loss and gradient norm [2].
 
-        All randomness comes from (seed, step). With another part or several processes the noise stays the
+        All randomness comes from (seed, step). With another `at_once`, or several processes, noise is the
         same; dropout, which is drawn in the forward pass, does not.
         """
         o, self.step = self.options, step
@@ -98,7 +98,7 @@ class Work:
             except RuntimeError as error:
                 # the first is torch's, the second cuBLAS's
                 full = isinstance(error, torch.OutOfMemoryError) or "_ALLOC_FAILED" in str(error)
-                if not full or not self.may_shrink or self.part == 1:
+                if not full or not self.may_shrink or self.at_once == 1:
                     raise
             self.shrink()  # here, where nothing holds the memory of what failed
 
@@ -108,8 +108,9 @@ class Work:
         return [torch.full((), x, device=device) for x in numbers] if device.type == "cuda" else numbers
 
     def shrink(self):
-        """Halve the part, to a divisor of the batch."""
-        self.part = next(part for part in range(self.part // 2, 0, -1) if self.options.batch % part == 0)
+        """Halve `at_once`, to a divisor of the batch."""
+        batch = self.options.batch
+        self.at_once = next(part for part in range(self.at_once // 2, 0, -1) if batch % part == 0)
         self.net.zero_grad(set_to_none=True)
         if self.images.is_cuda:
             torch.cuda.empty_cache()
@@ -123,9 +124,9 @@ class Work:
         """The work on images `index` [batch]; `weight` is that of the new weights in their average."""
         loss = self.gradients(index)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
-        if self.may_shrink and self.part < self.options.batch:
+        if self.may_shrink and self.at_once < self.options.batch:
             print(f"--batch {self.options.batch} does not fit into memory at once: "
-                  f"{self.part} images at a time, with the same gradients", file=sys.stderr, flush=True)
+                  f"{self.at_once} images at a time, with the same gradients", file=sys.stderr, flush=True)
         self.may_shrink = False  # the weights change from here on
         self.optimizer.step(rate)
         average(list(self.ema.values()), self.parameters, weight)
@@ -151,8 +152,8 @@ class Work:
         total = torch.zeros((), device=y.device)
         self.net.zero_grad(set_to_none=True)
         mine = parallel.share(len(y))
-        for i in range(mine.start, mine.stop, self.part):
-            part = slice(i, min(i + self.part, mine.stop))
+        for i in range(mine.start, mine.stop, self.at_once):
+            part = slice(i, min(i + self.at_once, mine.stop))
             given = [each if each is None else each[part] for each in (labels, how)]
             each = self.net.loss(y[part], sigma[part], noise[part], *given)     # [part]
             if skip := self.options.sigma_skip:
@@ -244,7 +245,7 @@ def validation_loss(work, D):
     generator = torch.Generator().manual_seed(seed_of(work.options.seed, "validation"))
     sigma = twin.objective.training_sigma(len(D), generator)
     noise, total = torch.randn(D.images.shape, generator=generator), 0.0
-    for i in torch.arange(len(D)).split(work.part):
+    for i in torch.arange(len(D)).split(work.at_once):
         y = D.images[i].to(device).float() / 127.5 - 1                          # [B, C, H, W]
         labels = D.labels[i].to(device) if D.label_dim else None
         total += float(twin.loss(y, sigma[i].to(device), noise[i].to(device), labels).double().sum())

@@ -238,7 +238,7 @@ def take_steps(options, D, held_out, net, files, about):
     counts = torch.bincount(D.labels[D.shown], minlength=D.label_dim).tolist() if D.label_dim else None
     # forward, and twice that back
     flops = 3 * (total - step) * options.batch / parallel.size() * net.model.flops()
-    data.announce(options.device, device, flops, options.precision, work.part)
+    data.announce(options.device, device, flops, options.precision, work.at_once)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
     taken, tick, saved = [], time.perf_counter(), time.perf_counter()
@@ -267,7 +267,7 @@ def take_steps(options, D, held_out, net, files, about):
                 log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
                           loss=loss, gradient_norm=norm,
                           images_per_second=round(len(values) * options.batch / (now - tick), 1),
-                          memory_mb=memory_mb(device), batch_device=work.part, seconds=round(seconds, 3),
+                          memory_mb=memory_mb(device), batch_device=work.at_once, seconds=round(seconds, 3),
                           **validation)
             progress.update(step, loss)
             snapshot = files.model if step == total else files.snapshot(step)

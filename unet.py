@@ -248,9 +248,10 @@ class UNet(nn.Module):
         return x
 
     def matrices(self):
-        """The weights that Muon takes: those that read no image or label, and write no image."""
+        """The weights that Muon takes: none that reads images, labels or augmentation, or writes images."""
         return [p for name, p in self.named_parameters() if p.ndim > 1
-                and self.img_channels not in p.shape[:2] and not name.startswith("map_label")]
+                and self.img_channels not in p.shape[:2]
+                and not name.startswith(("map_label", "map_augment"))]
 
     def flops(self):
         """About the FLOPs of one evaluation of an image: each weight meets each pixel of its level."""

@@ -94,7 +94,7 @@ class Published:
             channel_mult=list(options.channel_mult), num_blocks=options.blocks, dropout=options.dropout,
             skip_connections=[1] * 3 * (options.blocks + 1)).train().to(device)
         self.loss, self.options, self.images = losses.VPLoss(), options, D.images.to(device)
-        self.part = options.batch  # its --batch-gpu
+        self.at_once = options.batch  # its --batch-gpu
         self.ema = [p.detach().clone() for p in self.net.parameters()]
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.learning_rate, betas=(0.9, 0.999),
                                           eps=1e-8)
@@ -102,7 +102,7 @@ class Published:
     def step(self, step):
         index = steps.batch_index(len(self.images), self.options.batch, step, 0, device=self.images.device)
         while not self.gradients(index):
-            self.part //= 2
+            self.at_once //= 2
             torch.cuda.empty_cache()
         for p in self.net.parameters():
             torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
@@ -114,11 +114,11 @@ class Published:
         """Put the gradients of the batch in place, part by part; returns whether a part fits into memory."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            for part in index.split(self.part):
+            for part in index.split(self.at_once):
                 y = self.images[part].to(torch.float32) / 127.5 - 1
                 self.loss(net=self.net, images=y, labels=None).sum().mul(1 / len(index)).backward()
         except torch.OutOfMemoryError:
-            if self.part == 1:
+            if self.at_once == 1:
                 raise
             return False
         return True
@@ -139,8 +139,8 @@ class Ours:
         self.denoise = sample.in_chunks(self.net)  # kept: on a GPU it records a graph
 
     @property
-    def part(self):
-        return self.work.part
+    def at_once(self):
+        return self.work.at_once
 
     def step(self, step):
         self.work.take(step)
@@ -181,7 +181,7 @@ def serve(connection, name, peer, options, threads):
             else:
                 count += method.draw()
         wait()
-        seconds, about = time.perf_counter() - start, dict(part=method.part)
+        seconds, about = time.perf_counter() - start, dict(part=method.at_once)
         if device.type == "cuda":
             about["peak_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 1)
         connection.send((seconds, count, about))

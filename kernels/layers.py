@@ -227,7 +227,7 @@ def averaging(channels, groups, n):
     return torch.block_diag(*torch.ones(groups, size, size)) * (groups / channels / n)
 
 
-def threshold(p):
+def dropout_threshold(p):
     """The number of 16 bits below which dropout of probability p drops a value."""
     return min(round(p * 2**16), 2**16 - 1)
 
@@ -237,7 +237,7 @@ def dropout_mask(count, p):
 
     p is rounded to 1 / 65,536: 16 random bits a value take a fifth of the time of torch's dropout.
     """
-    dropped = threshold(p)
+    dropped = dropout_threshold(p)
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:count]
     mask = torch.empty(count)
     torch.ge(bits, dropped - 2**15, out=mask)  # 0 or 1, without a tensor of booleans

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.layers import threshold
+from kernels.layers import dropout_threshold
 
 CHANNELS = 16           # of a pixel that a program reads at one time: a sector of a GPU's memory, or two
 WHOLE = 2**14           # values of x that a program keeps in registers: 1,024 pixels of 16 channels
@@ -252,7 +252,7 @@ def _launch(kernel, x, weight, bias, shift, *tensors, how):
     groups, eps, silu, dropout = how
     B, C, H, W = x.shape
     tile = tiling(H * W, C, groups, x.element_size(), kernel is backward_kernel)
-    dropped = threshold(dropout)
+    dropped = dropout_threshold(dropout)
     with torch.cuda.device(x.device if x.is_cuda else -1):  # triton launches on the current one
         kernel[(B * triton.cdiv(groups, tile["GROUPS"]),)](
             x, shift, weight, bias, *tensors, H * W, C, B, 0 if shift is None or len(shift) == 1 else C,

@@ -25,7 +25,7 @@ OUTSIDE = 500   # images outside D, to which samples are compared
 LEVEL = 8       # of compare.SIGMAS, at which membership is told: 1.7
 
 
-def measured(o, folder):
+def of_last_weights(o, folder):
     """Of a run's last weights, as a dict: measure.which of `SAMPLES` samples, `membership` and `repeated`.
 
     Membership is told by the loss at `SIGMAS[LEVEL]`: at less noise that of a model that memorizes tells all
@@ -51,7 +51,7 @@ def measured(o, folder):
     return run.read_json(path)
 
 
-def precision(o, folder):
+def sample_precision(o, folder):
     """The share of the samples that are among images outside D, by measure.quality: their quality."""
     path = folder / f"precision-{o.sample_count}.json"
     if not path.exists():
@@ -82,8 +82,12 @@ def excess(o, folder):
         run.write_json(path, dict(zip(("steps", "ratios", "apart"), zip(*rows))))
     found = run.read_json(path)
     ratios, apart = found["ratios"], found["apart"]
-    i = next((i for i, ratio in enumerate(ratios) if ratio >= 0.5), 0)
-    return float(np.interp(0.5, ratios[i - 1:i + 1], apart[i - 1:i + 1])) if i else None
+    i = next((i for i, ratio in enumerate(ratios) if ratio >= 0.5), None)
+    if i is None:
+        return None
+    if i == 0:
+        raise ValueError(f"{folder}: {ratios[0]:.0%} are copies in its first snapshot; take earlier ones")
+    return float(np.interp(0.5, ratios[i - 1:i + 1], apart[i - 1:i + 1]))
 
 
 def likeness(o, folder):
@@ -99,14 +103,18 @@ def likeness(o, folder):
     return found["rms_a_seed"] / found["rms_two_seeds"]
 
 
+def correlation(name):
+    return lambda o, folder: of_last_weights(o, folder)[f"{name}_nearest_correlation"]
+
+
 MEASURES = {
     # how many times as often a repeated image is copied as another
-    "times as often": lambda o, folder: measured(o, folder)["repeated"]["times"],
+    "times as often": lambda o, folder: of_last_weights(o, folder)["repeated"]["times"],
     # the chance that the loss of a training image is below that of one outside
-    "AUC": lambda o, folder: measured(o, folder)["membership"]["auc"],
+    "AUC": lambda o, folder: of_last_weights(o, folder)["membership"]["auc"],
     # Spearman's, of how often an image is copied with its distance to its nearest other
-    "rank correlation of copies": lambda o, folder: measured(o, folder)["copies_nearest_correlation"],
+    "rank correlation of copies": correlation("copies"),
     # the same of the samples that are nearest to an image, memorized or not
-    "rank correlation of samples": lambda o, folder: measured(o, folder)["samples_nearest_correlation"],
-    "precision": precision, "distance to the optimum": excess,
+    "rank correlation of samples": correlation("samples"),
+    "precision of samples": sample_precision, "distance to the optimum": excess,
     "distance, as a share of that of two seeds": likeness}

@@ -175,6 +175,7 @@ def one(options, name):
     """Run an experiment, and write its result file and figures; returns the path of the result file."""
     e, folder = EXPERIMENTS[name], Path(options.out) / options.scale
     table, rows, shared, path = getattr(e, options.scale), {}, {}, folder / f"{name}.json"
+    machines = set()
     if path.exists() and (also := run.read_json(path)["options"].get("also")) != options.also:
         raise ValueError(f"{path} was measured with --also {also!r}, and not {options.also!r}; "
                          "give another --out (RESULTS= of make), or remove it")
@@ -182,6 +183,8 @@ def one(options, name):
         print(command(o), flush=True)
         found = emm.find(o)
         searches = [run.read_json(found.parent / part) for part in run.read_json(found)["searches"]]
+        machines |= {run.read_json(file)["processor"] for seed in o.train_seeds
+                     for file in found.parent.glob(f"seed{seed}/n*/config.json")}
         for point in points:
             folders = [found.parent / f"seed{seed}" / f"n{point.n or 0:06d}" for seed in o.train_seeds]
             if e.measure:
@@ -206,7 +209,7 @@ def one(options, name):
         name=name, scale=options.scale, about=e.about, x=e.x,
         measure=e.measure or ("ratio" if table[0].n else "emm"),
         seeds=o.train_seeds, published=published(name) if options.scale == "paper" else [],
-        options=run.recorded(options), **run.provenance(), **shared,
+        options=run.recorded(options), **run.provenance(), trained_on=sorted(machines), **shared,
         points=[rows[i] for i in sorted(rows)]))
     figures.draw(path)
     return path

@@ -136,7 +136,8 @@ EXPERIMENTS = {
         "Fourier features in DDPM++ memorize less than the positional embedding.",
         [Claim("positional embedding memorizes more than Fourier features, in the first setting",
                (FIRST, "positional"), (FIRST, "fourier")),
-         Claim("and in the last", (LAST, "positional"), (LAST, "fourier"))],
+         Claim("positional embedding memorizes more than Fourier features, in the last setting",
+               (LAST, "positional"), (LAST, "fourier"))],
         paper=[p for b in (2, 4)
                for p in over("embedding", *EMBEDDINGS, series=f"{b} blocks", also=dict(blocks=b))],
         # on 10 images, for Fourier features hardly memorize 40
@@ -156,7 +157,8 @@ EXPERIMENTS = {
         "batch, the rate in proportion", "batch", "Larger batches memorize more.",
         [Claim("the largest batch memorizes more than the smallest, at equal epochs",
                (FIRST, LAST), (FIRST, FIRST)),
-         Claim("and at equal steps", (LAST, LAST), (LAST, FIRST))],
+         Claim("the largest batch memorizes more than the smallest, at equal steps",
+               (LAST, LAST), (LAST, FIRST))],
         paper=[Point("equal epochs", b, given, 2000) for b, given in batches.items()],
         cpu=[Point(series, b, given and given | duration, 40)
              for series, duration in (("equal epochs", dict(steps_min=0)),
@@ -196,7 +198,7 @@ EXPERIMENTS = {
     "random-labels": Experiment(
         "number of random labels", "random labels", "The more random labels, the more memorization.",
         [Claim("the most labels memorize more than one, on the fewest images", (FIRST, LAST), (FIRST, FIRST)),
-         Claim("and on the most images", (LAST, LAST), (LAST, FIRST))],
+         Claim("the most labels memorize more than one, on the most images", (LAST, LAST), (LAST, FIRST))],
         paper=random_labels(1000, 1, 2, 5, 10, 20, 50, 100)
         + random_labels(2000, 1, 2, 5, 10, 20, 50, 100)
         + random_labels(5000, 1, 10, 50, 100, 500, 1000),

@@ -15,7 +15,7 @@ LABELS = "none", "true", "random:10", "unique:0.5"
 KINDS = "none", "permuted", "random:10", "true", "clusters:10", "random:20", "coarse:2", "unique"
 APART = (
     ("random images under a label (permuted) memorize more than alike ones (true)", "permuted", "true"),
-    ("and more than none", "permuted", "none"),
+    ("permuted labels memorize more than none", "permuted", "none"),
     ("ten random labels memorize more than ten clusters", "random:10", "clusters:10"),
     ("two random labels in each class memorize more than twenty random ones", "coarse:2", "random:20"),
     ("a label for every image memorizes more than none", "unique", "none"))
@@ -61,7 +61,8 @@ BEYOND = {
         "membership from the loss at sigma 1.7", "training images |D|",
         "The loss tells training images from others, the better the fewer they are.",
         [Claim("membership is told better on the fewest images than on the most", ("", FIRST), ("", LAST)),
-         Claim("and on the most better than by chance", ("", LAST), range=(0.5, 1.01))],
+         Claim("the loss tells members of the most images better than chance",
+               ("", LAST), range=(0.5, math.inf))],
         cpu=sizes(40, 80), measure="AUC", known="beyond"),
     "copied": Experiment(
         "which images are copied", "training images |D|",
@@ -101,7 +102,8 @@ BEYOND = {
         "Whether it matters that the sampler knows the label: a tenth of training is without.",
         [Claim("random labels memorize more where the sampler is given them",
                ("random:10", "given"), ("random:10", "not given")),
-         Claim("so do true ones", ("true", "given"), ("true", "not given")),
+         Claim("true labels memorize more where the sampler is given them",
+               ("true", "given"), ("true", "not given")),
          Claim("without them at sampling, a model trained with random labels memorizes more than one "
                "trained without", ("random:10", "not given"), ("none", "not given")),
          Claim("labels of their own for half of the images memorize more than none",
@@ -112,7 +114,7 @@ BEYOND = {
         "digits, Fashion-MNIST and five of its classes, 20 images of 8x8", "a number of the data",
         "Does a number that is known before training tell how much is memorized?",
         [Slope("the ratio grows with the distance to the nearest training image", (0, math.inf), DISTANCE),
-         Slope("and with the dimension by PCA", (0, math.inf), DIMENSION)],
+         Slope("the ratio grows with the dimension by PCA", (0, math.inf), DIMENSION)],
         cpu=[Point(series, numbers[i], dict(data=source, resolution=8), 20)
              for i, series in enumerate((DISTANCE, DIMENSION)) for source, numbers in SOURCES.items()],
         known="beyond"),
@@ -121,7 +123,7 @@ BEYOND = {
         "Flips double the data, and the copies of mirrored images count only if these are compared with too; "
         "EDM's augmentation does not leak.",
         [Claim("flips lower the ratio", ("", "none"), ("", "flip")),
-         Claim("not so where mirrored images are compared with too: by no more than 10 points",
+         Claim("where mirrored images are compared with too, flips change it by at most 10 points",
                ("", "none"), ("", "flip, mirrored too"), range=(-0.1, 0.1)),
          Claim("EDM's augmentation lowers the ratio", ("", "none"), ("", "augment 0.12"))],
         paper=named(2000, AUGMENTATIONS), cpu=named(20, AUGMENTATIONS, FASHION), known="beyond"),
@@ -150,7 +152,8 @@ BEYOND = {
         "A DiT of as many parameters, or of as many FLOPs, in the same number of steps.",
         [Claim("the U-Net memorizes more than the transformer of as many parameters",
                ("", "U-Net"), ("", "DiT")),
-         Claim("and than one of as many FLOPs", ("", "U-Net"), ("", "DiT, equal FLOPs"))],
+         Claim("the U-Net memorizes more than the transformer of as many FLOPs",
+               ("", "U-Net"), ("", "DiT, equal FLOPs"))],
         paper=named(2000, {"U-Net": {}, "DiT": dict(arch="dit", width=384, blocks=20)}, dict(precond="flow")),
         cpu=named(10, {"U-Net": {}, "DiT": dict(arch="dit", width=32, blocks=3, channel_mult=(2, 2, 2)),
                        "DiT, equal FLOPs": dict(arch="dit", width=48, blocks=4, channel_mult=(2, 2, 2))},
@@ -170,10 +173,11 @@ BEYOND = {
     "price": Experiment(
         "quality beside `noise-levels` and `samplers`, 40 images", "left out, or the sampler",
         "A lower ratio may be bought with the samples' quality: precision, the share among images outside D.",
-        [Claim("without the middle noise levels samples are worse", ("", "none"), ("", "0.2 to 2")),
-         Claim("without the low ones by no more than 5 points", ("", "none"), ("", "0.02 to 0.2"),
-               range=(-0.05, 0.05)),
-         Claim("nor by Euler's 18 steps", ("", "none"), ("", "Euler, 18 steps"), range=(-0.05, 0.05))],
-        cpu=named(40, LEVELS_LEFT_OUT | dict(list(SAMPLERS.items())[1:])), measure="precision",
+        [Claim("without the middle noise levels precision is lower", ("", "none"), ("", "0.2 to 2")),
+         Claim("without the low noise levels precision is lower by at most 5 points",
+               ("", "none"), ("", "0.02 to 0.2"), range=(-0.05, 0.05)),
+         Claim("Euler's 18 steps cost at most 5 points of precision",
+               ("", "none"), ("", "Euler, 18 steps"), range=(-0.05, 0.05))],
+        cpu=named(40, LEVELS_LEFT_OUT | dict(list(SAMPLERS.items())[1:])), measure="precision of samples",
         known="beyond"),
 }

@@ -20,13 +20,14 @@ from paper.protocol import EXPERIMENTS
 from paper.questions import DYNAMICS
 from run import option
 
+SHARES = "ratio", "precision of samples"  # measures that are shown in percent
 CLAIM_HEAD = ["experiment", "claim", "measured", "95% interval", "verdict"]
 METHOD = """\
 Each seed has its own training set, weights and noise; intervals are Student's, 95%, over seeds. A claim is
-about the difference between two places, seed by seed (in percentage points, or in images of EMM), or about
-the power by which EMM or the ratio grows. It agrees if the interval lies where the claim says, disagrees if
-it lies elsewhere, and is not resolved otherwise. An EMM outside the range searched leaves the difference
-open, and the interval covers whatever it may be. Nothing is corrected for the number of claims, and an
+about one value, about the difference between two places, seed by seed (of shares in percentage points), or
+about the power by which EMM or the ratio grows. It agrees if the interval lies where the claim says,
+disagrees if it lies elsewhere, and is not resolved otherwise. An EMM outside the range searched leaves
+the difference open, and the interval covers whatever it may be. Nothing is corrected for the number of claims, and an
 EMM's bracket is not in its interval; an interval of equal values has no width, and one of few values can
 reach beyond what is possible.
 """
@@ -96,7 +97,7 @@ def amount(value, measure, signed=False):
     sign = "+" if signed else ""
     if value is None:
         return "-"
-    if measure == "ratio":
+    if measure in SHARES:
         return f"{100 * value:{sign}.1f}" + ("" if signed else "%")
     if measure == "emm":
         return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.1f}"
@@ -134,9 +135,10 @@ def claim_rows(result):
     rows = []
     for claim in EXPERIMENTS[result["name"]].claims:
         measure = "power" if isinstance(claim, Slope) else result["measure"]
+        signed = isinstance(claim, Slope) or bool(claim.less)  # and not of one value
         value, interval, verdict = judge(result, claim)
-        rows.append([result["name"], claim.text, amount(value, measure, True),
-                     between(interval, measure, True), verdict])
+        rows.append([result["name"], claim.text, amount(value, measure, signed),
+                     between(interval, measure, signed), verdict])
     return rows
 
 
@@ -223,7 +225,8 @@ def ending(options, name, result, note):
     for path in (folder / f"{name}.png", *sorted(folder.glob(f"{name}.*.png"))):
         yield f"![{path.stem}]({os.path.relpath(path, Path(options.out).parent)})\n"
     versions, also = result["versions"], result["options"].get("also")
-    yield (f"`make {name} SCALE={options.scale}`; {f'with `{also}`; ' if also else ''}{result['processor']}; "
+    machines = " and ".join(result.get("trained_on", [result["processor"]]))
+    yield (f"`make {name} SCALE={options.scale}`; {f'with `{also}`; ' if also else ''}{machines}; "
            f"torch {versions['torch']}, python {versions['python']}; commit {result['commit']}\n")
 
 

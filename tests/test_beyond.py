@@ -60,7 +60,7 @@ def test_two_halves(tmp_path):
 
 def test_precision_is_of_the_samples_among_images_outside(tmp_path):
     o, folder = measured(tmp_path)
-    found = beyond.precision(o, folder)
+    found = beyond.sample_precision(o, folder)
     shares = run.read_json(folder / "precision-8.json")
     assert found == shares["precision"] and 0 <= found <= 1
     low, high = shares["precision_interval_95"]

@@ -212,7 +212,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts():
     for parts in (False, True):
         one = work(shape, "fp32", dropout=0.0)
         one.take(0)
-        assert (one.part < one.options.batch) == parts
+        assert (one.at_once < one.options.batch) == parts
         found.append([p.grad.clone() for p in one.parameters])
         peak = torch.cuda.max_memory_allocated()
         del one

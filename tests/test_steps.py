@@ -290,7 +290,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(monkeypatch, capsys, 
         assert torch.allclose(parts.take(step), whole.take(step))
         for p, q in zip(whole.parameters, parts.parameters):
             assert (p.grad - q.grad).abs().max() <= SAME_GRADIENT * max(p.grad.abs().max(), 1)
-    assert parts.part == fits and tried == [24, 12] + [6] * (at_once == 3) + [fits] * (2 * 24 // fits)
+    assert parts.at_once == fits and tried == [24, 12] + [6] * (at_once == 3) + [fits] * (2 * 24 // fits)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"{fits} images at a time" in said
 
