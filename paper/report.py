@@ -26,10 +26,10 @@ METHOD = """\
 Each seed has its own training set, weights and noise; intervals are Student's, 95%, over seeds. A claim is
 about one value, about the difference between two places, seed by seed (of shares in percentage points), or
 about the power by which EMM or the ratio grows. It agrees if the interval lies where the claim says,
-disagrees if it lies elsewhere, and is not resolved otherwise. An EMM outside the range searched leaves
-the difference open, and the interval covers whatever it may be. Nothing is corrected for the number of claims, and an
-EMM's bracket is not in its interval; an interval of equal values has no width, and one of few values can
-reach beyond what is possible.
+disagrees if it lies elsewhere, and is not resolved otherwise. An EMM outside the range searched leaves the
+difference open, and the interval covers whatever it may be. Nothing is corrected for the number of claims,
+and an EMM's bracket is not in its interval; an interval of equal values has no width, and one of few values
+can reach beyond what is possible.
 """
 
 
