@@ -24,21 +24,10 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from kernels.plain import dropout_threshold, plain_norm, plain_resample
+
 FEW_TOKENS = 256  # up to here the HW x HW weights of attention are fewer than its inputs, at 256 channels
 FEW_PIXELS = 4  # up to here a convolution is one product of matrices: the lowest level of 8x8 images
-
-
-def plain_norm(x, weight, bias, groups, eps, shift=None, silu=False):
-    """Group norm of x [B, C, H, W] + shift [B, C], then silu."""
-    if shift is not None:
-        x = x + shift[:, :, None, None]
-    x = F.group_norm(x.contiguous(), groups, weight, bias, eps)  # its derivatives fail in other layouts
-    return F.silu(x) if silu else x
-
-
-def plain_resample(x, up):
-    """x of twice the size, each pixel repeated, or of half, the mean of 2 x 2 pixels."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest") if up else F.avg_pool2d(x, 2)
 
 
 def transformed():
@@ -225,11 +214,6 @@ def averaging(channels, groups, n):
     """[C, C] that takes sums [B, C] over n pixels to means over all pixels and channels of a group."""
     size = channels // groups
     return torch.block_diag(*torch.ones(groups, size, size)) * (groups / channels / n)
-
-
-def dropout_threshold(p):
-    """The number of 16 bits below which dropout of probability p drops a value."""
-    return min(round(p * 2**16), 2**16 - 1)
 
 
 def dropout_mask(count, p):

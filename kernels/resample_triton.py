@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.layers import plain_resample
+from kernels.plain import plain_resample
 
 BLOCK = 1024  # values of the smaller image a program: 4 or 8 a thread, a run of memory each
 

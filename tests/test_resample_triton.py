@@ -5,7 +5,7 @@ As in test_nearest_triton.py, what launches the kernel runs in a second pytest w
 import pytest
 import torch
 
-from kernels.layers import plain_resample
+from kernels.plain import plain_resample
 
 pytest.importorskip("triton")
 import interpreter
