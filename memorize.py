@@ -26,8 +26,9 @@ import plot
 import run
 import search
 from kernels.nearest import is_memorized
-from measure import curve, neighbours as nearest, quality, which, words
+from measure import curve, quality, which, words
 from measure.curve import distance_ratio
+from measure.neighbours import compared, near_the_mean
 from measure.sheets import copied_sheet, pair_sheet, save
 from measure.sides import is_run, of_source, samples_of_run, sides
 from run import option
@@ -124,11 +125,11 @@ def measured(x, train, threshold=(1, 3), neighbours=0, **how):
     """Verdicts bool [Q], squared distances [Q, K] and indices [Q, K] of x, on the CPU.
 
     x [Q, ...] and train [N, ...] are on one device, uint8 or floats; K is `neighbours`, or 2 without. Under
-    torchrun every process measures its share, and has all. `how` is as for `nearest.compared`.
+    torchrun every process measures its share, and has all. `how` is as for `compared`.
     """
     part = x[parallel.share(len(x))]
-    squares, index = nearest.compared(part, train, neighbours or 2, **how)
-    verdict = (nearest.near_the_mean if neighbours else is_memorized)(squares, threshold)
+    squares, index = compared(part, train, neighbours or 2, **how)
+    verdict = (near_the_mean if neighbours else is_memorized)(squares, threshold)
     return [parallel.gather(result) for result in (verdict, squares, index)]
 
 
@@ -247,7 +248,7 @@ def scorer(options, train, held_out, device):
     how = dict(mirror=options.mirror, cosine=options.distance == "cosine")
     held, own = h is not None and measured(h, y, threshold, k, **how), None
     if options.which:  # the first is the image itself
-        own = nearest.compared(y, y, min(1 + which.NEIGHBOURS, len(y)), **how)[0]
+        own = compared(y, y, min(1 + which.NEIGHBOURS, len(y)), **how)[0]
     quality_of = options.quality and quality.against(y, h, own)
 
     def score_of(samples):
@@ -272,7 +273,7 @@ def scorer(options, train, held_out, device):
             summary["which"] = which.which(verdict, index, own.cpu().double().sqrt(), train.classes)
         if options.spurious:
             # Pham et al. (2505.21777); the first is the sample itself, or its equal, at 0 as well
-            other = nearest.compared(x, x, 2, **how)[0][:, 1].cpu()
+            other = compared(x, x, 2, **how)[0][:, 1].cpu()
             hits = int((~verdict & is_memorized(torch.stack([other, squares[:, 0]], 1), threshold)).sum())
             summary["spurious"] = dict(samples=hits, ratio=hits / len(x),
                                        interval_95=list(search.wilson(hits, len(x))))

@@ -15,7 +15,8 @@ import memorize
 import run
 import sample
 from kernels import Optimum
-from measure import neighbours as nearest, quality, which
+from measure import quality, which
+from measure.neighbours import compared
 from paper import agree, compare
 
 SAMPLES = 2000  # of a model, to see which images are copied
@@ -38,7 +39,7 @@ def of_last_weights(o, folder):
         x, _ = sample.generate(net, range(SAMPLES), sample.weigh_labels(counts), device=device)
         _, verdict, _, index = memorize.score(x.to(device), D.images.to(device),
                                               memorize.parse_threshold(o.threshold))
-        own = nearest.compared(D.images, D.images, 1 + which.NEIGHBOURS)[0].double().sqrt()
+        own = compared(D.images, D.images, 1 + which.NEIGHBOURS)[0].double().sqrt()
         found = which.which(verdict, index, own, D.labels)
         outside = data.outside(data.options_of_run(folder), D)
         if len(outside):
@@ -95,7 +96,7 @@ def likeness(o, folder):
 
     `o` and `folder` are of the first half, --part 1/2; the second is trained here.
     """
-    other = dataclasses.replace(o, part="2/2", out=o.out.replace("part-1-2", "part-2-2"))
+    other = dataclasses.replace(o, part="2/2", out=f"{o.out}-other-half")
     emm.find(other)
     found = run.read_json(agree.agree(agree.Options(
         run=str(folder), other=str(Path(other.out, *folder.parts[-2:])), sample_count=o.sample_count,

@@ -47,10 +47,10 @@ def test_repeated_images(tmp_path):
 
 
 def test_two_halves(tmp_path):
-    o, folder = measured(tmp_path / "full-part-1-2", part="1/2")
+    o, folder = measured(tmp_path / "half", part="1/2")
     likeness = beyond.likeness(o, folder)
     found = run.read_json(folder / "agree.json")
-    other = tmp_path / "full-part-2-2" / "seed0" / "n000020"
+    other = tmp_path / "half-other-half" / "seed0" / "n000020"
     assert found["other"] == str(other.resolve()) and found["shared_training_images"] == 0
     assert 0 <= likeness < 2
     again = agree.agree(agree.Options(run=str(folder), other=str(other), sample_count=8, draws=20,
