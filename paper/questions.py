@@ -39,7 +39,7 @@ SOURCES = {
     "digits": (62.4, 13.2), "fashion-mnist": (42.0, 4.5), "fashion-mnist:1": (20.5, 4.0),
     "fashion-mnist:2": (29.7, 2.4), "fashion-mnist:5": (32.9, 6.6), "fashion-mnist:7": (22.8, 4.2),
     "fashion-mnist:8": (39.8, 4.3)}
-PARAMETERS = {4: 17_225, 8: 66_961, 12: 149_209}  # of the base on a CPU, by its width
+PARAMETERS = {8: 66_961, 12: 149_209}  # of the base on a CPU, by its width
 
 
 def given_or_not(n, kind):
@@ -52,7 +52,7 @@ def given_or_not(n, kind):
 
 BEYOND = {
     "capacity": Experiment(
-        "EMM against the network's size: widths 4, 8 and 12", "parameters",
+        "EMM against the network's size: widths 8 and 12", "parameters",
         "Theory and experiments elsewhere have the number of images that fit grow as the parameters to the "
         "power of 1/2 (of random features) or 1.",
         [Slope("EMM grows as the parameters to a power between 1/2 and 1", (0.5, 1))],
