@@ -13,6 +13,7 @@ from kernels import layers
 pytest.importorskip("triton")
 import interpreter
 from kernels.norm_triton import WHOLE, GroupNorm, norm, tiling
+from kernels.plain import dropout_threshold
 
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -46,7 +47,7 @@ def mask_of(x, seed, how):
     groups, eps, _, dropout = how
     one = torch.ones(x.shape[1], device=x.device)
     kept = GroupNorm.apply(x.detach(), 0 * one, one, None, seed, groups, eps, False, dropout) > 0
-    return kept * (2**16 / (2**16 - layers.threshold(dropout)))
+    return kept * (2**16 / (2**16 - dropout_threshold(dropout)))
 
 
 def check(B, C, H, W, dtype=torch.float32, shifted=None, silu=True, dropout=0.0, mean=0.0, tolerance=None):
