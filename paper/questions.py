@@ -116,7 +116,8 @@ BEYOND = {
         [Slope("the ratio grows with the distance to the nearest training image", (0, math.inf), DISTANCE),
          Slope("the ratio grows with the dimension by PCA", (0, math.inf), DIMENSION)],
         cpu=[Point(series, numbers[i], dict(data=source, resolution=8), 20)
-             for i, series in enumerate((DISTANCE, DIMENSION)) for source, numbers in SOURCES.items()],
+             for i, series in enumerate((DISTANCE, DIMENSION))
+             for source, numbers in sorted(SOURCES.items(), key=lambda item: item[1][i])],
         known="beyond"),
     "augmentation": Experiment(
         "augmentation, 20 images of Fashion-MNIST", "augmentation",
