@@ -161,8 +161,9 @@ class Work:
             loss = each.sum() / len(y)
             loss.backward()
             total += loss.detach()
-        for tensor in (total, *(p.grad for p in self.parameters)):
-            parallel.summed(tensor)
+        if parallel.size() > 1:
+            for tensor in (total, *(p.grad for p in self.parameters)):
+                parallel.summed(tensor)
         return total
 
 

@@ -26,6 +26,15 @@ OUTSIDE = 500   # images outside D, to which samples are compared
 LEVEL = 8       # of compare.SIGMAS, at which membership is told: 1.7
 
 
+def drawn(o, folder, count):
+    """The training set of a run, its last model, `count` samples by the sampler of `o`, and their device."""
+    device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
+    net, counts, *_ = sample.trained(sample.Options(run=str(folder), precision=o.precision), device)
+    x, _ = sample.generate(net, range(count), sample.weigh_labels(counts, o.sample_labels), sampling=o,
+                           device=device)
+    return D, net, x.to(device), device
+
+
 def of_last_weights(o, folder):
     """Of a run's last weights, as a dict: measure.which of `SAMPLES` samples, `membership` and `repeated`.
 
@@ -34,11 +43,8 @@ def of_last_weights(o, folder):
     """
     path = folder / f"beyond-{SAMPLES}.json"
     if not path.exists():
-        device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
-        net, counts, *_ = sample.trained(sample.Options(run=str(folder), precision=o.precision), device)
-        x, _ = sample.generate(net, range(SAMPLES), sample.weigh_labels(counts), device=device)
-        _, verdict, _, index = memorize.score(x.to(device), D.images.to(device),
-                                              memorize.parse_threshold(o.threshold))
+        D, net, x, device = drawn(o, folder, SAMPLES)
+        _, verdict, _, index = memorize.score(x, D.images.to(device), memorize.parse_threshold(o.threshold))
         own = compared(D.images, D.images, 1 + which.NEIGHBOURS)[0].double().sqrt()
         found = which.which(verdict, index, own, D.labels)
         outside = data.outside(data.options_of_run(folder), D)
@@ -56,12 +62,9 @@ def sample_precision(o, folder):
     """The share of the samples that are among images outside D, by measure.quality: their quality."""
     path = folder / f"precision-{o.sample_count}.json"
     if not path.exists():
-        device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
-        net, counts, *_ = sample.trained(sample.Options(run=str(folder), precision=o.precision), device)
-        x, _ = sample.generate(net, range(o.sample_count), sample.weigh_labels(counts, o.sample_labels),
-                               sampling=o, device=device)
-        others = data.outside(data.options_of_run(folder), D, OUTSIDE).images
-        run.write_json(path, quality.prdc(*(quality.kind(images.to(device)) for images in (others, x))))
+        D, _, x, device = drawn(o, folder, o.sample_count)
+        others = data.outside(data.options_of_run(folder), D, OUTSIDE).images.to(device)
+        run.write_json(path, quality.prdc(quality.kind(others), quality.kind(x)))
     return run.read_json(path)["precision"]
 
 
