@@ -86,9 +86,10 @@ class Probe:
     def __init__(self, options, n):
         self.options, self.n = options, n
         self.files = run.Directory(Path(options.out) / f"n{n:06d}")
-        self.training = run.part(options, train.Options, n=n, out=str(self.files.path))
+        self.training = run.narrowed(options, train.Options, n=n, out=str(self.files.path))
         self.snapshot_steps = train.snapshot_steps(self.training, n)
-        self.about = dict(options=data.recorded(self.training) | run.recorded(run.part(options, Sampling)))
+        sampling = run.recorded(run.narrowed(options, Sampling))
+        self.about = dict(options=data.recorded(self.training) | sampling)
         there = dict(self.about, snapshots={}, sampling_seconds=0.0, started=time.time())
         if self.files.scores.exists():
             there = run.read_json(self.files.scores)
@@ -247,7 +248,7 @@ def workers(devices):
 
 def source(options):
     """All images that training sets are drawn from."""
-    return data.load(run.part(options, data.Options, n=0, subset_seed=None, labels="none"))
+    return data.load(run.narrowed(options, data.Options, n=0, subset_seed=None, labels="none"))
 
 
 def find(options):

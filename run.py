@@ -137,7 +137,7 @@ def _environment(variable):
     return int(word)
 
 
-def part(options, cls, **changed):
+def narrowed(options, cls, **changed):
     """The options of the dataclass `cls` among `options`, which have more, with some of them `changed`."""
     return cls(**{f.name: getattr(options, f.name) for f in dataclasses.fields(cls)} | changed)
 

@@ -72,10 +72,10 @@ class Work:
         self.parameters = list(parameters.values())
         self.ema = {name: p.detach().clone() for name, p in parameters.items()}
         self.optimizer = Optimizer(options, self.parameters, net.model.matrices())
-        device = self.parameters[0].device
-        self.images = D.images.to(device)
-        self.labels = D.labels.to(device) if D.label_dim else None
-        self.shown = torch.arange(len(D))[D.shown].to(device)
+        self.device = self.parameters[0].device
+        self.images = D.images.to(self.device)
+        self.labels = D.labels.to(self.device) if D.label_dim else None
+        self.shown = torch.arange(len(D))[D.shown].to(self.device)
         self.at_once = options.batch_device or options.batch
         self.may_shrink = not options.batch_device and parallel.size() == 1
         self.replayed = Replayed(self.images.is_cuda and parallel.size() == 1)
@@ -87,7 +87,7 @@ class Work:
         same; dropout, which is drawn in the forward pass, does not.
         """
         o, self.step = self.options, step
-        turn = batch_index(len(self.shown), o.batch, step, o.seed, o.reshuffle, self.images.device)
+        turn = batch_index(len(self.shown), o.batch, step, o.seed, o.reshuffle, self.device)
         index = self.shown[turn]
         factor, beta = schedule(o, len(self.images), step)
         numbers = self.numbers(o.learning_rate * factor, 1 - beta)
@@ -104,8 +104,9 @@ class Work:
 
     def numbers(self, *numbers):
         """As the work takes them: on a GPU tensors, for a graph would replay the numbers of its recording."""
-        device = self.images.device
-        return [torch.full((), x, device=device) for x in numbers] if device.type == "cuda" else numbers
+        if self.device.type != "cuda":
+            return numbers
+        return [torch.full((), x, device=self.device) for x in numbers]
 
     def shrink(self):
         """Halve `at_once`, to a divisor of the batch."""
@@ -241,7 +242,7 @@ def validation_loss(work, D):
 
     Noise levels are drawn as in training, once an image, and by the seed alone: each snapshot gets the same.
     """
-    device, twin = work.images.device, copy.deepcopy(work.net).eval()
+    device, twin = work.device, copy.deepcopy(work.net).eval()
     twin.model.load_state_dict({**work.net.model.state_dict(), **work.ema})
     generator = torch.Generator().manual_seed(seed_of(work.options.seed, "validation"))
     sigma = twin.objective.training_sigma(len(D), generator)

@@ -232,17 +232,13 @@ def take_steps(options, D, held_out, net, files, about):
     """Take the steps of `training` that are left, in the run directory `files` that rank 0 holds."""
     work = Work(options, net.train(), D)
     step, seconds = checkpoint.load_state(files.state, work, about, run.defaults(Options))
-    n, device, writes = len(D), work.images.device, parallel.rank() == 0
-    log = run.Log(files.log, step) if writes else None
+    device, n = work.device, len(D)
     total, snapshots = total_steps(options, n), set(snapshot_steps(options, n))
-    counts = torch.bincount(D.labels[D.shown], minlength=D.label_dim).tolist() if D.label_dim else None
     # forward, and twice that back
     flops = 3 * (total - step) * options.batch / parallel.size() * net.model.flops()
     data.announce(options.device, device, flops, options.precision, work.at_once)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # memory_mb is this run's
+    record, progress = Record(work, D, held_out, files, about, step), Progress(files.path, step, total)
     taken, tick, saved = [], time.perf_counter(), time.perf_counter()
-    progress = Progress(files.path, step, total)
     with run.interruptible(), contextlib.closing(progress.bar):
         while step < total:
             taken.append(work.take(step))
@@ -255,40 +251,95 @@ def take_steps(options, D, held_out, net, files, about):
                 continue  # several processes, whose clocks differ, pass at the same steps
             values = torch.stack(taken).cpu()  # [steps, 2]; waits for the device
             now = time.perf_counter()
-            check_finite(values, step, work, log)
-            loss, norm = values.mean(0).tolist()
             seconds += now - tick
-            validation = {}
+            record.check_finite(step, values)
             if step in snapshots:
-                work.rest()
-                if held_out and writes:
-                    validation["validation_loss"] = validation_loss(work, held_out)
-            if writes:
-                log.write(step=step, epoch=round(step * options.batch / n, 3), images=step * options.batch,
-                          loss=loss, gradient_norm=norm,
-                          images_per_second=round(len(values) * options.batch / (now - tick), 1),
-                          memory_mb=memory_mb(device), batch_device=work.at_once, seconds=round(seconds, 3),
-                          **validation)
-            progress.update(step, loss)
-            snapshot = files.model if step == total else files.snapshot(step)
-            if writes and step in snapshots:
-                checkpoint.write(snapshot, {**net.model.state_dict(), **work.ema}, dict(
-                    network=net.config, step=step, epoch=step * options.batch / n, label_counts=counts,
-                    **validation, **about))
+                record.validate()
+            record.line(step, values, now - tick, seconds)
+            progress.update(step, float(values[:, 0].mean()))
+            if step in snapshots:
+                snapshot = record.snapshot(step, last=step == total)
             if step < total and (stop or late or step in snapshots):
-                if writes:
-                    checkpoint.write(files.state, checkpoint.state(work),
-                                     dict(about, step=step, seconds=seconds))
+                record.state(step, seconds)
                 saved = time.perf_counter()
             if stop and step < total:
                 raise KeyboardInterrupt(f"the state of step {step} is in {files.path}; "
                                         "the same command goes on from there")
-            if step == total and writes:
-                files.state.unlink(missing_ok=True)
             if step in snapshots:
                 yield snapshot
             taken, tick = [], time.perf_counter()
     parallel.barrier()
+
+
+class Record:
+    """What a run writes as it goes: log.jsonl, snapshots, its state. Only rank 0 writes."""
+
+    def __init__(self, work, D, held_out, files, about, step):
+        self.work, self.files, self.about, self.n = work, files, about, len(D)
+        self.held_out, self.validation = held_out, {}
+        counts = torch.bincount(D.labels[D.shown], minlength=D.label_dim) if D.label_dim else None
+        self.label_counts = counts if counts is None else counts.tolist()
+        self.writes = parallel.rank() == 0
+        self.log = run.Log(files.log, step) if self.writes else None
+        if work.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(work.device)  # memory_mb is this run's
+
+    def epoch(self, step):
+        return step * self.work.options.batch / self.n
+
+    def check_finite(self, step, taken):
+        """Raise ValueError, naming the step, unless the last steps and the weights after them are finite.
+
+        `taken` [steps, 2] holds the loss and the norm of the gradient of each. The error is logged too.
+        """
+        if wrong := (~taken.isfinite()).nonzero().tolist():
+            i, which = wrong[0]
+            name = ("loss", "norm of the gradient")[which]
+            bad = f"{name} of step {step - len(taken) + 1 + i} is {float(taken[i, which])}"
+        elif not all(p.isfinite().all() for p in self.work.ema.values()):
+            bad = f"weights are not finite after step {step}"
+        else:
+            return
+        said = (f"the {bad}; what was saved before is kept. Lower --learning-rate "
+                f"{self.work.options.learning_rate:g} or lengthen the warm-up, and choose another --out")
+        if self.writes:
+            self.log.write(step=step, stopped=said)
+        raise ValueError(said)
+
+    def validate(self):
+        """Measure the loss on held-out images, if there are any, for the next line and snapshot."""
+        self.work.rest()
+        if self.held_out and self.writes:
+            self.validation = dict(validation_loss=validation_loss(self.work, self.held_out))
+
+    def line(self, step, taken, took, seconds):
+        """Log the steps `taken` [steps, 2], which took so many seconds, of `seconds` so far."""
+        if self.writes:
+            batch, (loss, norm) = self.work.options.batch, taken.mean(0).tolist()
+            self.log.write(step=step, epoch=round(self.epoch(step), 3), images=step * batch,
+                           loss=loss, gradient_norm=norm,
+                           images_per_second=round(len(taken) * batch / took, 1),
+                           memory_mb=memory_mb(self.work.device), batch_device=self.work.at_once,
+                           seconds=round(seconds, 3), **self.validation)
+
+    def snapshot(self, step, last):
+        """Write the averaged weights; returns the path of that file. The last one needs no state."""
+        path = self.files.model if last else self.files.snapshot(step)
+        if self.writes:
+            model = self.work.net.model.state_dict() | self.work.ema
+            checkpoint.write(path, model, dict(
+                network=self.work.net.config, step=step, epoch=self.epoch(step),
+                label_counts=self.label_counts, **self.validation, **self.about))
+            if last:
+                self.files.state.unlink(missing_ok=True)
+        self.validation = {}
+        return path
+
+    def state(self, step, seconds):
+        """Write all that the next step needs."""
+        if self.writes:
+            checkpoint.write(self.files.state, checkpoint.state(self.work),
+                             dict(self.about, step=step, seconds=seconds))
 
 
 def asked_to_stop(step, device):
@@ -296,27 +347,6 @@ def asked_to_stop(step, device):
     if parallel.size() == 1:
         return run.interrupted()
     return step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
-
-
-def check_finite(taken, step, work, log):
-    """Raise ValueError, naming the step, unless the last steps and the weights after them are finite.
-
-    `taken` [steps, 2] holds the loss and the norm of the gradient of each. The error is logged too, by the
-    rank that has a log.
-    """
-    if wrong := (~taken.isfinite()).nonzero().tolist():
-        i, which = wrong[0]
-        name = ("loss", "norm of the gradient")[which]
-        bad = f"{name} of step {step - len(taken) + 1 + i} is {float(taken[i, which])}"
-    elif not all(p.isfinite().all() for p in work.ema.values()):
-        bad = f"weights are not finite after step {step}"
-    else:
-        return
-    said = (f"the {bad}; what was saved before is kept. Lower --learning-rate "
-            f"{work.options.learning_rate:g} or lengthen the warm-up, and choose another --out")
-    if log:
-        log.write(step=step, stopped=said)
-    raise ValueError(said)
 
 
 class Progress:

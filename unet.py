@@ -18,14 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from diffusion.dit import DiT
 from diffusion.objectives import Objective
-from dit import DiT
 from kernels import layers
 
 ARCHITECTURES = dict(
     ddpmpp=dict(residual_encoder=False, noise_mult=1, taps=(1, 1), embedding="positional"),
     ncsnpp=dict(residual_encoder=True, noise_mult=2, taps=(1, 3, 3, 1), embedding="fourier"),
-    dit=dict(embedding="positional"))  # no U-Net, but the transformer of dit.py
+    dit=dict(embedding="positional"))  # no U-Net, but the transformer of diffusion/dit.py
 EMBEDDINGS = ("positional", "fourier")
 PRECISIONS = ("fp32", "tf32", "bf16")
 PRECISION_CHOICES = ("auto", *PRECISIONS)  # of --precision: see `precision_on`

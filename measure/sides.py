@@ -67,7 +67,7 @@ def of_source(source, resolution):
 
 def training_images(options):
     """The training set of a run or of (a subset of) a source, and the `data.Options` that it is of."""
-    subset = run.part(options, data.Subset)
+    subset = run.narrowed(options, data.Subset)
     if is_run(options.train):
         if subset != data.Subset():
             raise ValueError(f"--train {options.train} is a run directory, "

@@ -78,7 +78,7 @@ class Options:
     def training(self, n, seed):
         """The training of a place of the grid."""
         base, name = emm.Options(**BASE[self.scale]), f"dynamics-{self.steps}-n{n:06d}-seed{seed}"
-        return run.part(
+        return run.narrowed(
             base, train.Options, data=self.data or base.data, n=n, seed=seed, subset_seed=seed,
             steps=self.steps, steps_min=0, snapshots=f"log:{self.snapshots}", snapshot_images=0,
             validate=self.held_out, device=self.device, threads=self.threads,

@@ -134,7 +134,7 @@ BEYOND = {
         [Claim("flow matching memorizes more than VP", ("", "flow"), ("", "VP")),
          Claim("EDM memorizes more than VP", ("", "EDM"), ("", "VP")),
          Claim("min-SNR weights memorize less than the published", ("", "VP"), ("", "VP, min-SNR"))],
-        paper=named(2000, OBJECTIVES), cpu=named(40, OBJECTIVES), known="beyond"),
+        paper=named(2000, OBJECTIVES), cpu=named(40, OBJECTIVES), known="beyond", seeds=dict(cpu=5)),
     "optimizer": Experiment(
         "optimizer, 40 images", "optimizer", "In as many steps; at the same loss see `same-distance`.",
         [Claim("Muon memorizes more than Adam", ("", "muon"), ("", "adam")),

@@ -11,8 +11,8 @@ import run
 import sample
 import train
 import unet
+from diffusion.dit import DiT
 from diffusion.solvers import Sampling
-from dit import DiT
 from unet import Denoiser
 
 SUMMED_OTHERWISE = 1e-4  # float32 sums in another order, of the largest value
