@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import run
-import unet
+from diffusion import denoiser
 
 
 def load_model(path, device="cpu"):
@@ -15,8 +15,8 @@ def load_model(path, device="cpu"):
     weights, metadata = read(path)
     try:
         # before memory is taken for what the file claims to hold
-        check_shapes(unet.shapes(metadata["network"]), weights)
-        D = unet.Denoiser(**metadata["network"])
+        check_shapes(denoiser.shapes(metadata["network"]), weights)
+        D = denoiser.Denoiser(**metadata["network"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} describes no network of these scripts ({error}); "
                          "give a snapshot of train.py") from None
@@ -49,12 +49,9 @@ def load_state(path, work, about, defaults):
     `about` has this run's options and data, `defaults` the values of options that a file does not know.
     Raises ValueError for a state that is damaged or of another run.
     """
-    if not path.exists():
+    if not run.earlier(path, about, defaults):
         return 0, 0.0
     saved, there = read(path)
-    if different := run.differences(there, about, defaults):
-        raise ValueError(f"{path} is the state of another run ({different}); "
-                         "remove it to train from the start")
     tensors = state(work)
     check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, saved)
     for name, t in tensors.items():

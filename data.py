@@ -28,20 +28,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 @dataclass(frozen=True)
 class Subset:
-    n: int = option(0, "size of the training set |D|; 0 takes all there is")
-    classes: int = option(0, "keep the first this many classes; 0 keeps all")
+    n: int = option(0, "size of the training set |D|; 0 takes all there is", least=0)
+    classes: int = option(0, "keep the first this many classes; 0 keeps all", least=0)
     resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); "
-                                "0 keeps the size")
-    subset_seed: int | None = option(None, "draw the subset by this seed; none takes the first of each class")
+                                "0 keeps the size", least=0, below=4097)
+    subset_seed: int | None = option(None, "draw the subset by this seed; none takes the first of each class",
+                                     least=0, below=2**32)
 
     def __post_init__(self):
-        for name in ("n", "classes", "resolution"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)} is negative; give 0 or more")
-        if self.resolution > 4096:
-            raise ValueError(f"--resolution {self.resolution} is more than the 4096 that are read")
-        if self.subset_seed is not None and not 0 <= self.subset_seed < 2**32:
-            raise ValueError(f"--subset-seed {self.subset_seed} is not in 0..2^32-1")
+        run.check(self)
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Options(Subset):
     labels: str = option("none", "labels the model is given: none, true, permuted (the true ones shuffled), "
                          "random:C, coarse:C (C random ones a class), clusters:K (k-means), unique or "
                          "unique:SHARE (unique for a share of D, one for the rest)")
-    label_seed: int = option(0, "seed of labels that are drawn")
+    label_seed: int = option(0, "seed of labels that are drawn", least=0, below=2**32)
     part: str = option("", "draw D from the i-th of k disjoint, balanced parts of the data: i/k, such as 1/2")
     repeat: str = option("", "show a share of D, drawn by --subset-seed, K times as often as the rest: "
                              "K:share, such as 10:0.1. An epoch stays |D| images")
@@ -64,8 +59,6 @@ class Options(Subset):
         in_part(torch.zeros(0), self.part)
         if self.repeat:
             repetition(self.repeat)
-        if not 0 <= self.label_seed < 2**32:
-            raise ValueError(f"--label-seed {self.label_seed} is not in 0..2^32-1")
         if not 0 <= self.mix_share <= 1:
             raise ValueError(f"--mix-share {self.mix_share} is not a share from 0 to 1")
         if not self.mix and self.mix_share != Options.mix_share:

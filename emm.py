@@ -30,7 +30,7 @@ import run
 import sample
 import search
 import train
-import unet
+from diffusion import denoiser
 from diffusion.solvers import Sampling
 from kernels import References
 from run import option
@@ -41,11 +41,11 @@ from search import CONFIDENCE
 class Options(Sampling, train.Options):
     n: int = option(0, None)  # chosen by the search
     out: str = option("runs/emm", "directory of the search; each size has one in it", recorded=False)
-    n_min: int = option(500, "smallest size; others are balanced over the classes", recorded=False)
-    n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False)
+    n_min: int = option(500, "smallest size; others are balanced over the classes", recorded=False, least=2)
+    n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False, least=0)
     eps: float = option(0.1, "EMM is the largest |D| with a ratio of at least 1 - eps", recorded=False)
     tolerance: float = option(0.1, "by what share the bracket's ends may differ at the end", recorded=False)
-    sample_count: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False)
+    sample_count: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False, least=1)
     alpha: float = option(0.01, "chance of a wrong verdict on a size, at most", recorded=False)
     full: bool = option(False, "train to the end and draw all samples, as published", recorded=False)
     sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
@@ -72,9 +72,6 @@ class Options(Sampling, train.Options):
         for name, given in (("sizes", self.sizes), ("train-seeds", self.train_seeds)):
             if len(set(given)) < len(given):
                 raise ValueError(f"--{name} {given}: one of them stands there twice")
-        if self.n_min < 2 or self.n_max < 0 or self.sample_count < 1:
-            raise ValueError(f"--n-min {self.n_min}, --n-max {self.n_max}, "
-                             f"--sample-count {self.sample_count}: need at least 2, 0 and 1")
 
 
 class Probe:
@@ -90,12 +87,8 @@ class Probe:
         self.snapshot_steps = train.snapshot_steps(self.training, n)
         sampling = run.recorded(run.narrowed(options, Sampling))
         self.about = dict(options=data.recorded(self.training) | sampling)
-        there = dict(self.about, snapshots={}, sampling_seconds=0.0, started=time.time())
-        if self.files.scores.exists():
-            there = run.read_json(self.files.scores)
-        if different := run.differences(there, self.about, run.defaults(Options)):
-            raise ValueError(f"{self.files.scores} is of another run ({different}); "
-                             "remove it to sample again")
+        there = dict(snapshots={}, sampling_seconds=0.0, started=time.time())
+        there |= run.earlier(self.files.scores, self.about, run.defaults(Options))
         self.scores = {int(step): score for step, score in there["snapshots"].items()}
         self.sampling_seconds, self.started = there["sampling_seconds"], there["started"]
 
@@ -255,7 +248,7 @@ def find(options):
     """Search for EMM as the options say, printing a line a snapshot; returns the path of OUT/emm.json."""
     devices = options.devices or (options.device,)
     device = data.pick_device(devices[0])
-    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
+    options = dataclasses.replace(options, precision=denoiser.precision_on(device, options.precision))
     if options.train_seeds:
         return find_each(options)
     out, whole = Path(options.out), source(options)

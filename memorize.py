@@ -171,7 +171,9 @@ def memorize(options):
     out = Path(options.out) if options.out else None
     if not out and is_run(options.samples):
         out = Path(options.samples) / "memorize.json"
-    there = earlier(out, about, held_out)
+    there = run.earlier(out, about, run.defaults(Options)) if out else {}
+    if held_out and "held_out" in there and there["held_out"]["sha256"] != data.sha256(held_out.values):
+        raise ValueError(f"{out} is of other held-out images; choose another --out, or remove it")
     if there and not any(getattr(options, name) for name in MORE):
         return there
     data.announce(options.device, device)
@@ -205,7 +207,7 @@ def memorize_snapshots(options, device):
     about = dict(options=run.recorded(options), source=dict(
         samples_sha256=[run.file_sha256(file) for _, file in pairs], train_sha256=data.sha256(train.values),
         held_out_sha256=held_out and data.sha256(held_out.values)))
-    if there := earlier(out, about):
+    if there := run.earlier(out, about, run.defaults(Options)):
         return there
     data.announce(options.device, device)
     rows = []
@@ -221,21 +223,6 @@ def memorize_snapshots(options, device):
     run.write_json(out, result)
     plot.plot(plot.Options(quality=(str(out),), out=str(out.with_suffix(".png"))))
     return result
-
-
-def earlier(out, about, held_out=None):
-    """The result in the file `out`, {} if there is none.
-
-    Raises ValueError if it is of other options, samples or training images than `about`, or has numbers of
-    other held-out images (`Side`).
-    """
-    there = run.read_json(out) if out and out.is_file() else {}
-    different = there and run.differences(there, about, run.defaults(Options))
-    if held_out and "held_out" in there and there["held_out"]["sha256"] != data.sha256(held_out.values):
-        different = different or "other held-out images"
-    if different:
-        raise ValueError(f"{out} holds another result ({different}); choose another --out, or remove it")
-    return there
 
 
 def scorer(options, train, held_out, device):

@@ -9,6 +9,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -35,13 +36,25 @@ INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 _signals = []  # that have come within `interruptible`
 
 
-def option(default, help, choices=None, recorded=True):
+def option(default, help, choices=None, recorded=True, least=None, below=math.inf):
     """A dataclass field for `parse`: its default, its text in --help, and the values allowed.
 
     Without a text it is not on the command line. `recorded=False` marks options of the machine (device,
     where to write) that do not change what is computed: a run may be resumed with other values of these.
+    Of numbers with a `least`, `check` lets those pass that are at least that, and `below` the other.
     """
-    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, recorded=recorded))
+    return dataclasses.field(default=default, metadata=dict(
+        help=help, choices=choices, recorded=recorded, bounds=(least, below)))
+
+
+def check(options):
+    """Raise ValueError, naming it, for a number in a dataclass that is out of the bounds of its `option`."""
+    for field in dataclasses.fields(options):
+        value, (least, below) = getattr(options, field.name), field.metadata["bounds"]
+        if value is not None and least is not None and not least <= value < below:
+            limit = f" and below {below:,}" if below < math.inf else ""
+            raise ValueError(f"--{field.name.replace('_', '-')} {value} must be a finite number of at least "
+                             f"{least:,}{limit}")
 
 
 def parse(cls, argv=None, description=None):
@@ -274,6 +287,20 @@ def claim(directory, record, defaults=None):
             for leftover in path.parent.glob(pattern):
                 leftover.unlink()
         yield
+
+
+def earlier(path, record, defaults):
+    """What the result file at `path` says of itself, as a dict; {} if there is none.
+
+    Raises ValueError, naming each value that differs, if its "options" or "source" are not those of `record`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    there = about(path) if path.suffix in (".npz", ".safetensors") else read_json(path)
+    if different := differences(there, record, defaults):
+        raise ValueError(f"{path} holds another result ({different}); choose another --out, or remove it")
+    return there
 
 
 def differences(old, new, defaults=None):

@@ -20,7 +20,7 @@ import checkpoint
 import data
 import parallel
 import run
-import unet
+from diffusion import denoiser
 from diffusion.solvers import PUBLISHED, Sampling
 from images import picture
 from kernels import Optimum
@@ -50,7 +50,7 @@ class Options(Sampling, data.Options):
     label: int | None = option(None, "give every sample this label; none draws them, see --sample-labels")
     precision: str = option(
         "auto", "of the network's products, whatever it was trained in; auto is tf32 on CUDA, else fp32. "
-        "The sampler's state is float64", unet.PRECISION_CHOICES)
+        "The sampler's state is float64", denoiser.PRECISION_CHOICES)
     out: str = option(
         "", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
@@ -150,7 +150,7 @@ def generate(D, seeds, label_weights=None, label=None, sampling=PUBLISHED, devic
     if sampling.guidance != 1 and not label_weights:
         raise ValueError(f"--guidance {sampling.guidance:g} weighs a label against none, and this model is "
                          "not given labels; leave it out")
-    network = isinstance(D, unet.Denoiser)
+    network = isinstance(D, denoiser.Denoiser)
     denoise, at_once = (in_chunks(D), chunk(D)) if network else (D, getattr(D, "rows", OTHERS))
     sigmas, images, labels = sampling.levels(D, device), [], []
     for i in tqdm(range(0, len(seeds), at_once), desc="sample", unit="chunk", disable=None):
@@ -172,13 +172,11 @@ def sample(options):
     """
     device = data.pick_device(options.device, options.threads)
     data.keep_memory()
-    precision = "fp32" if options.optimum else unet.precision_on(device, options.precision)
+    precision = "fp32" if options.optimum else denoiser.precision_on(device, options.precision)
     options = dataclasses.replace(options, precision=precision)
     D, counts, source, out = (optimum if options.optimum else trained)(options, device)
     out, about = Path(options.out or out), dict(options=data.recorded(options), source=source)
-    if out.exists():
-        if different := run.differences(run.about(out), about, run.defaults(Options)):
-            raise ValueError(f"{out} holds other samples ({different}); choose another --out, or remove it")
+    if run.earlier(out, about, run.defaults(Options)):
         return out
     if options.label is not None and not 0 <= options.label < len(counts or ()):
         raise ValueError(f"--label {options.label}: there are {len(counts or ())} labels, counted from 0")

@@ -25,13 +25,12 @@ import checkpoint
 import data
 import parallel
 import run
-import unet
-from diffusion import objectives
+from diffusion import denoiser, objectives
 from run import option
 from steps import Work, seed_of, validation_loss
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
-MOST_STEPS = 10**12      # more is a typing error
+MOST = 10**12            # of steps and epochs; more is a typing error
 MOST_SNAPSHOTS = 10_000  # likewise
 LINE_SECONDS = 20        # between progress lines where stderr is no terminal
 SIGNAL_STEPS = 10        # between the steps at which several processes ask each other for a signal to stop
@@ -41,7 +40,7 @@ SIGNAL_STEPS = 10        # between the steps at which several processes ask each
 class Options(data.Options):
     out: str = option("runs/train", "run directory", recorded=False)
     # model
-    arch: str = option("ddpmpp", "network", tuple(unet.ARCHITECTURES))
+    arch: str = option("ddpmpp", "network", denoiser.ARCHITECTURES)
     precond: str = option("vp", "preconditioning and the loss that goes with it", objectives.PRECONDITIONINGS)
     predict: str | None = option(
         None, "noise, image or velocity: what the network predicts; none means as published with --precond")
@@ -62,54 +61,59 @@ class Options(data.Options):
     dropout: float = option(0.13, "dropout probability")
     # training
     sigma_skip: tuple[float, ...] = option((), "LOW,HIGH: noise levels not trained on, of loss 0")
-    epochs: float = option(40000, "duration in passes over the training set")
-    steps: int | None = option(None, "duration in steps, instead of epochs")
+    epochs: float = option(40000, "duration in passes over the training set", least=0, below=MOST)
+    steps: int | None = option(None, "duration in steps, instead of epochs", least=1, below=MOST)
     steps_min: int = option(
-        0, "train for at least this many steps, however few images there are; as published, no such floor")
-    warmup_epochs: float = option(200, "the learning rate rises linearly over this many epochs")
-    warmup_steps: int | None = option(None, "or over this many steps")
-    batch: int = option(512, "images a step")
+        0, "train for at least this many steps, however few images there are; as published, no such floor",
+        least=0)
+    warmup_epochs: float = option(200, "the learning rate rises linearly over this many epochs", least=0)
+    warmup_steps: int | None = option(None, "or over this many steps", least=0)
+    batch: int = option(512, "images a step", least=1)
     batch_device: int = option(0, "images at once, to save memory (gradients add up); 0 means the batch, "
-                                  "on a GPU as many as fit")
+                                  "on a GPU as many as fit", least=0)
     optimizer: str = option(
         "adam", "optimizer; muon takes the matrices inside the network, and adam the rest, at the same rate",
         ("adam", "sgd", "muon"))
-    learning_rate: float = option(2e-4, "learning rate after the warm-up")
-    momentum: float = option(0.9, "momentum of sgd and of muon; beta1 of adam")
-    beta2: float = option(0.999, "beta2 of adam")
-    weight_decay: float = option(0.0, "L2 penalty added to the gradient; of muon, apart from it")
-    ema_halflife: float = option(500_000 / EMA_IMAGES_A_STEP, "half-life of the averaged weights in steps")
-    ema_rampup_epochs: float = option(200, "the half-life rises linearly over this many epochs")
-    ema_rampup_steps: int | None = option(None, "or over this many steps")
+    learning_rate: float = option(2e-4, "learning rate after the warm-up", least=0)
+    momentum: float = option(0.9, "momentum of sgd and of muon; beta1 of adam", least=0, below=1)
+    beta2: float = option(0.999, "beta2 of adam", least=0, below=1)
+    weight_decay: float = option(0.0, "L2 penalty added to the gradient; of muon, apart from it", least=0)
+    ema_halflife: float = option(
+        500_000 / EMA_IMAGES_A_STEP, "half-life of the averaged weights in steps", least=0)
+    ema_rampup_epochs: float = option(200, "the half-life rises linearly over this many epochs", least=0)
+    ema_rampup_steps: int | None = option(None, "or over this many steps", least=0)
     ema_rate: float | None = option(
-        None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights")
+        None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights",
+        least=0, below=1)
     flip: bool = option(False, "mirror half of the images shown, drawn anew at each step")
     augment: float = option(0.0, "probability of each of EDM's six augmentations, which the network is told, "
-                                 "so that samples show none; EDM: 0.12")
-    label_dropout: float = option(0.0, "probability that an image is shown without its label")
+                                 "so that samples show none; EDM: 0.12", least=0, below=1)
+    label_dropout: float = option(
+        0.0, "probability that an image is shown without its label", least=0, below=1)
     precision: str = option(
-        "auto", "of the network's products; auto is tf32 on CUDA, else fp32", unet.PRECISION_CHOICES)
-    seed: int = option(0, "of initial weights, order of the data, noise and dropout")
+        "auto", "of the network's products; auto is tf32 on CUDA, else fp32", denoiser.PRECISION_CHOICES)
+    seed: int = option(0, "of initial weights, order of the data, noise and dropout", least=0)
     reshuffle: bool = option(False, "draw a new order of the data each epoch instead of one for all")
     # files
     snapshots: int | str = option(
         16, "snapshots over the run, evenly spaced, the last at its end; log:K spaces K logarithmically")
     snapshot_images: int = option(
-        0, "a snapshot each time this many images were seen instead, and at the end; published: 2500000")
+        0, "a snapshot each time this many images were seen instead, and at the end; published: 2500000",
+        least=0)
     validate: int = option(
-        0, "at each snapshot, measure the loss on this many images of the data outside the training set")
-    log_steps: int = option(100, "steps a line of log.jsonl", recorded=False)
-    save_seconds: float = option(300, "write the resume state this often", recorded=False)
+        0, "at each snapshot, measure the loss on this many images of the data outside the training set",
+        least=0)
+    log_steps: int = option(100, "steps a line of log.jsonl", recorded=False, least=1)
+    save_seconds: float = option(300, "write the resume state this often", recorded=False, least=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(
-        0, "CPU threads; 0 takes all cores. Another number rounds sums in another order", recorded=False)
+        0, "CPU threads; 0 takes all cores. Another number rounds sums in another order", recorded=False,
+        least=0)
     deterministic: bool = option(
         False, "on CUDA, only kernels that give the same bits each time; slower", recorded=False)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.epochs > MOST_STEPS or (self.steps or 0) > MOST_STEPS:
-            raise ValueError(f"--epochs {self.epochs}, --steps {self.steps}: at most {MOST_STEPS:,}")
         absent = ("patch",) if self.arch != "dit" else (
             "channel_mult", "attn_resolutions", "embedding", "skip_connections")
         for name in absent:
@@ -117,16 +121,6 @@ class Options(data.Options):
                 raise ValueError(f"--{name.replace('_', '-')} is nothing that --arch {self.arch} has; "
                                  "leave it out")
         objectives.Objective(self.precond, self.predict, self.loss_weight, self.loss)
-        least_values = dict(
-            steps=1, steps_min=0, epochs=0, warmup_epochs=0, warmup_steps=0,
-            batch=1, batch_device=0, learning_rate=0, weight_decay=0,
-            ema_halflife=0, ema_rampup_epochs=0, ema_rampup_steps=0,
-            snapshot_images=0, validate=0, log_steps=1, save_seconds=0, seed=0, threads=0)
-        for name, least in least_values.items():
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= least):
-                raise ValueError(f"--{name.replace('_', '-')} {value} must be a finite number "
-                                 f"of at least {least}")
         count = str(self.snapshots).removeprefix("log:")
         if not (count != self.snapshots and count.isdecimal() and 1 <= int(count) <= MOST_SNAPSHOTS):
             raise ValueError(f"--snapshots {self.snapshots} is neither a number nor log:K, "
@@ -141,10 +135,6 @@ class Options(data.Options):
         if skip and not (len(skip) == 2 and 0 <= skip[0] < skip[1]):
             raise ValueError(f"--sigma-skip {','.join(map(str, skip))} is no range of noise levels; "
                              "write LOW,HIGH, such as 0.2,2")
-        for name in ("momentum", "beta2", "ema_rate", "label_dropout", "augment"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value} must be in [0, 1)")
         if self.label_dropout and self.labels == "none":
             raise ValueError(f"--label-dropout {self.label_dropout} leaves labels out, and --labels none "
                              "has none; leave one of them out")
@@ -201,9 +191,9 @@ def training(options, alone=False):
     files = run.Directory(options.out)
     device = data.pick_device(options.device, options.threads, options.deterministic)
     data.keep_memory()
-    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
+    options = dataclasses.replace(options, precision=denoiser.precision_on(device, options.precision))
     generator = torch.Generator().manual_seed(seed_of(options.seed, "weights"))
-    net = unet.build(options, D, generator).to(device).use(options.precision)
+    net = denoiser.build(options, D, generator).to(device).use(options.precision)
     skip = options.sigma_skip
     if skip and skip[0] <= net.sigma_min < net.sigma_max <= skip[1]:
         raise ValueError(f"--sigma-skip {skip[0]:g},{skip[1]:g} skips every noise level that "
@@ -221,9 +211,8 @@ def training(options, alone=False):
         parallel.barrier()  # until rank 0 has claimed and swept the directory
         yield from (path for path in files.snapshots() if path.exists())  # the caller may remove others
         if parallel.total(files.model.exists(), device):
-            there = checkpoint.load_model(files.model)[1]
-            if different := run.differences(there, about, run.defaults(Options)):
-                raise ValueError(f"{files.model} is of another run ({different}); remove it to train again")
+            checkpoint.load_model(files.model)  # which must be whole
+            run.earlier(files.model, about, run.defaults(Options))
             return
         yield from take_steps(options, D, held_out, net, files, about)
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import run
 import train
-import unet
+from diffusion import denoiser
 from diffusion.solvers import PUBLISHED, Sampling
 
 # FLOP/s, without sparsity, from the data sheets of the SXM models; fp32 is that of the CUDA cores
@@ -160,7 +160,7 @@ def in_words(flops, gpu, precision):
 def plan(options):
     """The cost of a run of train.py with these options, in lines."""
     D = data.load(options)
-    return report(unet.build(options, D), len(D), train.total_steps(options, len(D)), options.batch,
+    return report(denoiser.build(options, D), len(D), train.total_steps(options, len(D)), options.batch,
                   options.batch_device, len(train.snapshot_steps(options, len(D))), sampling=options)
 
 

@@ -32,8 +32,8 @@ import data
 import sample
 import steps
 import train
-import unet
 from bench import machine
+from diffusion import denoiser
 from diffusion.solvers import Sampling, heun
 from run import option, provenance, stage
 
@@ -134,7 +134,7 @@ class Published:
 
 class Ours:
     def __init__(self, options, D, device):
-        self.net = unet.build(options, D).to(device).use(options.precision).train()
+        self.net = denoiser.build(options, D).to(device).use(options.precision).train()
         self.work = steps.Work(options, self.net, D)
         self.denoise = sample.in_chunks(self.net)  # kept: on a GPU it records a graph
 
@@ -248,7 +248,8 @@ def on_gpu(options, cases=CASES["cuda"]):
     for case in (cases[i] for i in options.cases or range(len(cases))):
         base = {}  # images a second of the published code, by kind
         # the slowest last: a limit of bench/gpu.sh may cut it off
-        for name in ["published"] * bool(options.peer) + list(options.precisions or unet.PRECISIONS[::-1]):
+        precisions = options.precisions or denoiser.PRECISIONS[::-1]
+        for name in ["published"] * bool(options.peer) + list(precisions):
             yield from alone(options, case, name, base)
 
 

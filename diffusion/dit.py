@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """F(x; c_noise, labels): [B, C, H, W] -> [B, C, H, W]. Arguments as for `unet.Denoiser`."""
+    """F(x; c_noise, labels): [B, C, H, W] -> [B, C, H, W]. Arguments as for `denoiser.Denoiser`."""
 
     def __init__(self, img_resolution, img_channels, label_dim, width, blocks, patch, dropout,
                  augment_dim=0):

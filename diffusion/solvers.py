@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from run import option
+from run import check, option
 
 MOST_CHURN = math.sqrt(2) - 1  # by what share a noise level is raised, at most (EDM, algorithm 2)
 
@@ -22,30 +22,27 @@ class Sampling:
     sampler: str = option(
         "heun", "of second order, as published; euler is of first order, and is DDIM; dpm-solver is "
         "DPM-Solver++(2M), of second order with one evaluation a step", ("heun", "euler", "dpm-solver"))
-    sample_steps: int = option(18, "sampling steps")
+    sample_steps: int = option(18, "sampling steps", least=2, below=10_001)
     sigma_min: float = option(0.002, "lowest noise level of sampling, raised to the network's")
     sigma_max: float = option(80.0, "highest noise level of sampling, lowered to the network's")
     rho: float = option(7.0, "exponent of the spacing of noise levels")
-    churn: float = option(0.0, "EDM's S_churn: fresh noise before the steps, over all of them; 0 adds none")
-    churn_min: float = option(0.0, "EDM's S_min: no fresh noise at noise levels below it")
-    churn_max: float | None = option(None, "EDM's S_max: nor at those above it; none means no limit")
-    churn_noise: float = option(1.0, "EDM's S_noise: standard deviation of the fresh noise")
+    churn: float = option(
+        0.0, "EDM's S_churn: fresh noise before the steps, over all of them; 0 adds none", least=0)
+    churn_min: float = option(0.0, "EDM's S_min: no fresh noise at noise levels below it", least=0)
+    churn_max: float | None = option(None, "EDM's S_max: nor at those above it; none means no limit", least=0)
+    churn_noise: float = option(1.0, "EDM's S_noise: standard deviation of the fresh noise", least=0)
     guidance: float = option(
-        1.0, "weight W of classifier-free guidance, D_u + W (D_c - D_u), where D_u is not given the label")
+        1.0, "weight W of classifier-free guidance, D_u + W (D_c - D_u), where D_u is not given the label",
+        least=0)
     sample_labels: str = option(
         "uniform", "labels of samples: all equally likely, as published, as often as in training, or none",
         ("uniform", "training", "none"))
 
     def __post_init__(self):
-        if not 2 <= self.sample_steps <= 10_000:
-            raise ValueError(f"--sample-steps {self.sample_steps}: need 2 to 10,000")
+        check(self)
         if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0.1 <= self.rho < math.inf:
             raise ValueError(f"--sigma-min {self.sigma_min}, --sigma-max {self.sigma_max}, --rho {self.rho}: "
                              "need 0 < sigma_min < sigma_max and rho of 0.1 or more, all finite")
-        for name in ("churn", "churn_min", "churn_max", "churn_noise", "guidance"):
-            if not 0 <= (getattr(self, name) or 0) < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be a finite number "
-                                 "of at least 0")
         if self.churn and self.sampler == "dpm-solver":
             raise ValueError(f"--churn {self.churn} is for heun and euler: --sampler dpm-solver goes on with "
                              "the evaluation before, which fresh noise outdates; leave one of them out")

@@ -27,7 +27,7 @@ X_ERROR, WEIGHT_ERROR = 2e-6, 1e-6
 
 
 class Optimum:
-    """D*(x; sigma, labels) of images uint8 [N, C, H, W] and labels int64 [N], called like `unet.Denoiser`.
+    """D*(x; sigma, labels) of images uint8 [N, C, H, W] and labels int64 [N], called like a `Denoiser`.
 
     Within 1e-5 of `optimum_reference`. `block_bytes` bounds the memory beyond the images, a second copy of
     them on a CPU, and x and the result themselves.

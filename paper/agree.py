@@ -16,13 +16,10 @@ from pathlib import Path
 import torch
 
 import data
-import memorize
 import plot
 import run
-import sample
 import search
-import unet
-from diffusion.solvers import Sampling
+from diffusion import denoiser
 from paper import compare
 from run import option
 
@@ -47,53 +44,44 @@ def agree(options):
     Raises ValueError for runs that are not finished, or whose models cannot be given the same.
     """
     device = data.pick_device(options.device, options.threads)
-    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
-    folders = options.run, options.other
-    sets = [data.of_run(folder, options.data) for folder in folders]
-    chosen = [data.options_of_run(folder, options.data) for folder in folders]
+    options = dataclasses.replace(options, precision=denoiser.precision_on(device, options.precision))
+    models = [compare.model_of(folder, options, device) for folder in (options.run, options.other)]
+    sets, chosen, nets, counts, sources = zip(*models)
     if sets[0].images.shape[1:] != sets[1].images.shape[1:] or chosen[0].labels != chosen[1].labels \
             or sets[0].label_dim != sets[1].label_dim or chosen[0].labels not in ("none", "true"):
-        raise ValueError(f"{folders[0]} and {folders[1]} differ in the shape of images or the meaning "
+        raise ValueError(f"{options.run} and {options.other} differ in the shape of images or the meaning "
                          "of labels; take runs alike in both, with --labels none or true")
-    (net, counts, weights, _), (other, _, weights_of_other, _) = (
-        sample.trained(sample.Options(run=folder, precision=options.precision), device) for folder in folders)
     out = Path(options.out) if options.out else Path(options.run) / "agree.json"
-    about = dict(options=run.recorded(options), source=dict(
-        weights_sha256_of_first=weights["weights_sha256"],
-        weights_sha256_of_second=weights_of_other["weights_sha256"]))
-    if out.is_file():
-        if different := run.differences(run.read_json(out), about, run.defaults(Options)):
-            raise ValueError(f"{out} holds another comparison ({different}); "
-                             "choose another --out, or remove it")
+    about = dict(options=run.recorded(options), source={
+        f"weights_sha256_of_{which}": source["weights_sha256"]
+        for which, source in zip(("first", "second"), sources)})
+    if run.earlier(out, about, run.defaults(Options)):
         return out
-    flops = 2 * Sampling().evaluations * options.sample_count * net.model.flops()
-    data.announce(options.device, device, flops, options.precision)
-    samples, nearest, ratios = [], [], []
-    for D, model in zip(sets, (net, other)):
-        x, _ = sample.generate(model, range(options.sample_count), sample.weigh_labels(counts),
-                               device=device)                         # [N, C, H, W]
-        summary, _, distances, _ = memorize.score(x.to(device), D.images.to(device),
-                                                  memorize.parse_threshold(options.threshold))
-        samples.append(x)
-        nearest.append(distances[:, 0])                               # [N], squared
-        ratios.append(summary["ratio"])
-    neither = data.outside(chosen[0], sets[0])
-    known = data.duplicates(torch.cat([sets[0].images, sets[1].images, neither.images]))
-    _, in_second, in_rest = known.split([len(D) for D in (*sets, neither)])
-    shared = int((in_second & ~data.duplicates(sets[1].images)).sum())
-    neither = data.Images(neither.images[~in_rest], neither.labels[~in_rest], neither.label_dim, [])
+    samples, summaries, _, distances, _ = zip(*(
+        compare.scored(net, D, counts[0], options, device) for net, D in zip(nets, sets)))
+    neither, shared = outside_both(chosen[0], *sets)
     result = dict(other=str(Path(options.other).resolve()), training_images=[len(D) for D in sets],
-                  shared_training_images=shared, ratios=ratios,
-                  samples=of_samples(*samples, *nearest), sigmas=compare.SIGMAS, denoisers={})
+                  shared_training_images=shared, ratios=[summary["ratio"] for summary in summaries],
+                  samples=of_samples(*samples, *(squares[:, 0] for squares in distances)),
+                  sigmas=compare.SIGMAS, denoisers={})
     for where, images in (("first", sets[0]), ("second", sets[1]), ("neither", neither)):
         if len(images):  # of a training set that takes all of its part, nothing is left
             first, second, apart = compare.losses(
-                [net, other], images, options.draws, options.seed, device).mean(2).tolist()
+                nets, images, options.draws, options.seed, device).mean(2).tolist()
             result["denoisers"][where] = dict(
                 images=len(images), apart=apart, loss=dict(first=first, second=second))
     plot.save(figure(result), out.with_suffix(".png"))
     run.write_json(out, result | about | run.provenance(device))
     return out
+
+
+def outside_both(options, D, other):
+    """The images of D's source, by its `data.Options`, outside both, as `Images`; how many both have."""
+    rest = data.outside(options, D)
+    known = data.duplicates(torch.cat([D.images, other.images, rest.images]))
+    _, in_other, in_rest = known.split([len(D), len(other), len(rest)])
+    shared = int((in_other & ~data.duplicates(other.images)).sum())
+    return data.Images(rest.images[~in_rest], rest.labels[~in_rest], rest.label_dim, []), shared
 
 
 def of_samples(one, other, nearest, nearest_other):

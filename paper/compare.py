@@ -24,8 +24,8 @@ import memorize
 import run
 import sample
 import search
-import unet
-from diffusion.solvers import Sampling
+from diffusion import denoiser
+from diffusion.solvers import PUBLISHED
 from kernels import Optimum
 from measure import sheets
 from run import option
@@ -41,22 +41,21 @@ LEVELS = range(len(SIGMAS))
 class Options:
     run: str = option("", "run directory of a finished train.py", recorded=False)
     data: str = option("", "where the data of the run lie now, if they have moved", recorded=False)
-    sample_count: int = option(10000, "samples of each, seeds 0, 1, ...")
-    draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it")
-    seed: int = option(0, "of that noise")
+    sample_count: int = option(10000, "samples of each, seeds 0, 1, ...", least=1)
+    draws: int = option(1024, "noisy images a noise level, of the training set and of the images outside it",
+                        least=1)
+    seed: int = option(0, "of that noise", least=0)
     out: str = option("", "JSON to write; compare.json in the run directory by default", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
     precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32",
-                            unet.PRECISION_CHOICES)
+                            denoiser.PRECISION_CHOICES)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
 
     def __post_init__(self):
         if not self.run:
             raise ValueError("give --run, the directory of a finished train.py")
-        if self.sample_count < 1 or self.draws < 1 or self.seed < 0:
-            raise ValueError(f"--sample-count {self.sample_count}, --draws {self.draws}, --seed {self.seed}: "
-                             "need at least 1, 1 and 0")
+        run.check(self)
         memorize.parse_threshold(self.threshold)
 
 
@@ -65,30 +64,20 @@ def compare(options):
 
     Raises ValueError if the run is not finished, its model of another run or the JSON there of another model.
     """
-    device, folder = data.pick_device(options.device, options.threads), Path(options.run)
-    options = dataclasses.replace(options, precision=unet.precision_on(device, options.precision))
-    D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
-    trained, counts, weights, _ = sample.trained(
-        sample.Options(run=options.run, precision=options.precision), device)
-    out = Path(options.out) if options.out else folder / "compare.json"
+    device = data.pick_device(options.device, options.threads)
+    options = dataclasses.replace(options, precision=denoiser.precision_on(device, options.precision))
+    D, chosen, trained, counts, source = model_of(options.run, options, device)
+    out = Path(options.out) if options.out else Path(options.run) / "compare.json"
     about = dict(options=run.recorded(options),
-                 source=weights | dict(train_sha256=D.fingerprint()["sha256"]))
-    if out.is_file():
-        if different := run.differences(run.read_json(out), about, run.defaults(Options)):
-            raise ValueError(f"{out} holds another comparison ({different}); "
-                             "choose another --out, or remove it")
+                 source=source | dict(train_sha256=D.fingerprint()["sha256"]))
+    if run.earlier(out, about, run.defaults(Options)):
         return out
     outside = data.outside(chosen, D)
     shown = data.Images(D.images[D.shown], D.labels[D.shown], D.label_dim, [])
     optimum = Optimum(shown.images.to(device), shown.labels.to(device) if D.label_dim else None)
     denoisers, result = {"trained": trained, "closed form": optimum}, {}
-    flops = Sampling().evaluations * options.sample_count * trained.model.flops()
-    data.announce(options.device, device, flops, options.precision)
-    for name, denoiser in denoisers.items():
-        samples, _ = sample.generate(denoiser, range(options.sample_count),
-                                     sample.weigh_labels(counts, unseen=False), device=device)
-        summary, copied, distances, index = memorize.score(
-            samples.to(device), D.images.to(device), memorize.parse_threshold(options.threshold))
+    for name, each in denoisers.items():
+        samples, summary, copied, distances, index = scored(each, D, counts, options, device)
         shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
         quantiles = torch.quantile(memorize.distance_ratio(distances), shares)
         result[name] = summary | dict(distance_ratio_quantiles=quantiles.tolist())
@@ -107,6 +96,25 @@ def compare(options):
     result |= dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside))
     run.write_json(out, result | about | run.provenance(device))
     return out
+
+
+def model_of(folder, options, device):
+    """A run's training set, its `data.Options`, its last model, images a label, and what identifies that."""
+    D, chosen = data.of_run(folder, options.data), data.options_of_run(folder, options.data)
+    net, counts, source, _ = sample.trained(
+        sample.Options(run=str(folder), precision=options.precision), device)
+    return D, chosen, net, counts, source
+
+
+def scored(D, train, counts, options, device):
+    """`sample_count` samples of a denoiser D by the published sampler, and `memorize.score` of them."""
+    if isinstance(D, denoiser.Denoiser):
+        flops = PUBLISHED.evaluations * options.sample_count * D.model.flops()
+        data.announce(options.device, device, flops, options.precision)
+    x, _ = sample.generate(D, range(options.sample_count), sample.weigh_labels(counts, unseen=False),
+                           device=device)                         # [N, C, H, W]
+    return x, *memorize.score(x.to(device), train.images.to(device),
+                              memorize.parse_threshold(options.threshold))
 
 
 def of_repeated(D, copied):

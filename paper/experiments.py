@@ -24,6 +24,7 @@ import search
 import train
 import unet
 from bench import plan
+from diffusion import denoiser
 from images import shape_of, there
 from paper import compare, figures
 from paper.beyond import MEASURES
@@ -79,7 +80,7 @@ def native(o):
     _, side, classes = source_shape(dataclasses.replace(o, resolution=0, classes=0))
     return dataclasses.replace(
         o, resolution=0 if o.resolution == side else o.resolution, classes=o.classes % classes,
-        embedding=None if o.embedding == unet.ARCHITECTURES[o.arch]["embedding"] else o.embedding)
+        embedding=None if o.embedding == unet.FORMS.get(o.arch, {}).get("embedding") else o.embedding)
 
 
 def directory(o, usual):
@@ -133,7 +134,7 @@ def source_shape(o):
 @lru_cache(maxsize=None)
 def cost_of(*shape):
     """plan.cost of a network, skips all kept: those that are not kept save next to nothing."""
-    return plan.cost(unet.Denoiser(*shape))
+    return plan.cost(denoiser.Denoiser(*shape))
 
 
 def experiment(options):
@@ -173,57 +174,52 @@ def dry_run(options, names):
 
 def one(options, name):
     """Run an experiment, and write its result file and figures; returns the path of the result file."""
-    e, folder = EXPERIMENTS[name], Path(options.out) / options.scale
-    table, rows, shared, path = getattr(e, options.scale), {}, {}, folder / f"{name}.json"
-    machines = set()
+    e, path = EXPERIMENTS[name], Path(options.out) / options.scale / f"{name}.json"
+    table, rows, machines = getattr(e, options.scale), {}, set()
     if path.exists() and (also := run.read_json(path)["options"].get("also")) != options.also:
         raise ValueError(f"{path} was measured with --also {also!r}, and not {options.also!r}; "
                          "give another --out (RESULTS= of make), or remove it")
     for o, points in commands(options, name).items():
         print(command(o), flush=True)
-        found = emm.find(o)
-        searches = [run.read_json(found.parent / part) for part in run.read_json(found)["searches"]]
+        folder = emm.find(o).parent
         machines |= {run.read_json(file)["processor"] for seed in o.train_seeds
-                     for file in found.parent.glob(f"seed{seed}/n*/config.json")}
+                     for file in folder.glob(f"seed{seed}/n*/config.json")}
         for point in points:
-            folders = [found.parent / f"seed{seed}" / f"n{point.n or 0:06d}" for seed in o.train_seeds]
-            if e.measure:
-                extra, values = {}, [MEASURES[e.measure](o, folder) for folder in folders]
-            elif name == "optimum":
-                both = compared(o, point, found.parent, folder)
-                shared = dict(sigmas=both[0]["sigmas"], quantiles=both[0]["quantiles"])
-                extra = dict(denoising=[c[point.x] for c in both])
-                values = [c["ratio"] for c in extra["denoising"]]
-            elif point.n:
-                probes = [next(p for p in s["probes"] if p["n"] == point.n) for s in searches]
-                extra = dict(trajectories=[p["trajectory"] for p in probes])
-                values = [p["ratio"] for p in probes]
-            else:
-                extra = dict(brackets=[s["bracket"] for s in searches])
-                values = [s["emm"] for s in searches]
+            values, extra = measured(name, o, point, folder, path.parent)
             mean = emm.mean_interval(values)
             rows[table.index(point)] = dataclasses.asdict(point) | dict(
                 values=values, mean=mean["emm"], interval=mean["interval"],
-                command=command(o), runs=str(found.parent), **extra)
-    run.write_json(path, dict(
+                command=command(o), runs=str(folder), **extra)
+    axes = dict(sigmas=compare.SIGMAS, quantiles=[*compare.QUANTILES]) if name == "optimum" else {}
+    run.write_json(path, axes | dict(
         name=name, scale=options.scale, about=e.about, x=e.x,
         measure=e.measure or ("ratio" if table[0].n else "emm"),
         seeds=o.train_seeds, published=published(name) if options.scale == "paper" else [],
-        options=run.recorded(options), **run.provenance(), trained_on=sorted(machines), **shared,
+        options=run.recorded(options), **run.provenance(), trained_on=sorted(machines),
         points=[rows[i] for i in sorted(rows)]))
     figures.draw(path)
     return path
 
 
-def compared(o, point, runs, folder):
-    """paper.compare's comparisons of each seed's last weights with the optimum; sheets of the first too."""
-    how = {name: getattr(o, name) for name in ("sample_count", "threshold", "precision", "device", "threads")}
-    paths = [compare.compare(compare.Options(run=str(runs / f"seed{seed}" / f"n{point.n:06d}"), **how))
-             for seed in o.train_seeds]
-    for sheet in paths[0].parent.glob("compare-*.png"):
-        with run.publish(folder / sheet.name.replace("compare-", "optimum.")) as temporary:
-            temporary.write_bytes(sheet.read_bytes())
-    return [run.read_json(path) for path in paths]
+def measured(name, o, point, folder, results):
+    """What an experiment measures of a point, a value a seed, and what else the result file has of it."""
+    places = [folder / f"seed{seed}" / f"n{point.n or 0:06d}" for seed in o.train_seeds]
+    if measure := EXPERIMENTS[name].measure:
+        return [MEASURES[measure](o, place) for place in places], {}
+    if name == "optimum":
+        how = ("sample_count", "threshold", "precision", "device", "threads")
+        paths = [compare.compare(compare.Options(run=str(place), **{key: getattr(o, key) for key in how}))
+                 for place in places]
+        both = [run.read_json(path)[point.x] for path in paths]
+        for sheet in places[0].glob("compare-*.png"):
+            with run.publish(results / sheet.name.replace("compare-", "optimum.")) as temporary:
+                temporary.write_bytes(sheet.read_bytes())
+        return [each["ratio"] for each in both], dict(denoising=both)
+    searches = [run.read_json(folder / path) for path in run.read_json(folder / "emm.json")["searches"]]
+    if not point.n:
+        return [s["emm"] for s in searches], dict(brackets=[s["bracket"] for s in searches])
+    probes = [next(p for p in s["probes"] if p["n"] == point.n) for s in searches]
+    return [p["ratio"] for p in probes], dict(trajectories=[p["trajectory"] for p in probes])
 
 
 def published(name):

@@ -61,7 +61,7 @@ def test_the_record_stands_in_the_docs():
 
 def test_what_a_gpu_is_said_to_take_is_of_the_record(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    D = step.unet.Denoiser("ddpmpp", "vp", 32, 3, width=128)
+    D = step.denoiser.Denoiser("ddpmpp", "vp", 32, 3, width=128)
     monkeypatch.setattr(data, "_announced", [])
     data.announce("cuda", torch.device("cuda"), 3 * D.model.flops() * 40e6, "tf32", at_once=512)
     said = capsys.readouterr().err

@@ -6,7 +6,7 @@ import torch
 
 import emm
 import run
-import unet
+from diffusion import denoiser
 from images import files
 from paper import agree, beyond, compare
 from paper.beyond import MEASURES
@@ -80,7 +80,7 @@ def test_the_distance_to_the_optimum_is_told_where_half_are_copies(tmp_path, mon
 def test_parameters_of_the_table_are_those_of_the_networks():
     o = emm.Options(**BASE["cpu"])
     for width, parameters in PARAMETERS.items():
-        net = unet.Denoiser(o.arch, o.precond, 8, 1, 0, width, o.blocks, o.channel_mult)
+        net = denoiser.Denoiser(o.arch, o.precond, 8, 1, 0, width, o.blocks, o.channel_mult)
         assert sum(p.numel() for p in net.parameters()) == parameters
     assert {e.measure for e in EXPERIMENTS.values()} <= {"", *beyond.MEASURES}
 

@@ -4,13 +4,13 @@ import torch
 import checkpoint
 import data
 import train
-import unet
+from diffusion import denoiser
 from steps import Work
 
 
 def made(seed=0):
     """The work on a tiny network, whose average is not its weights."""
-    net = unet.Denoiser("ddpmpp", "vp", 8, 1, width=8, blocks=1,
+    net = denoiser.Denoiser("ddpmpp", "vp", 8, 1, width=8, blocks=1,
                         generator=torch.Generator().manual_seed(seed))
     work = Work(train.Options(), net, data.load(data.Options(data="digits", n=2)))
     for average in work.ema.values():
@@ -27,7 +27,7 @@ def test_a_state_puts_all_tensors_back(tmp_path):
     assert checkpoint.load_state(path, other, about, {}) == (5, 1.5)
     there, here = map(checkpoint.state, (saved, other))
     assert there.keys() == here.keys() and all(torch.equal(t, here[name]) for name, t in there.items())
-    with pytest.raises(ValueError, match="another run .width: 8 there, 16 asked.*remove it to train"):
+    with pytest.raises(ValueError, match="another result .width: 8 there, 16 asked.*or remove it"):
         checkpoint.load_state(path, other, dict(options=dict(width=16)), {})
     tensors, stored = checkpoint.read(path)
     tensors.pop("optimizer.0.step")

@@ -294,7 +294,7 @@ def test_a_new_option_is_one_line_and_every_stage_has_it(tmp_path):
         copy = shutil.copytree if path.is_dir() else shutil.copy
         copy(path, tmp_path / path.name)
     text = (ROOT / "data.py").read_text()
-    last = '    label_seed: int = option(0, "seed of labels that are drawn")\n'
+    last = '    label_seed: int = option(0, "seed of labels that are drawn", least=0, below=2**32)\n'
     assert last in text
     (tmp_path / "data.py").write_text(text.replace(last, f'{last}    flavour: int = option(0, "new")\n'))
     training = ("--data digits --width 4 --blocks 1 --channel-mult 1 --batch 4 --steps 2 --snapshots 1 "

@@ -10,10 +10,10 @@ import checkpoint
 import run
 import sample
 import train
-import unet
+from diffusion import denoiser
+from diffusion.denoiser import Denoiser
 from diffusion.dit import DiT
 from diffusion.solvers import Sampling
-from unet import Denoiser
 
 SUMMED_OTHERWISE = 1e-4  # float32 sums in another order, of the largest value
 BFLOAT16_NEAR = 0.05     # 8 bits of mantissa, through a dozen layers
@@ -199,4 +199,4 @@ def test_options_of_the_other_kind_of_network_are_refused(given):
 
 def test_no_side_of_a_patch_needs_levels():
     """A side that three levels of a U-Net do not divide."""
-    assert unet.shapes(transformer(img_resolution=6).config)["last.weight"] == (4, 16)
+    assert denoiser.shapes(transformer(img_resolution=6).config)["last.weight"] == (4, 16)

@@ -13,8 +13,8 @@ import plot
 import run
 import search
 import train
-import unet
 from conftest import ROOT
+from diffusion import denoiser
 from paper import claims, experiments, protocol
 from paper.experiments import EXPERIMENTS, Options
 
@@ -37,7 +37,7 @@ def test_every_point_is_a_command_of_emm(name, scale):
         assert bool(o.mix) == (name == "mixture")
         assert scale != "paper" or o.snapshot_images == 2_500_000
         side = o.resolution or (32 if scale == "paper" else 16)
-        D = unet.Denoiser(o.arch, o.precond, side, 1, 0, 8, o.blocks, o.channel_mult, o.attn_resolutions,
+        D = denoiser.Denoiser(o.arch, o.precond, side, 1, 0, 8, o.blocks, o.channel_mult, o.attn_resolutions,
                           o.embedding, o.skip_connections)
         assert o.arch == "dit" or D.config["skip_connections"]
 

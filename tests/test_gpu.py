@@ -18,10 +18,9 @@ import data
 import run
 import sample
 import train
-import unet
 from bench import step
 from conftest import ROOT
-from diffusion import solvers
+from diffusion import denoiser, solvers
 from kernels import References, nearest_two
 from kernels.nearest import nearest_two_reference
 from test_unet import GOLDEN, RELATIVE, close, golden, tolerance
@@ -30,7 +29,7 @@ DEVICE = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "
 GPU = DEVICE.startswith("cuda")
 pytestmark = pytest.mark.skipif(not DEVICE, reason="needs a GPU, or DEVICE=cpu to rehearse")
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
-precisions = pytest.mark.parametrize("precision", unet.PRECISIONS if GPU else ("fp32",))
+precisions = pytest.mark.parametrize("precision", denoiser.PRECISIONS if GPU else ("fp32",))
 # width, pixels a side, channels, batch
 shapes = pytest.mark.parametrize("shape", [(8, 8, 1, 128), (64, 16, 3, 32), (128, 32, 3, 16), (256, 32, 3, 8)]
                                  if GPU else [(4, 8, 1, 16)], ids=str)
@@ -116,7 +115,7 @@ def test_gradients(shape, precision):
     y, found = pixels(2, channels, side, side).double() / 127.5 - 1, []
     noise = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for dtype, device in ((torch.float64, "cpu"), (torch.float32, DEVICE)):
-        D = unet.Denoiser("ddpmpp", "vp", side, channels, width=width, blocks=1, dropout=0.0,
+        D = denoiser.Denoiser("ddpmpp", "vp", side, channels, width=width, blocks=1, dropout=0.0,
                           generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             for p in D.parameters():  # some start at zero
@@ -175,7 +174,8 @@ def test_an_evaluation_as_a_graph_gives_the_same_images(shape, precision):
 
 @precisions
 def test_guidance_replays_two_graphs(precision):
-    D = unet.Denoiser("ddpmpp", "vp", 8, 1, label_dim=3, width=16, blocks=1).to(DEVICE).eval().use(precision)
+    D = denoiser.Denoiser("ddpmpp", "vp", 8, 1, label_dim=3, width=16, blocks=1)
+    D = D.to(DEVICE).eval().use(precision)
     labels = torch.arange(sample.chunk(D), device=DEVICE) % 3
     plain, replayed = (solvers.guided(denoise, 2.0) for denoise in (D, sample.in_chunks(D)))
     with torch.inference_mode():

@@ -238,7 +238,7 @@ def test_numbers_of_other_held_out_images_are_refused(tmp_path, write_images, no
     memorize.memorize(options(samples, train, **given, held_out=held_out[0]))
     found = memorize.memorize(options(samples, train, **given, held_out=held_out[0], quality=True))
     for more in (dict(quality=True), dict(curve=str(tmp_path / "c.png")), {}):
-        with pytest.raises(ValueError, match="X.json holds another result .other held-out images.; choose"):
+        with pytest.raises(ValueError, match="X.json is of other held-out images; choose"):
             memorize.memorize(options(samples, train, **given, **more, held_out=held_out[1]))
     assert run.read_json(tmp_path / "X.json") == json.loads(json.dumps(found))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import unet
+from diffusion import denoiser
 from kernels import layers
 
 pytest.importorskip("triton")
@@ -138,7 +139,7 @@ def test_a_network_of_these_norms(monkeypatch):
     found, x = [], draw(2, 3, 8, 8)
     for fused in (True, False):
         monkeypatch.setattr(layers, "runs_triton", lambda device, right, fused=fused: fused)
-        D = unet.Denoiser("ddpmpp", "edm", 8, 3, width=16, blocks=1, channel_mult=(1, 2), dropout=0.0,
+        D = denoiser.Denoiser("ddpmpp", "edm", 8, 3, width=16, blocks=1, channel_mult=(1, 2), dropout=0.0,
                           generator=torch.Generator().manual_seed(0)).to(DEVICE).use("fp32")
         with torch.no_grad():
             for p in D.parameters():

@@ -8,10 +8,10 @@ import run
 import sample
 import train
 from diffusion import objectives
+from diffusion.denoiser import Denoiser
 from diffusion.objectives import Objective
 from diffusion.solvers import heun, noise_levels
 from kernels import Optimum
-from unet import Denoiser
 
 TRIPLES = [(precond, predict) for precond in objectives.PRECONDITIONINGS for predict in objectives.PREDICTIONS
            if (precond, predict) != ("ve", "velocity")]

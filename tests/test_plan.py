@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import unet
 from bench import plan
 from conftest import ROOT
+from diffusion import denoiser
 from diffusion.solvers import Sampling
 from kernels import layers
 
@@ -20,7 +21,7 @@ COST = plan.Cost(parameters=10**8, evaluation_flops=10**10, step_flops=3 * 10**1
 
 def network(arch="ddpmpp", precond="vp", img_channels=3, **given):
     given = dict(width=8, blocks=1, channel_mult=(1, 2)) | given
-    return unet.Denoiser(arch, precond, 16, img_channels, **given)
+    return denoiser.Denoiser(arch, precond, 16, img_channels, **given)
 
 
 def evaluate(D):
@@ -149,7 +150,7 @@ def test_report(monkeypatch):
 
 @pytest.mark.parametrize("width", [128, 320])
 def test_networks_of_the_paper_cost_what_the_document_says(width):
-    c = plan.cost(unet.Denoiser("ddpmpp", "vp", 32, 3, width=width))
+    c = plan.cost(denoiser.Denoiser("ddpmpp", "vp", 32, 3, width=width))
     hours = " / ".join(plan.in_words(40e6 * c.step_flops, "H100", kind) for kind in plan.UTILISATION)
     cells = (width, 2, f"{c.parameters / 1e6:.1f}", f"{c.evaluation_flops / 1e9:.1f}",
              f"{c.step_flops / 1e9:.1f}", f"{c.kept_bytes / 2**20:.1f}",

@@ -12,7 +12,7 @@ import data
 import run
 import sample
 import train
-import unet
+from diffusion import denoiser
 from diffusion.solvers import Sampling
 from images import read
 from kernels import Optimum
@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
 
 def network(arch):
     """A network of four labels, with weights of some size."""
-    D = unet.Denoiser(arch, "edm", 8, 1, label_dim=4, width=16, blocks=1,
+    D = denoiser.Denoiser(arch, "edm", 8, 1, label_dim=4, width=16, blocks=1,
                       generator=torch.Generator().manual_seed(0)).eval()
     with torch.no_grad():
         for p in D.parameters():
@@ -79,7 +79,7 @@ def test_labels_are_drawn_by_their_weights():
     assert sample.weigh_labels([5, 0, 10, 5]) == [1, 1, 1, 1], "as published, also labels that no image has"
     assert sample.weigh_labels([5, 0, 10, 5], "training") == [5, 0, 10, 5]
     assert sample.weigh_labels(None) is None and sample.weigh_labels([5, 0, 10, 5], "none") is None
-    D = unet.Denoiser("ddpmpp", "vp", 8, 1, label_dim=4, width=4)
+    D = denoiser.Denoiser("ddpmpp", "vp", 8, 1, label_dim=4, width=4)
     latents, labels = sample.draw(D, list(range(4000)), [5, 0, 10, 5])
     share = torch.bincount(labels, minlength=4) / 4000
     assert share[1] == 0 and torch.allclose(share, torch.tensor([0.25, 0, 0.5, 0.25]), atol=0.04)
@@ -133,12 +133,12 @@ def test_files_of_a_run(trained):
 
 def test_guidance(monkeypatch):
     """Weight 1 gives the samples of no guidance, by half the evaluations; weight 0 those without a label."""
-    D, forward, calls, drawn = network("ddpmpp"), unet.Denoiser.forward, [], {}
+    D, forward, calls, drawn = network("ddpmpp"), denoiser.Denoiser.forward, [], {}
 
     def counted(D, x, sigma, labels=None):
         calls.append(labels is not None)
         return forward(D, x, sigma, labels)
-    monkeypatch.setattr(unet.Denoiser, "forward", counted)
+    monkeypatch.setattr(denoiser.Denoiser, "forward", counted)
     for weight in (None, 1.0, 2.0, 0.0):
         sampling = Sampling(sample_steps=3, **{} if weight is None else dict(guidance=weight))
         calls.clear()
@@ -258,7 +258,7 @@ def test_optimum_given_labels(tmp_path):
     (dict(run="x", out="x.png"), "must end in .npz"),
     (dict(run="x", seeds="99999999999"), "below 2\\^32"),
     (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", sample_steps=1), "sample-steps"),
-    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", n=-1), "--n -1 is negative")])
+    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", n=-1), "--n -1 must be .* at least 0")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
         sample.sample(options(**given))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import unet
+from diffusion import denoiser
 from diffusion.solvers import Sampling, churned, dpm_solver, guided, heun, noise_levels
 from test_unet import GOLDEN, RELATIVE, close, golden, tolerance
 
@@ -40,7 +40,7 @@ def test_noise_levels():
     assert len(sigmas) == 19 and sigmas[0] == pytest.approx(80)
     assert sigmas[-2] == pytest.approx(0.002) and sigmas[-1] == 0
     assert (sigmas.diff() < 0).all() and sigmas.dtype == torch.float64
-    D = unet.Denoiser("ddpmpp", "ve", 8, 1, width=4, blocks=1)
+    D = denoiser.Denoiser("ddpmpp", "ve", 8, 1, width=4, blocks=1)
     sigmas = Sampling(sigma_max=1000.0, sample_steps=5).levels(D)
     assert len(sigmas) == 6 and sigmas[0] == pytest.approx(D.sigma_max)
     assert sigmas[-2] == pytest.approx(D.sigma_min)
@@ -136,7 +136,7 @@ def test_churn_adds_the_variance_that_it_says():
 
 
 def test_guidance_is_two_evaluations():
-    D = unet.Denoiser("ddpmpp", "edm", 8, 1, label_dim=3, width=8, blocks=1,
+    D = denoiser.Denoiser("ddpmpp", "edm", 8, 1, label_dim=3, width=8, blocks=1,
                       generator=torch.Generator().manual_seed(0)).eval()
     with torch.no_grad():
         for p in D.parameters():

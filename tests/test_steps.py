@@ -9,9 +9,8 @@ import torch
 import data
 import steps
 import train
-import unet
 from conftest import ROOT
-from diffusion import objectives
+from diffusion import denoiser, objectives
 from images import augment
 from kernels import graphs
 from steps import Work, batch_index, schedule, seed_of
@@ -64,9 +63,9 @@ def work(device="cpu", **given):
     """The Work of a small run, and its network, both with weights of some size."""
     o = train.Options(**TINY | given)
     D = data.load(o)
-    net = unet.Denoiser("ddpmpp", o.precond, 8, 1, D.label_dim, o.width, 1, (1, 1), dropout=o.dropout,
+    net = denoiser.Denoiser("ddpmpp", o.precond, 8, 1, D.label_dim, o.width, 1, (1, 1), dropout=o.dropout,
                         generator=torch.Generator().manual_seed(0),
-                        augment_dim=unet.AUGMENT_DIM if o.augment else 0).train()
+                        augment_dim=denoiser.AUGMENT_DIM if o.augment else 0).train()
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -130,7 +129,7 @@ def test_half_of_the_images_are_flipped(monkeypatch):
 
 def test_augmented_images_are_told_whatever_is_shown_at_once(monkeypatch):
     shown, how, y = what_is_shown(monkeypatch, augment=0.12)
-    assert how.shape == (400, unet.AUGMENT_DIM) and torch.equal(shown, augment.warp(y, how))
+    assert how.shape == (400, denoiser.AUGMENT_DIM) and torch.equal(shown, augment.warp(y, how))
     assert 0.45 < how.any(1).float().mean() < 0.62  # 1 - 0.88^6 is 0.54
     parts = what_is_shown(monkeypatch, augment=0.12, batch_device=100)
     assert torch.equal(shown, parts[0]) and torch.equal(how, parts[1])
@@ -160,7 +159,7 @@ def test_loss_is_summed_over_pixels_and_averaged_over_images(skip):
     D = data.load(o)
     y = D.images[batch_index(20, 16, 3, 0)].float() / 127.5 - 1
     net = one_step(dict(dropout=0.0, learning_rate=0.0))[2]
-    N = unet.Denoiser("ddpmpp", "vp", 8, 1, 0, 4, 1, (1, 1), dropout=0.0)
+    N = denoiser.Denoiser("ddpmpp", "vp", 8, 1, 0, 4, 1, (1, 1), dropout=0.0)
     N.model.load_state_dict({name: p.detach() for name, p in net.items()})
     torch.manual_seed(seed_of(o.seed, 3))
     sigma = N.objective.training_sigma(16)
@@ -268,7 +267,7 @@ def test_muon_takes_the_rate_as_a_tensor():
                 "enc.4x4_aux_residual.weight"}),
     ("dit", {"map_label.weight", "first.weight", "last.weight"})])
 def test_muon_leaves_the_ends_of_a_network_to_adam(arch, ends):
-    D = unet.Denoiser(arch, "vp", 8, 1, 10, 8, 1, (1, 2, 2))
+    D = denoiser.Denoiser(arch, "vp", 8, 1, 10, 8, 1, (1, 2, 2))
     taken = {id(p) for p in D.model.matrices()}
     assert {name for name, p in D.model.named_parameters() if p.ndim > 1 and id(p) not in taken} == ends
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 import checkpoint
 import unet
 from conftest import ROOT, SHARED
-from diffusion import objectives
+from diffusion import denoiser, objectives
+from diffusion.denoiser import Denoiser
 from kernels import layers
-from unet import Denoiser
 
 RELATIVE = 1e-4  # of float32 outputs of a deep network, against the published code's on another machine
 ULPS = 2         # units in the last place by which that machine's logarithm and square root may move c_noise
@@ -346,8 +346,8 @@ def test_precisions():
     with pytest.raises(ValueError, match="'fp8' is unknown"):
         D.use("fp8")
     assert D.use("auto").precision == "fp32", "of a CPU"
-    assert unet.precision_on(torch.device("cuda")) == "tf32"
-    assert unet.precision_on(torch.device("cuda"), "bf16") == "bf16"
+    assert denoiser.precision_on(torch.device("cuda")) == "tf32"
+    assert denoiser.precision_on(torch.device("cuda"), "bf16") == "bf16"
 
 
 def network():
