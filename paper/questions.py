@@ -25,20 +25,27 @@ OBJECTIVES = {"VP": {}, "EDM": dict(precond="edm"), "flow": dict(precond="flow")
               "VP, image": dict(predict="image"), "VP, velocity": dict(predict="velocity"),
               "VP, min-SNR": dict(loss_weight="min-snr"), "VP, L1": dict(loss="l1"),
               "VP, Huber": dict(loss="huber")}
-SGD = dict(optimizer="sgd", learning_rate=1e-3)  # of 1e-2 the loss is NaN, and 1e-4 learns less
-TRAINED_BY = {"Adam": {}, "Muon": dict(optimizer="muon"), "SGD, twice as long": SGD | dict(epochs=6000),
-              "flow, Adam": dict(precond="flow")}
+SAME, TWICE = 0.005, "SGD, twice as long"  # a fifth of Adam's distance, which was 0.026
+# on a CPU of 1e-2 the loss is NaN, and 1e-4 learns less; elsewhere, as there, a quarter of Adam's rate
+SGD = {scale: dict(optimizer="sgd", learning_rate=rate)
+       for scale, rate in dict(cpu=1e-3, gpu=2.5e-4, paper=5e-5).items()}
 SAMPLERS = {"Heun, 18 steps": {}, "Euler, 18 steps": dict(sampler="euler"),
             "DPM-Solver, 18 steps": dict(sampler="dpm-solver"), "churn 40": dict(churn=40.0)}
-LEVELS_LEFT_OUT = {"none": {}, "0.02 to 0.2": dict(sigma_skip=(0.02, 0.2)),
-                   "0.2 to 2": dict(sigma_skip=(0.2, 2.0)), "2 to 20": dict(sigma_skip=(2.0, 20.0))}
+LEFT_OUT = {"none": {}, "0.02 to 0.2": dict(sigma_skip=(0.02, 0.2)),
+            "0.2 to 2": dict(sigma_skip=(0.2, 2.0)), "2 to 20": dict(sigma_skip=(2.0, 20.0))}
+PRICED = LEFT_OUT | dict(list(SAMPLERS.items())[1:])
 DISTANCE, DIMENSION = "distance to the nearest, in grey levels", "dimension by PCA"
-# Of sources at 8x8: how far an image is from the nearest of 19 others, root mean square in grey levels, on
-# average, and the dimension by PCA, (sum v)^2 / sum v^2 of the variances v
-SOURCES = {
-    "digits": (62.4, 13.2), "fashion-mnist": (42.0, 4.5), "fashion-mnist:1": (20.5, 4.0),
-    "fashion-mnist:2": (29.7, 2.4), "fashion-mnist:5": (32.9, 6.6), "fashion-mnist:7": (22.8, 4.2),
-    "fashion-mnist:8": (39.8, 4.3)}
+# Of sources: how far an image is from the nearest of others, root mean square in grey levels, on average, and
+# the dimension by PCA, (sum v)^2 / sum v^2 of the variances v. Of 19 others at 8x8, and of 499 at 16x16 and
+# 32x32, where of CIFAR-10 the first 1,000 images of each class were taken
+SOURCES = dict(
+    cpu={"digits": (62.4, 13.2), "fashion-mnist": (42.0, 4.5), "fashion-mnist:1": (20.5, 4.0),
+         "fashion-mnist:2": (29.7, 2.4), "fashion-mnist:5": (32.9, 6.6), "fashion-mnist:7": (22.8, 4.2),
+         "fashion-mnist:8": (39.8, 4.3)},
+    gpu={"fashion-mnist": (34.3, 6.1), "cifar10": (47.3, 8.3), "cifar10:1": (52.7, 9.5),
+         "cifar10:2": (40.8, 5.6), "cifar10:4": (39.0, 7.7), "cifar10:9": (53.4, 14.6)},
+    paper={"fashion-mnist": (42.4, 7.4), "cifar10": (50.0, 9.1), "cifar10:1": (56.8, 10.7),
+           "cifar10:2": (43.0, 6.0), "cifar10:4": (41.4, 8.5), "cifar10:9": (57.2, 16.6)})
 PARAMETERS = {8: 66_961, 12: 149_209}  # of the base on a CPU, by its width
 
 
@@ -48,6 +55,29 @@ def given_or_not(n, kind):
         return [Point(kind, "not given", {}, n)]
     how = dict(labels=kind, label_dropout=0.1)
     return [Point(kind, "given", how, n), Point(kind, "not given", how | dict(sample_labels="none"), n)]
+
+
+def of_sources(scale, n, resolution):
+    """A point for each source of a scale in each series, in order of its number there."""
+    return [Point(series, numbers[i], dict(data=source, resolution=resolution), n)
+            for i, series in enumerate((DISTANCE, DIMENSION))
+            for source, numbers in sorted(SOURCES[scale].items(), key=lambda item: item[1][i])]
+
+
+def trained_by(scale, n, epochs, **also):
+    """A point for each way of training; `also` has the snapshots, where the published are too few."""
+    ways = {"Adam": {}, "Muon": dict(optimizer="muon"),
+            TWICE: SGD[scale] | dict(epochs=2 * epochs), "flow, Adam": dict(precond="flow")}
+    return named(n, ways, also)
+
+
+def optimizers(scale, n):
+    return over("optimizer", "adam", "muon", n=n) + [Point("", "sgd", SGD[scale], n)]
+
+
+def networks(n, equal_parameters, equal_flops, **also):
+    return named(n, {"U-Net": {}, "DiT": dict(arch="dit", **equal_parameters),
+                     "DiT, equal FLOPs": dict(arch="dit", **equal_flops)}, dict(precond="flow", **also))
 
 
 BEYOND = {
@@ -89,16 +119,17 @@ BEYOND = {
         cpu=sizes(20, 80, 320, given=dict(part="1/2", steps=2000, steps_min=0)),
         measure="distance, as a share of that of two seeds", known="beyond"),
     "labels-apart": Experiment(
-        "labels taken apart, 40 images", "labels",
+        "labels taken apart", "labels",
         "The paper leaves open whether it is how many images share a label, or how alike these are.",
         [Claim(f"{place} data set: {text}", (place, more), (place, less))
          for place in (FIRST, LAST) for text, more, less in APART],
         paper=over("labels", *KINDS, n=2000, series="CIFAR-10"),
+        gpu=over("labels", *KINDS, n=1000, series="CIFAR-10"),
         cpu=over("labels", *KINDS, n=40, series="digits")
         + over("labels", *KINDS, n=40, series="Fashion-MNIST", also=FASHION),
         known="beyond", seeds=dict(cpu=5)),
     "labels-given": Experiment(
-        "labels of training given at sampling or not, 40 images", "labels",
+        "labels of training given at sampling or not", "labels",
         "Whether it matters that the sampler knows the label: a tenth of training is without.",
         [Claim("random labels memorize more where the sampler is given them",
                ("random:10", "given"), ("random:10", "not given")),
@@ -109,78 +140,88 @@ BEYOND = {
          Claim("labels of their own for half of the images memorize more than none",
                ("unique:0.5", "given"), ("none", "not given"))],
         paper=[p for kind in LABELS for p in given_or_not(2000, kind)],
+        gpu=[p for kind in LABELS for p in given_or_not(1000, kind)],
         cpu=[p for kind in LABELS for p in given_or_not(40, kind)], known="beyond", seeds=dict(cpu=5)),
     "data": Experiment(
-        "digits, Fashion-MNIST and five of its classes, 20 images of 8x8", "a number of the data",
+        "sources, and classes of them", "a number of the data",
         "A number that is known before training may tell how much is memorized.",
         [Slope("the ratio grows with the distance to the nearest training image", (0, math.inf), DISTANCE),
          Slope("the ratio grows with the dimension by PCA", (0, math.inf), DIMENSION)],
-        cpu=[Point(series, numbers[i], dict(data=source, resolution=8), 20)
-             for i, series in enumerate((DISTANCE, DIMENSION))
-             for source, numbers in sorted(SOURCES.items(), key=lambda item: item[1][i])],
+        paper=of_sources("paper", 2000, 32), gpu=of_sources("gpu", 500, 16), cpu=of_sources("cpu", 20, 8),
         known="beyond"),
     "augmentation": Experiment(
-        "augmentation, 20 images of Fashion-MNIST", "augmentation",
+        "augmentation", "augmentation",
         "Flips double the data, and the copies of mirrored images count only if these are compared with too; "
         "EDM's augmentation does not leak.",
         [Claim("flips lower the ratio", ("", "none"), ("", "flip")),
          Claim("where mirrored images are compared with too, flips change it by at most 10 points",
                ("", "none"), ("", "flip, mirrored too"), range=(-0.1, 0.1)),
          Claim("EDM's augmentation lowers the ratio", ("", "none"), ("", "augment 0.12"))],
-        paper=named(2000, AUGMENTATIONS), cpu=named(20, AUGMENTATIONS, FASHION), known="beyond"),
+        paper=named(2000, AUGMENTATIONS), gpu=named(500, AUGMENTATIONS),
+        cpu=named(20, AUGMENTATIONS, FASHION), known="beyond"),
+    "augmentation-price": Experiment(
+        "quality beside `augmentation`", "augmentation",
+        "What augmentation takes from the copies it may take from the samples too: precision.",
+        [Claim("flips cost at most 5 points of precision",
+               ("", "none"), ("", "flip"), range=(-math.inf, 0.05)),
+         Claim("EDM's augmentation costs at most 5 points of precision",
+               ("", "none"), ("", "augment 0.12"), range=(-math.inf, 0.05))],
+        paper=named(2000, AUGMENTATIONS), gpu=named(500, AUGMENTATIONS),
+        cpu=named(20, AUGMENTATIONS, FASHION), measure="precision of samples", known="beyond"),
     "objectives": Experiment(
-        "objective, 40 images", "objective",
+        "objective", "objective",
         "Objectives with one optimum differ in how soon a network comes near it.",
         [Claim("flow matching memorizes more than VP", ("", "flow"), ("", "VP")),
          Claim("EDM memorizes more than VP", ("", "EDM"), ("", "VP")),
          Claim("min-SNR weights memorize less than the published", ("", "VP"), ("", "VP, min-SNR"))],
-        paper=named(2000, OBJECTIVES), cpu=named(40, OBJECTIVES), known="beyond", seeds=dict(cpu=5)),
+        paper=named(2000, OBJECTIVES), gpu=named(1000, OBJECTIVES), cpu=named(40, OBJECTIVES),
+        known="beyond", seeds=dict(cpu=5)),
     "optimizer": Experiment(
-        "optimizer, 40 images", "optimizer", "In as many steps; at the same loss see `same-distance`.",
+        "optimizer", "optimizer", "In as many steps; at the same loss see `same-distance`.",
         [Claim("Muon memorizes more than Adam", ("", "muon"), ("", "adam")),
          Claim("SGD memorizes less than Adam", ("", "adam"), ("", "sgd"))],
-        paper=over("optimizer", "adam", "muon", n=2000)
-        + [Point("", "sgd", SGD | dict(learning_rate=5e-5), 2000)],  # a quarter of Adam's, as on a CPU
-        cpu=over("optimizer", "adam", "muon", n=40) + [Point("", "sgd", SGD, 40)],
+        paper=optimizers("paper", 2000), gpu=optimizers("gpu", 1000), cpu=optimizers("cpu", 40),
         known="beyond", seeds=dict(cpu=5)),
     "same-distance": Experiment(
-        "how near the optimum a model is when half of its samples are copies, 40 images", "trained by",
+        "how near the optimum a model is when half of its samples are copies", "trained by",
         "At the same loss it may be the same memorization, whatever the optimizer and the objective.",
-        [Claim("Muon's is further from the optimum than Adam's", ("", "Muon"), ("", "Adam"))],
-        cpu=named(40, TRAINED_BY, dict(snapshots="log:24")), measure="distance to the optimum",
+        [Claim(f"{what} is as far from the optimum as Adam, within a fifth", ("", what), ("", "Adam"),
+               range=(-SAME, SAME)) for what in ("Muon", TWICE, "flow, Adam")],
+        paper=trained_by("paper", 2000, 40_000), gpu=trained_by("gpu", 1000, 2000, snapshots="log:24"),
+        cpu=trained_by("cpu", 40, 3000, snapshots="log:24"), measure="distance to the optimum",
         known="beyond"),
     "network": Experiment(
-        "a transformer instead of the U-Net, flow matching, 10 images", "network",
+        "a transformer instead of the U-Net, flow matching", "network",
         "A DiT of as many parameters, or of as many FLOPs, in the same number of steps.",
         [Claim("the U-Net memorizes more than the transformer of as many parameters",
                ("", "U-Net"), ("", "DiT")),
          Claim("the U-Net memorizes more than the transformer of as many FLOPs",
                ("", "U-Net"), ("", "DiT, equal FLOPs"))],
-        paper=named(2000, {"U-Net": {}, "DiT": dict(arch="dit", width=384, blocks=13),
-                           "DiT, equal FLOPs": dict(arch="dit", width=384, blocks=25)}, dict(precond="flow")),
-        cpu=named(10, {"U-Net": {}, "DiT": dict(arch="dit", width=32, blocks=3, channel_mult=(2, 2, 2)),
-                       "DiT, equal FLOPs": dict(arch="dit", width=48, blocks=4, channel_mult=(2, 2, 2))},
-                  dict(precond="flow", steps=3000)), known="beyond"),
+        paper=networks(2000, dict(width=384, blocks=13), dict(width=384, blocks=25)),
+        gpu=networks(500, dict(width=256, blocks=5), dict(width=384, blocks=5)),
+        # channel_mult as by default, for a transformer has none
+        cpu=networks(10, dict(width=32, blocks=3, channel_mult=(2, 2, 2)),
+                     dict(width=48, blocks=4, channel_mult=(2, 2, 2)), steps=3000), known="beyond"),
     "samplers": Experiment(
-        "sampler, 40 images", "sampler", "The ratio is one of a model and a sampler.",
+        "sampler", "sampler", "The ratio is one of a model and a sampler.",
         [Claim("fresh noise (churn 40) memorizes more than the published sampler",
                ("", "churn 40"), ("", "Heun, 18 steps")),
          Claim("Euler's 18 steps memorize less", ("", "Heun, 18 steps"), ("", "Euler, 18 steps"))],
-        paper=named(2000, SAMPLERS), cpu=named(40, SAMPLERS), known="beyond"),
+        paper=named(2000, SAMPLERS), gpu=named(1000, SAMPLERS), cpu=named(40, SAMPLERS), known="beyond"),
     "noise-levels": Experiment(
-        "noise levels left out of training, 40 images", "noise levels left out",
+        "noise levels left out of training", "noise levels left out",
         "The middle noise levels are those that decide what is copied (arXiv 2602.17846).",
         [Claim("leaving out the middle lowers the ratio more than leaving out the low",
                ("", "0.02 to 0.2"), ("", "0.2 to 2"))],
-        paper=named(2000, LEVELS_LEFT_OUT), cpu=named(40, LEVELS_LEFT_OUT), known="beyond"),
+        paper=named(2000, LEFT_OUT), gpu=named(1000, LEFT_OUT), cpu=named(40, LEFT_OUT), known="beyond"),
     "price": Experiment(
-        "quality beside `noise-levels` and `samplers`, 40 images", "left out, or the sampler",
+        "quality beside `noise-levels` and `samplers`", "left out, or the sampler",
         "A lower ratio may be bought with the samples' quality: precision, the share among images outside D.",
         [Claim("without the middle noise levels precision is lower", ("", "none"), ("", "0.2 to 2")),
          Claim("without the low noise levels precision is lower by at most 5 points",
                ("", "none"), ("", "0.02 to 0.2"), range=(-0.05, 0.05)),
          Claim("Euler's 18 steps cost at most 5 points of precision",
                ("", "none"), ("", "Euler, 18 steps"), range=(-0.05, 0.05))],
-        cpu=named(40, LEVELS_LEFT_OUT | dict(list(SAMPLERS.items())[1:])), measure="precision of samples",
-        known="beyond"),
+        paper=named(2000, PRICED), gpu=named(1000, PRICED), cpu=named(40, PRICED),
+        measure="precision of samples", known="beyond"),
 }

@@ -101,7 +101,7 @@ def amount(value, measure, signed=False):
         return f"{100 * value:{sign}.1f}" + ("" if signed else "%")
     if measure == "emm":
         return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.1f}"
-    return f"{value:{sign}.2f}"
+    return f"{value:{sign}.2f}" if abs(value) >= 0.1 or not value else f"{value:{sign}.4f}"
 
 
 def between(interval, measure, signed=False):

@@ -92,6 +92,6 @@ def test_numbers_of_the_table_are_those_of_digits():
     for _ in range(200):
         some = x[torch.randperm(len(x), generator=generator)[:20]]
         found.append(torch.cdist(some, some).fill_diagonal_(torch.inf).min(1).values.mean() / 64**0.5)
-    distance, dimension = SOURCES["digits"]
+    distance, dimension = SOURCES["cpu"]["digits"]
     assert abs(torch.stack(found).mean() - distance) < 1  # 20 of 1,797, drawn 200 times
     assert abs(variances.sum()**2 / variances.square().sum() - dimension) < 0.1
