@@ -22,11 +22,10 @@ import torch
 
 import data
 import parallel
-import plot
 import run
 import search
 from kernels.nearest import is_memorized
-from measure import curve, quality, which, words
+from measure import curve, figures, quality, which, words
 from measure.curve import distance_ratio
 from measure.neighbours import compared, near_the_mean
 from measure.sheets import copied_sheet, pair_sheet, save
@@ -188,7 +187,7 @@ def memorize(options):
     if options.csv:
         write_csv(options.csv, verdict, squares, index, samples.names, train.names, options.neighbours)
     if options.curve:
-        plot.save(plot.shares(result), options.curve)
+        figures.draw_shares(result, options.curve)
     if options.pairs:
         save(pair_sheet(samples.images, train.images, squares, index, options.neighbours), options.pairs)
     if options.which:
@@ -221,7 +220,7 @@ def memorize_snapshots(options, device):
         return dict(snapshots=[])
     result = dict(snapshots=rows) | about | run.provenance(device)
     run.write_json(out, result)
-    plot.plot(plot.Options(quality=(str(out),), out=str(out.with_suffix(".png"))))
+    figures.draw(figures.Options(quality=(str(out),), out=str(out.with_suffix(".png"))))
     return result
 
 

@@ -24,13 +24,12 @@ MARKERS = "osD^vP"
 @dataclass(frozen=True)
 class Options:
     emm: tuple[str, ...] = option((), "emm.json files, separated by commas")
-    quality: tuple[str, ...] = option((), "or results of memorize.py --quality or --snapshots")
-    out: str = option("", "PNG to write; emm.png or quality.png beside the first file by default")
+    out: str = option("", "PNG to write; emm.png beside the first file by default")
     published: bool = option(False, "draw the published base run even if the settings are others")
 
     def __post_init__(self):
-        if bool(self.emm) == bool(self.quality):
-            raise ValueError("give either --emm RESULT/emm.json or --quality MEMORIZE.json to draw")
+        if not self.emm:
+            raise ValueError("give --emm, one or more emm.json files of emm.py, to draw")
         if self.out and not self.out.endswith(".png"):
             raise ValueError(f"--out {self.out} must end in .png")
 
@@ -74,13 +73,7 @@ def plain_matplotlib():
 
 @plain_matplotlib()
 def plot(options):
-    """Draw the results that the options name; returns the path of the PNG, of searches the one over |D|."""
-    if options.quality:
-        out = Path(options.out) if options.out else Path(options.quality[0]).with_name("quality.png")
-        read_files = ((path, run.read_json(path)) for path in options.quality)
-        points = [(path, row) for path, result in read_files for row in result.get("snapshots", [result])]
-        save(tradeoff([row for _, row in points], [path for path, _ in points]), out)
-        return out
+    """Draw the searches that the options name; returns the path of the PNG over |D|."""
     results = read(options.emm)
     names = [describe(result, results) for result in results]
     out = Path(options.out) if options.out else Path(options.emm[0]).with_name("emm.png")
@@ -90,62 +83,10 @@ def plot(options):
     return out
 
 
-@plain_matplotlib()
-def shares(result):
-    """Of a result of memorize.py --curve: shares of samples and held-out images under every threshold."""
-    found, (figure, axes) = result["curve"], subplots()
-    for name, colour, line in (("samples", COLOURS[1], "-"), ("held_out", COLOURS[0], "--")):
-        if name in found:
-            x, y, half = found["thresholds"], found[name], found[f"{name}_band"]
-            axes.plot(x, y, line, color=colour, label=name.replace("_", "-"))
-            axes.fill_between(x, [max(0, v - half) for v in y], [min(1, v + half) for v in y],
-                              color=colour, alpha=0.2, linewidth=0)
-    p, q = map(int, result["threshold"].split("/"))
-    axes.axvline(p / q, color="black", linewidth=1, linestyle=":", label=result["threshold"])
-    k = result["options"]["neighbours"]
-    other = f"mean of the {k} nearest" if k else "second nearest"
-    axes.set(xlabel=f"threshold of nearest distance / {other}",
-             ylabel="share below", xlim=(0, 1), ylim=(-0.03, 1.03))
-    axes.legend(fontsize="small")
-    return figure
-
-
 def error(values, intervals):
     """The bars of matplotlib's errorbar: how far each value is from the ends of its interval."""
     return [[max(0, y - low) for y, (low, _) in zip(values, intervals)],
             [max(0, high - y) for y, (_, high) in zip(values, intervals)]]
-
-
-@plain_matplotlib()
-def tradeoff(results, names):
-    """Quality against memorization: shares and the Frechet distance, joined in the order given.
-
-    If all have held-out images, quality is against these, and memorization the share of the samples under the
-    threshold that these put at 1% of false positives: 1/3 is too strict to tell early snapshots apart.
-    """
-    if lacking := [name for name, result in zip(names, results) if "quality" not in result]:
-        raise ValueError(f"{lacking[0]} has no quality; score its samples with memorize.py --quality")
-    controlled = all("held_out" in r["quality"] for r in results)
-    against = "held_out" if controlled else "training"
-    found = [r["quality"][against] for r in results]
-    ratios = [r["held_out"]["samples_under_threshold"] if controlled else r["ratio"] for r in results]
-    rate = f" at {results[0]['held_out']['rate']:.0%} of false positives" if controlled else ""
-    figure, (left, right) = subplots(2, 11)
-    for name, colour, marker in zip(("precision", "recall", "coverage"), COLOURS, MARKERS):
-        y = [q[name] for q in found]
-        bars = error(y, [q[f"{name}_interval_95"] for q in found])
-        left.errorbar(ratios, y, bars, color=colour, marker=marker, capsize=2, linewidth=1, label=name)
-    right.plot(ratios, [q["frechet"] for q in found], color=COLOURS[3], marker="o", linewidth=1)
-    for result, ratio, q in zip(results, ratios, found):
-        if result.get("step"):
-            right.annotate(f"step {result['step']:,}", (ratio, q["frechet"]), (4, 4),
-                           textcoords="offset points", fontsize="x-small")
-    left.set(ylabel=f"share, against {against.replace('_', '-')} images", ylim=(-0.03, 1.03))
-    right.set(ylabel="Frechet distance", ylim=(0, None))
-    for axes in (left, right):
-        axes.set(xlabel=f"memorization ratio{rate}")
-    left.legend(fontsize="small")
-    return figure
 
 
 def subplots(columns=1, width=6.6):

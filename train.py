@@ -32,7 +32,7 @@ from steps import Work, seed_of, validation_loss
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 MOST = 10**12            # of steps and epochs; more is a typing error
 MOST_SNAPSHOTS = 10_000  # likewise
-LINE_SECONDS = 20        # between progress lines where stderr is no terminal
+LINE_SECONDS = 20        # between drawings of the bar where stderr is no terminal
 SIGNAL_STEPS = 10        # between the steps at which several processes ask each other for a signal to stop
 
 
@@ -226,9 +226,9 @@ def take_steps(options, D, held_out, net, files, about):
     # forward, and twice that back
     flops = 3 * (total - step) * options.batch / parallel.size() * net.model.flops()
     data.announce(options.device, device, flops, options.precision, work.at_once)
-    record, progress = Record(work, D, held_out, files, about, step), Progress(files.path, step, total)
+    record, bar = Record(work, D, held_out, files, about, step), progress_bar(files.path, step, total)
     taken, tick, saved = [], time.perf_counter(), time.perf_counter()
-    with run.interruptible(), contextlib.closing(progress.bar):
+    with run.interruptible(), contextlib.closing(bar):
         while step < total:
             taken.append(work.take(step))
             step += 1
@@ -245,7 +245,8 @@ def take_steps(options, D, held_out, net, files, about):
             if step in snapshots:
                 record.validate()
             record.line(step, values, now - tick, seconds)
-            progress.update(step, float(values[:, 0].mean()))
+            bar.set_postfix(loss=f"{values[:, 0].mean():.4g}", refresh=False)
+            bar.update(step - bar.n)
             if step in snapshots:
                 snapshot = record.snapshot(step, last=step == total)
             if step < total and (stop or late or step in snapshots):
@@ -338,25 +339,10 @@ def asked_to_stop(step, device):
     return step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
 
 
-class Progress:
-    """A bar on a terminal, a plain line now and then elsewhere; on stderr."""
-
-    def __init__(self, out, step, total):
-        silent = True if parallel.rank() else None  # None: silent where stderr is no terminal
-        self.bar = tqdm(desc=str(out), initial=step, total=total, unit="step", disable=silent)
-        self.out, self.total, self.start = out, total, step
-        self.begin = self.last = time.perf_counter()
-
-    def update(self, step, loss):
-        self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-        self.bar.update(step - self.bar.n)
-        now = time.perf_counter()
-        due = now - self.last > LINE_SECONDS or step == self.total
-        if self.bar.disable and not parallel.rank() and due:
-            rate = (now - self.begin) / max(1, step - self.start)
-            print(f"{self.out}: step {step} of {self.total}, loss {loss:.4g}, {1e3 * rate:.0f} ms a step, "
-                  f"{(self.total - step) * rate:.0f} s left", file=sys.stderr, flush=True)
-            self.last = now
+def progress_bar(out, step, total):
+    """A bar on stderr, drawn again every `LINE_SECONDS` where that is no terminal."""
+    how = {} if sys.stderr.isatty() else dict(delay=LINE_SECONDS, mininterval=LINE_SECONDS)
+    return tqdm(desc=str(out), initial=step, total=total, unit="step", disable=parallel.rank() > 0, **how)
 
 
 def memory_mb(device):

@@ -7,9 +7,7 @@ import pytest
 from PIL import Image
 
 import plot
-import run
 from conftest import ROOT
-from measure import curve
 
 
 def result(width, emm=23.0, bracket=(20, 30), **options):
@@ -71,7 +69,7 @@ def test_names_say_what_differs():
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match="give either --emm"):
+    with pytest.raises(ValueError, match="give --emm, one or more"):
         plot.Options()
     with pytest.raises(ValueError, match="must end in .png"):
         plot.Options(emm=("a",), out="x.pdf")
@@ -83,46 +81,8 @@ def test_bad_input(tmp_path):
         plot.plot(plot.Options(emm=(str(tmp_path / "emm.json"),)))
 
 
-def test_shares_below_every_threshold():
-    found = dict(curve=curve.curve([0.2, 0.25, 0.9], [0.95] * 9), threshold="1/3", options=dict(neighbours=0))
-    axes = plot.shares(found).axes[0]
-    samples, held_out, threshold = axes.lines
-    assert dict(zip(samples.get_xdata(), samples.get_ydata()))[0.5] == pytest.approx(2 / 3)
-    assert held_out.get_label() == "held-out" and threshold.get_xdata()[0] == pytest.approx(1 / 3)
-    band = axes.collections[1].get_paths()[0].vertices[:, 1]
-    assert band.max() == 1 and curve.band(9) in band
-    figure = plot.shares(found | dict(options=dict(neighbours=50)))
-    assert "mean of the 50 nearest" in figure.axes[0].get_xlabel()
-
-
 def test_stopped_sizes_are_hollow():
     axes = plot.ratios([result(8)], ["a"], published=True).axes[0]
     hollow = [line.get_xdata() for line in axes.lines if line.get_markerfacecolor() == "white"]
     assert hollow == [[20]] and max(axes.lines, key=lambda line: line.zorder).get_xdata() == [20]
     assert list(axes.lines[0].get_ydata()) == plot.published_curve()[1]
-def test_quality_against_memorization(tmp_path):
-    def result(ratio, *kinds):
-        q = dict(frechet=10 * ratio)
-        for name in ("precision", "recall", "coverage"):
-            q |= {name: 1 - ratio, f"{name}_interval_95": [0.9 - ratio, 1 - ratio]}
-        return dict(ratio=ratio, quality={kind: q for kind in kinds},
-                    held_out=dict(samples_under_threshold=2 * ratio, rate=0.01))
-    both = [result(0.1, "training", "held_out"), result(0.3, "training", "held_out")]
-    left, right = plot.tradeoff(both, "ab").axes
-    assert left.get_ylabel() == "share, against held-out images"
-    assert right.lines[0].get_xdata() == pytest.approx([0.2, 0.6])
-    assert right.lines[0].get_ydata() == pytest.approx([1, 3])
-    assert right.get_xlabel() == "memorization ratio at 1% of false positives"
-    steps = plot.tradeoff([r | dict(step=1000 * i) for i, r in enumerate(both, 1)], "ab").axes[1].texts
-    assert [(text.get_text(), text.xy[0]) for text in steps] == [("step 1,000", 0.2), ("step 2,000", 0.6)]
-    left, right = plot.tradeoff([*both, result(0.5, "training")], "abc").axes
-    assert right.lines[0].get_xdata() == pytest.approx([0.1, 0.3, 0.5])
-    assert (left.get_xlabel(), left.get_ylabel()) == ("memorization ratio", "share, against training images")
-    for name, found in (("a", both[0]), ("b", dict(ratio=1.0))):
-        run.write_json(tmp_path / f"{name}.json", found)
-    assert Image.open(plot.plot(plot.Options(quality=(str(tmp_path / "a.json"),)))).width > 800
-    run.write_json(tmp_path / "snapshots.json", dict(snapshots=both))
-    several = tmp_path / "snapshots.json", tmp_path / "a.json"
-    assert Image.open(plot.plot(plot.Options(quality=tuple(map(str, several))))).width > 800
-    with pytest.raises(ValueError, match="b.json has no quality; score its samples with memorize.py"):
-        plot.plot(plot.Options(quality=(str(tmp_path / "b.json"),)))
