@@ -63,7 +63,7 @@ def write(path, tensors, about):
     """Publish named tensors and a dict about them as safetensors, with a checksum of both."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = about | dict(sha256=digest(tensors, about))
-    with run.publish(path) as temporary:
+    with run.whole_file(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         # one entry: safetensors orders several at random, and equal snapshots would differ in their bytes
@@ -76,7 +76,7 @@ def write(path, tensors, about):
 
 def read(path):
     """The tensors that `write` stored, and the dict about them. Raises ValueError if they are damaged."""
-    about = run.about(path)
+    about = run.metadata(path)
     try:
         tensors = load_file(path)
     except SafetensorError as error:

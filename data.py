@@ -21,7 +21,7 @@ from images.subsets import balanced_order, in_part, repetition, shown
 from run import option, read_json
 
 CPU_FLOPS = 40e9  # a second and core, assumed: convolutions reach 57 to 90 (docs/performance.md)
-# FLOP/s as Denoiser.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)
+# FLOP/s as UNet.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)
 GPU_FLOPS = dict(fp32=35.2e12, tf32=186e12, bf16=381e12)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -226,8 +226,6 @@ def pick_device(name, threads=0, deterministic=False):
 
     `threads` limits a CPU's; `deterministic` keeps CUDA to kernels that always add in the same order.
     """
-    if threads < 0:
-        raise ValueError(f"--threads {threads} is negative; give 0 for all cores, or a number")
     try:
         best = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(best if name == "auto" else name)

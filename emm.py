@@ -69,6 +69,8 @@ class Options(Sampling, train.Options):
         if not 0 < self.eps < 1 or not self.tolerance > 0 or not 0 < self.alpha < 1:
             raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}, --alpha {self.alpha}: "
                              "need 0 < eps < 1, tolerance > 0 and 0 < alpha < 1")
+        for seed in self.train_seeds:  # refused now, and not after the searches before it
+            dataclasses.replace(self, train_seeds=(), seed=seed, subset_seed=seed)
         for name, given in (("sizes", self.sizes), ("train-seeds", self.train_seeds)):
             if len(set(given)) < len(given):
                 raise ValueError(f"--{name} {given}: one of them stands there twice")
@@ -137,7 +139,7 @@ class Probe:
     def score(self, snapshot, references):
         """Sample a snapshot file until its verdict, and return that; a search keeps the best and the last."""
         o, device, D = self.options, data.pick_device(self.options.device), None
-        about = run.about(snapshot)
+        about = run.metadata(snapshot)
         fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
         if "validation_loss" in about:
             fresh["validation_loss"] = about["validation_loss"]
@@ -164,7 +166,7 @@ class Probe:
             low, high = search.interval(score["hits"], score["count"], 1 - CONFIDENCE)
             print(f"|D| = {self.n}, epoch {score['epoch']:.0f}: {ratio_of(score):.2%} of {score['count']} "
                   f"samples memorized (95% interval {low:.2%} to {high:.2%}), "
-                  f"{'above' if verdict else 'below'} {1 - o.eps:g}", flush=True)
+                  f"{'above' if verdict else 'below'} {100 * (1 - o.eps):g}%", flush=True)
         if not o.full:  # weights are large
             best = max(self.scores.values(), key=ratio_of)["file"]
             for path in self.files.snapshots()[:-1]:
@@ -251,12 +253,12 @@ def find(options):
     options = dataclasses.replace(options, precision=denoiser.precision_on(device, options.precision))
     if options.train_seeds:
         return find_each(options)
-    out, whole = Path(options.out), source(options)
-    data.say_duplicates(whole)
-    how = ways(options, whole)
-    about = dict(stage="emm", options=data.recorded(options), data=whole.fingerprint(),
+    out, images = Path(options.out), source(options)
+    data.say_duplicates(images)
+    how = ways(options, images)
+    about = dict(stage="emm", options=data.recorded(options), data=images.fingerprint(),
                  **run.provenance(device))
-    del whole  # each probe loads its own images
+    del images  # each probe loads its own images
     with run.claim(out, about, run.defaults(Options)), workers(devices) as free:
         records = measure_all(options, how, free)
         found = search.estimate(records, options.eps, None if options.sizes else options.tolerance,
@@ -264,7 +266,7 @@ def find(options):
         undecided = [n for n in sorted(records) if not records[n]["decided"]]
         if undecided:
             found["statement"] += (f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, "
-                                   "and the estimate counts")
+                                   "and the measured ratio decides")
         print(found["statement"])
         run.write_json(out / "emm.json", found | dict(
             {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "sample_count", "full")},
@@ -274,9 +276,9 @@ def find(options):
     return out / "emm.json"
 
 
-def ways(options, whole):
+def ways(options, images):
     """What search.py's functions need besides records. Raises ValueError for sizes that cannot be."""
-    most = max(0, len(whole) - options.validate)  # those are outside every size
+    most = max(0, len(images) - options.validate)  # those are outside every size
     n_max = min(options.n_max or most, most)
     if options.n_min > n_max and not options.sizes:
         fewer = "lower it, or " if options.n_min > 2 else ""
@@ -285,7 +287,7 @@ def ways(options, whole):
     if any(not 2 <= n <= most for n in options.sizes):
         raise ValueError(f"--sizes {options.sizes}: each must be from 2 to the {most} images of --data"
                          f"{' that --validate leaves' * (options.validate > 0)}")
-    classes = len(whole.labels.unique())  # sizes are balanced, unless those are many and the images few
+    classes = len(images.labels.unique())  # sizes are balanced, unless those are many and the images few
     return dict(n_min=options.n_min, n_max=n_max, eps=options.eps, tolerance=options.tolerance,
                 multiple=classes if classes <= options.n_min else 1)
 
@@ -358,7 +360,7 @@ def mean_interval(values):
 
 
 def main():
-    run.stage(find, Options, __doc__, say="wrote {}".format)
+    run.stage(find, Options, __doc__, words="wrote {}".format)
 
 
 if __name__ == "__main__":

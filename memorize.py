@@ -73,7 +73,7 @@ class Options(data.Subset):
     pairs: str = option("", "also draw the most and the least memorized samples beside their nearest here",
                         recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
-    threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
+    threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False, least=0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -213,7 +213,7 @@ def memorize_snapshots(options, device):
     with parallel.group(device):
         score_of = scorer(replace(options, quality=True), train, held_out, device)
         for weights, file in pairs:
-            step = run.about(weights).get("step") if weights.is_file() else None
+            step = run.metadata(weights).get("step") if weights.is_file() else None
             summary, _ = score_of(of_source(file, options.resolution))
             rows.append(dict(step=step, file=file.name) | summary)
     if parallel.rank():
@@ -272,7 +272,7 @@ def write_csv(path, verdict, distances, index, sample_names, train_names, neighb
 
     In UTF-8; bytes of a name that are not UTF-8 are written as \\udc and their hexadecimal digits.
     """
-    with run.publish(path) as temporary, \
+    with run.whole_file(path) as temporary, \
             open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["sample", "memorized", "ratio",
@@ -306,7 +306,7 @@ def report(result):
 
 
 def main():
-    run.stage(memorize, Options, __doc__, say=report)
+    run.stage(memorize, Options, __doc__, words=report)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def subplots(columns=1, width=6.6):
 
 @plain_matplotlib()
 def save(figure, path):
-    with run.publish(path) as temporary:
+    with run.whole_file(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
 
 
@@ -161,7 +161,7 @@ def describe(result, results):
 
 
 def main():
-    run.stage(plot, Options, __doc__, say="wrote {}".format)
+    run.stage(plot, Options, __doc__, words="wrote {}".format)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -19,7 +20,6 @@ import sys
 import typing
 import zipfile
 import zlib
-from importlib import metadata
 from pathlib import Path
 
 if sys.version_info < (3, 11):
@@ -36,25 +36,25 @@ INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 _signals = []  # that have come within `interruptible`
 
 
-def option(default, help, choices=None, recorded=True, least=None, below=math.inf):
+def option(default, help, choices=None, recorded=True, least=-math.inf, below=math.inf):
     """A dataclass field for `parse`: its default, its text in --help, and the values allowed.
 
     Without a text it is not on the command line. `recorded=False` marks options of the machine (device,
     where to write) that do not change what is computed: a run may be resumed with other values of these.
-    Of numbers with a `least`, `check` lets those pass that are at least that, and `below` the other.
+    `check` refuses a number that is less than `least`, or not below `below`.
     """
     return dataclasses.field(default=default, metadata=dict(
         help=help, choices=choices, recorded=recorded, bounds=(least, below)))
 
 
 def check(options):
-    """Raise ValueError, naming it, for a number in a dataclass that is out of the bounds of its `option`."""
+    """Raise ValueError, naming it, for a number of a dataclass outside the bounds of its `option`, or NaN."""
     for field in dataclasses.fields(options):
         value, (least, below) = getattr(options, field.name), field.metadata["bounds"]
-        if value is not None and least is not None and not least <= value < below:
-            limit = f" and below {below:,}" if below < math.inf else ""
-            raise ValueError(f"--{field.name.replace('_', '-')} {value} must be a finite number of at least "
-                             f"{least:,}{limit}")
+        if isinstance(value, (int, float)) and not least <= value < below:
+            rule = f" of at least {least:,}" if least > -math.inf else ""
+            rule += f" and below {below:,}" if below < math.inf else ""
+            raise ValueError(f"--{field.name.replace('_', '-')} {value} must be a finite number{rule}")
 
 
 def parse(cls, argv=None, description=None):
@@ -103,8 +103,8 @@ def _converter(kind):
     return items
 
 
-def stage(function, cls, description, argv=None, say=None):
-    """Parse the options, run `function(options)`, print `say` of its result, and return that result.
+def stage(function, cls, description, argv=None, words=None):
+    """Parse the options, run `function(options)`, print `words` of its result, and return that result.
 
     Errors print one line on stderr. Invalid options exit with status 2; ValueError, OSError and running out
     of memory, of the machine or of a GPU, with 1; an interrupt with 130. Anything else is a defect of this
@@ -114,8 +114,8 @@ def stage(function, cls, description, argv=None, say=None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = function(parse(cls, argv, description))
-        if say and result is not None and rank() == 0:
-            print(say(result), flush=True)
+        if words and result is not None and rank() == 0:
+            print(words(result), flush=True)
         return result
     except KeyboardInterrupt as interrupt:
         print("; ".join([f"{name}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
@@ -173,8 +173,8 @@ def provenance(device=None):
     with contextlib.suppress(OSError):  # no git here
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     for package in ("torch", "numpy", "triton", "safetensors", "pillow"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return dict(commit=commit, versions=versions, host=platform.node(), machine=platform.machine(),
                 processor=processor(), device=str(device) if device is not None else None)
 
@@ -195,7 +195,7 @@ def say(text):
 
 
 @contextlib.contextmanager
-def publish(path):
+def whole_file(path):
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed.
 
     It is flushed to disk before it takes its name: a file that exists is whole. A device or a pipe is
@@ -223,8 +223,8 @@ def file_sha256(path):
 
 
 def write_json(path, value):
-    """Publish a dict as JSON at `path`, one key a line."""
-    with publish(path) as temporary:
+    """Write a dict as JSON at `path`, one key a line."""
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
@@ -257,12 +257,12 @@ class Directory:
 
 
 @contextlib.contextmanager
-def claim(directory, record, defaults=None):
-    """Hold `directory` as the run directory of `record`: make it, or check that it is of the same record.
+def claim(directory, about, defaults=None):
+    """Hold `directory` as the run directory of `about`: make it, or check that it is of the same.
 
-    Within, no other process holds it, and what a killed one left half-written is gone. `record` is a dict
-    for config.json; its "options" and "data" decide what is computed. `defaults` stand for options that the
-    record there does not have yet. Raises ValueError naming each value that differs, or if the directory
+    Within, no other process holds it, and what a killed one left half-written is gone. `about` is a dict
+    for config.json; its "options" and "data" decide what is computed. `defaults` stand for options that
+    config.json does not have yet. Raises ValueError naming each value that differs, or if the directory
     holds something else, or if another process holds it.
     """
     path = Directory(directory).config
@@ -277,34 +277,34 @@ def claim(directory, record, defaults=None):
                              "wait for it, or choose another --out") from None
         except OSError as error:  # some file systems have no locks
             say(f"{directory} cannot be locked ({error.strerror}): let only one process use it at a time")
-        there = read_json(path) if path.exists() else record
-        if different := differences(there, record, defaults):
+        there = read_json(path) if path.exists() else about
+        if different := differences(there, about, defaults):
             raise ValueError(f"{directory} was made with other options ({different}); "
                              "choose another --out, or remove it")
-        if not path.exists() or there.get("options") != record["options"]:  # the data have moved
-            write_json(path, there | dict(options=record["options"]))
+        if not path.exists() or there.get("options") != about["options"]:  # the data have moved
+            write_json(path, there | dict(options=about["options"]))
         for pattern in *(f".part*-{name}" for name in HELD), ".tmp??????":  # the last is of safetensors
             for leftover in path.parent.glob(pattern):
                 leftover.unlink()
         yield
 
 
-def earlier(path, record, defaults):
+def earlier(path, about, defaults):
     """What the result file at `path` says of itself, as a dict; {} if there is none.
 
-    Raises ValueError, naming each value that differs, if its "options" or "source" are not those of `record`.
+    Raises ValueError, naming each value that differs, if its options, data or sources are others.
     """
     path = Path(path)
     if not path.is_file():
         return {}
-    there = about(path) if path.suffix in (".npz", ".safetensors") else read_json(path)
-    if different := differences(there, record, defaults):
+    there = metadata(path) if path.suffix in (".npz", ".safetensors") else read_json(path)
+    if different := differences(there, about, defaults):
         raise ValueError(f"{path} holds another result ({different}); choose another --out, or remove it")
     return there
 
 
 def differences(old, new, defaults=None):
-    """What differs between two records, in words; "" if nothing that decides what is computed does.
+    """What differs between two such dicts, in words; "" if nothing that decides what is computed does.
 
     An option that one of them lacks counts as its default: scripts gain options, and old runs stay valid.
     Without `defaults` only the options that both have count. Where the data lie does not count, but their
@@ -331,7 +331,7 @@ class Log:
     def __init__(self, path, step=0):
         self.path = Path(path)
         lines = read_log(path, step) if self.path.exists() else []
-        with publish(path) as temporary:
+        with whole_file(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, **values):
@@ -356,7 +356,7 @@ def read_log(path, last=float("inf")):
     return lines
 
 
-def about(path):
+def metadata(path):
     """What weights or samples record of themselves, as a dict: options, versions, checksums of inputs.
 
     Raises ValueError for a file that is missing, that none of these scripts wrote, or that is damaged there.

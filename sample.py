@@ -54,7 +54,7 @@ class Options(Sampling, data.Options):
     out: str = option(
         "", "npz to write; RUN/samples.npz, or beside a snapshot file, by default", recorded=False)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
-    threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
+    threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False, least=0)
 
     def __post_init__(self):
         Sampling.__post_init__(self)
@@ -68,7 +68,8 @@ class Options(Sampling, data.Options):
         given = [name for name, value in run.defaults(data.Options).items() if getattr(self, name) != value
                  and not (self.optimum and name == "data")]  # which says where the data of a run lie now
         if self.run and given:
-            raise ValueError(f"--run {self.run} has its own data; leave out {', '.join(given)}")
+            raise ValueError(f"--run {self.run} has its own data; leave out "
+                             + ", ".join(f"--{name.replace('_', '-')}" for name in given))
         if self.out and not self.out.endswith(".npz"):
             raise ValueError(f"--out {self.out} must end in .npz")
         if self.label is not None and self.sample_labels == "none":
@@ -179,7 +180,8 @@ def sample(options):
     if run.earlier(out, about, run.defaults(Options)):
         return out
     if options.label is not None and not 0 <= options.label < len(counts or ()):
-        raise ValueError(f"--label {options.label}: there are {len(counts or ())} labels, counted from 0")
+        there = f"there are {len(counts)} labels, counted from 0" if counts else "there are no labels"
+        raise ValueError(f"--label {options.label}: {there}")
     weights = weigh_labels(counts, options.sample_labels, unseen=not options.optimum)
     seeds = parse_seeds(options.seeds)
     if len(seeds) < parallel.size():
@@ -201,12 +203,12 @@ def optimum(options, device):
     there = Path(options.run)
     folder = there if there.is_dir() else there.parent
     moved = "" if options.data == data.Options.data else options.data
-    D = data.of_run(folder, moved) if options.run else data.load(options)
-    _ = D.resolution  # an error unless images are square
-    source = {key: value for key, value in D.fingerprint().items() if value and key.endswith("sha256")}
-    labels = D.labels[D.shown].to(device) if D.label_dim else None
-    counts = torch.bincount(labels, minlength=D.label_dim).tolist() if D.label_dim else None
-    return Optimum(D.images[D.shown].to(device), labels), counts, source, folder / "optimum.npz"
+    train = data.of_run(folder, moved) if options.run else data.load(options)
+    _ = train.resolution  # an error unless images are square
+    source = {key: value for key, value in train.fingerprint().items() if value and key.endswith("sha256")}
+    labels = train.labels[train.shown].to(device) if train.label_dim else None
+    counts = torch.bincount(labels, minlength=train.label_dim).tolist() if train.label_dim else None
+    return Optimum(train.images[train.shown].to(device), labels), counts, source, folder / "optimum.npz"
 
 
 def trained(options, device):
@@ -228,7 +230,7 @@ def trained(options, device):
 
 def best(files):
     """The snapshot file in a run directory whose loss on held-out images is the least."""
-    losses = {path: run.about(path).get("validation_loss") for path in files.snapshots()}
+    losses = {path: run.metadata(path).get("validation_loss") for path in files.snapshots()}
     if not losses or None in losses.values():
         raise ValueError(f"the snapshots in {files.path} have no loss on held-out images; "
                          "train with --validate, or leave --snapshot out")
@@ -237,12 +239,12 @@ def best(files):
 
 def write(out, images, labels, seeds, about):
     """Write samples uint8 [N, C, H, W], their labels (or None) and seeds as npz, and the grid beside it."""
-    with run.publish(out.with_suffix(".png")) as temporary:
+    with run.whole_file(out.with_suffix(".png")) as temporary:
         grid(images[:GRID * GRID]).save(temporary, format="PNG")
     arrays = dict(arr_0=np.ascontiguousarray(images.permute(0, 2, 3, 1)), seeds=np.array(seeds))
     if labels is not None:
         arrays |= dict(labels=labels.numpy())
-    with run.publish(out) as temporary:
+    with run.whole_file(out) as temporary:
         np.savez(temporary, **arrays, about=json.dumps(about))
 
 
@@ -256,7 +258,7 @@ def grid(images):
 
 
 def main():
-    run.stage(sample, Options, __doc__, say="wrote {}".format)
+    run.stage(sample, Options, __doc__, words="wrote {}".format)
 
 
 if __name__ == "__main__":

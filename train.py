@@ -118,8 +118,7 @@ class Options(data.Options):
             "channel_mult", "attn_resolutions", "embedding", "skip_connections")
         for name in absent:
             if getattr(self, name) != getattr(Options, name):
-                raise ValueError(f"--{name.replace('_', '-')} is nothing that --arch {self.arch} has; "
-                                 "leave it out")
+                raise ValueError(f"--arch {self.arch} has no --{name.replace('_', '-')}; leave it out")
         objectives.Objective(self.precond, self.predict, self.loss_weight, self.loss)
         count = str(self.snapshots).removeprefix("log:")
         if not (count != self.snapshots and count.isdecimal() and 1 <= int(count) <= MOST_SNAPSHOTS):
@@ -226,7 +225,7 @@ def take_steps(options, D, held_out, net, files, about):
     # forward, and twice that back
     flops = 3 * (total - step) * options.batch / parallel.size() * net.model.flops()
     data.announce(options.device, device, flops, options.precision, work.at_once)
-    record, bar = Record(work, D, held_out, files, about, step), progress_bar(files.path, step, total)
+    output, bar = Output(work, D, held_out, files, about, step), progress_bar(files.path, step, total)
     taken, tick, saved = [], time.perf_counter(), time.perf_counter()
     with run.interruptible(), contextlib.closing(bar):
         while step < total:
@@ -241,16 +240,16 @@ def take_steps(options, D, held_out, net, files, about):
             values = torch.stack(taken).cpu()  # [steps, 2]; waits for the device
             now = time.perf_counter()
             seconds += now - tick
-            record.check_finite(step, values)
+            output.check_finite(step, values)
             if step in snapshots:
-                record.validate()
-            record.line(step, values, now - tick, seconds)
+                output.validate()
+            output.line(step, values, now - tick, seconds)
             bar.set_postfix(loss=f"{values[:, 0].mean():.4g}", refresh=False)
             bar.update(step - bar.n)
             if step in snapshots:
-                snapshot = record.snapshot(step, last=step == total)
+                snapshot = output.snapshot(step, last=step == total)
             if step < total and (stop or late or step in snapshots):
-                record.state(step, seconds)
+                output.state(step, seconds)
                 saved = time.perf_counter()
             if stop and step < total:
                 raise KeyboardInterrupt(f"the state of step {step} is in {files.path}; "
@@ -261,7 +260,7 @@ def take_steps(options, D, held_out, net, files, about):
     parallel.barrier()
 
 
-class Record:
+class Output:
     """What a run writes as it goes: log.jsonl, snapshots, its state. Only rank 0 writes."""
 
     def __init__(self, work, D, held_out, files, about, step):
@@ -354,7 +353,7 @@ def memory_mb(device):
 
 
 def main():
-    run.stage(train, Options, __doc__, say="wrote {}".format)
+    run.stage(train, Options, __doc__, words="wrote {}".format)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ class UNet(nn.Module):
                     module.bias.zero_()
 
     def embed(self, c_noise, labels, augment=None):
-        """The embedding [B, 4 width] of noise levels c_noise [B], labels [B] or None, augment as in `loss`.
+        """The embedding [B, 4 width] of c_noise [B], labels [B] or None, augment as for `Denoiser.loss`.
 
         One noise level and no labels, as in sampling, are embedded once: [1, 4 width].
         """

@@ -165,7 +165,7 @@ def plan(options):
 
 
 def main():
-    run.stage(plan, Options, __doc__, say=str)
+    run.stage(plan, Options, __doc__, words=str)
 
 
 if __name__ == "__main__":

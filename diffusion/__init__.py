@@ -1,1 +1,1 @@
-"""What a diffusion model learns and how it is sampled: objectives and solvers."""
+"""What a diffusion model is, learns and is sampled by: denoiser, transformer, objectives, solvers."""

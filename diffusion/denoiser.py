@@ -15,13 +15,13 @@ from torch import nn
 
 from diffusion.dit import DiT
 from diffusion.objectives import Objective
+from images import augment
 from kernels import layers
 from unet import EMBEDDINGS, FORMS, UNet
 
 ARCHITECTURES = (*FORMS, "dit")
 PRECISIONS = ("fp32", "tf32", "bf16")
 PRECISION_CHOICES = ("auto", *PRECISIONS)  # of --precision: see `precision_on`
-AUGMENT_DIM = 9  # numbers that images/augment.py tells of an image
 
 # Larger values are typos, and are refused before they exhaust the memory
 MAX_CHANNELS, MAX_BLOCKS, MAX_LABELS = 8192, 100, 2**24
@@ -183,7 +183,7 @@ def build(options, D, generator=None):
                     options.width, options.blocks, options.channel_mult, options.attn_resolutions,
                     options.embedding, options.skip_connections, options.dropout, generator,
                     options.predict, options.loss_weight, options.loss, options.patch,
-                    AUGMENT_DIM if options.augment else 0)
+                    augment.DIM if options.augment else 0)
 
 
 def network(config):

@@ -15,6 +15,7 @@ import math
 import torch
 from torch.nn import functional as F
 
+DIM = 9              # numbers that say what was done to an image
 SCALE_STD = 0.2      # of the binary logarithm of the factor
 STRETCH_STD = 0.2    # likewise, of the factor along the direction; across, it is the inverse
 SHIFT_STD = 0.125    # of the side

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from run import publish, say
+from run import say, whole_file
 
 # Looked for in these folders, and downloaded into the last
 FOLDERS = Path("data"), Path(__file__).resolve().parent.parent / "data"
@@ -90,7 +90,7 @@ def find(paths, url):
     path = paths[-1]
     say(f"downloading {url}")
     try:
-        with publish(path) as temporary, urllib.request.urlopen(url, timeout=60) as source:
+        with whole_file(path) as temporary, urllib.request.urlopen(url, timeout=60) as source:
             temporary.write_bytes(source.read())
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{path} is not there and {url} cannot be downloaded ({error}). Put the file there "

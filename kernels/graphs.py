@@ -26,7 +26,7 @@ class Replayed:
         if self.wanted and self.graph is None and (self.pure or self.calls == WARM_UP):
             for _ in range(WARM_UP - self.calls):
                 function(*tensors)
-            self.record(function, tensors)
+            self.capture(function, tensors)
         if self.graph is None:
             result = function(*tensors)
             self.calls = min(self.calls + 1, WARM_UP)  # not of one that ran out of memory
@@ -40,7 +40,7 @@ class Replayed:
         """Give back the memory that the graph holds; the next call records another."""
         self.graph = self.held = self.result = None
 
-    def record(self, function, tensors):
+    def capture(self, function, tensors):
         self.held = [tensor.clone() for tensor in tensors]
         try:
             graph = torch.cuda.CUDAGraph()

@@ -229,7 +229,7 @@ def dropout_mask(count, p):
 
 
 def attention(q, k, v):
-    """Softmax attention of q, k, v [B, 1, HW, C], where torch can without holding the HW x HW weights."""
+    """Softmax attention of q, k, v [B, heads, T, C], where torch can without holding the HW x HW weights."""
     # torch's other kernels for float32 use no tensor cores of an H100
     few = q.is_cuda and q.dtype == torch.float32 and q.shape[2] <= FEW_TOKENS
     if few or q.dtype == torch.float64 or transformed():

@@ -89,7 +89,7 @@ def tradeoff(results, names):
 
 
 def main():
-    run.stage(draw, Options, __doc__, say="wrote {}".format)
+    run.stage(draw, Options, __doc__, words="wrote {}".format)
 
 
 if __name__ == "__main__":

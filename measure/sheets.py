@@ -28,7 +28,7 @@ def sheet(panels):
 
 
 def save(sheet, path):
-    with run.publish(path) as temporary:
+    with run.whole_file(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 

@@ -109,7 +109,7 @@ def samples_of_run(folder, every=False):
         raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
     pairs = sorted(found.items(), key=lambda pair: (pair[0] == files.model, pair[0]))[0 if every else -1:]
     for weights, file in pairs:
-        made_of = run.about(file).get("source", {}).get("weights_sha256")
+        made_of = run.metadata(file).get("source", {}).get("weights_sha256")
         if made_of and weights.is_file() and run.file_sha256(weights) != made_of:
             raise ValueError(f"{file} was not drawn from {weights}; remove it and sample again")
     return pairs

@@ -18,8 +18,8 @@ import torch
 import data
 import plot
 import run
-import search
 from diffusion import denoiser
+from measure.denoisers import QUANTILES, SIGMAS, agreement, losses
 from paper import compare
 from run import option
 
@@ -62,11 +62,11 @@ def agree(options):
     neither, shared = outside_both(chosen[0], *sets)
     result = dict(other=str(Path(options.other).resolve()), training_images=[len(D) for D in sets],
                   shared_training_images=shared, ratios=[summary["ratio"] for summary in summaries],
-                  samples=of_samples(*samples, *(squares[:, 0] for squares in distances)),
-                  sigmas=compare.SIGMAS, denoisers={})
+                  samples=agreement(*samples, *(squares[:, 0] for squares in distances)),
+                  sigmas=SIGMAS, denoisers={})
     for where, images in (("first", sets[0]), ("second", sets[1]), ("neither", neither)):
         if len(images):  # of a training set that takes all of its part, nothing is left
-            first, second, apart = compare.losses(
+            first, second, apart = losses(
                 nets, images, options.draws, options.seed, device).mean(2).tolist()
             result["denoisers"][where] = dict(
                 images=len(images), apart=apart, loss=dict(first=first, second=second))
@@ -84,25 +84,6 @@ def outside_both(options, D, other):
     return data.Images(rest.images[~in_rest], rest.labels[~in_rest], rest.label_dim, []), shared
 
 
-def of_samples(one, other, nearest, nearest_other):
-    """How samples uint8 [N, C, H, W] of two models agree, those of a seed at the same index, as a dict.
-
-    `nearest`, `nearest_other` [N] are squared distances to the nearest training image of the sample's own
-    model. A pair is closer if its squared distance is less than both.
-    """
-    a, b = one.flatten(1).double(), other.flatten(1).double()
-    same, mixed = ((a - x).square().sum(1) for x in (b, b.roll(1, 0)))  # of one seed, of two
-    closer = int(((same < nearest) & (same < nearest_other)).sum())
-    found = dict(count=len(a), closer=closer, share=closer / len(a), interval=search.wilson(closer, len(a)))
-    shares = torch.tensor(compare.QUANTILES, dtype=torch.float64) / 100
-    for name, squares in (("a_seed", same), ("two_seeds", mixed),
-                          ("training", torch.cat([nearest, nearest_other]).double())):
-        squares = squares / a.shape[1]
-        found[f"rms_{name}"] = float(squares.mean().sqrt())
-        found[f"quantiles_{name}"] = torch.quantile(squares.sqrt(), shares).tolist()
-    return found
-
-
 @plot.plain_matplotlib()
 def figure(result):
     """Left the distances of samples, right those of the denoisers at each noise level."""
@@ -110,7 +91,7 @@ def figure(result):
     names = dict(a_seed="the other's of that seed", two_seeds="the other's of another seed",
                  training="its nearest training image")
     for (name, label), colour in zip(names.items(), plot.COLOURS):
-        left.plot(result["samples"][f"quantiles_{name}"], list(compare.QUANTILES), color=colour, label=label)
+        left.plot(result["samples"][f"quantiles_{name}"], list(QUANTILES), color=colour, label=label)
     left.set(xlabel="from a sample to ..., root mean square of a pixel of 0 to 255", xlim=0, ylim=(0, 100),
              ylabel="% of the samples")
     for (where, found), colour in zip(result["denoisers"].items(), plot.COLOURS):
@@ -139,7 +120,7 @@ def in_words(path):
 
 
 def main():
-    run.stage(agree, Options, __doc__, say=in_words)
+    run.stage(agree, Options, __doc__, words=in_words)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import run
 import sample
 from kernels import Optimum
 from measure import quality, which
+from measure.denoisers import SIGMAS, losses, membership
 from measure.neighbours import compared
 from paper import agree, compare
 
@@ -23,7 +24,7 @@ SAMPLES = 2000  # of a model, to see which images are copied
 DRAWS = 2000    # noisy images at a noise level
 NOISY = 400     # of them for each snapshot
 OUTSIDE = 500   # images outside D, to which samples are compared
-LEVEL = 8       # of compare.SIGMAS, at which membership is told: 1.7
+LEVEL = 8       # of measure.denoisers.SIGMAS, at which membership is told: 1.7
 
 
 def drawn(o, folder, count):
@@ -49,9 +50,9 @@ def of_last_weights(o, folder):
         found = which.which(verdict, index, own, D.labels)
         outside = data.outside(data.options_of_run(folder), D)
         if len(outside):
-            losses = [compare.losses([net], images, DRAWS, device=device, levels=[LEVEL])[0, 0]
+            of_both = [losses([net], images, DRAWS, device=device, levels=[LEVEL])[0, 0]
                       for images in (D, outside)]
-            found["membership"] = compare.membership(*losses)
+            found["membership"] = membership(*of_both)
         if D.shown is not ...:
             found["repeated"] = compare.of_repeated(D, index[verdict, 0])
         run.write_json(path, found)
@@ -62,9 +63,10 @@ def sample_precision(o, folder):
     """The share of the samples that are among images outside D, by measure.quality: their quality."""
     path = folder / f"precision-{o.sample_count}.json"
     if not path.exists():
-        D, _, x, device = drawn(o, folder, o.sample_count)
-        others = data.outside(data.options_of_run(folder), D, OUTSIDE).images.to(device)
-        run.write_json(path, quality.prdc(quality.kind(others), quality.kind(x)))
+        D, _, x, _ = drawn(o, folder, o.sample_count)
+        others = data.outside(data.options_of_run(folder), D, OUTSIDE).images
+        # on the CPU, where distances of images are whole numbers, and no TF32 rounds them
+        run.write_json(path, quality.prdc(quality.kind(others), quality.kind(x.cpu())))
     return run.read_json(path)["precision"]
 
 
@@ -78,10 +80,10 @@ def excess(o, folder):
     if not path.exists():
         device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
         optimum, rows = Optimum(D.images.to(device)), []
-        middle = [level for level, sigma in enumerate(compare.SIGMAS) if 0.2 <= sigma <= 2]
+        middle = [level for level, sigma in enumerate(SIGMAS) if 0.2 <= sigma <= 2]
         for step, found in run.read_json(run.Directory(folder).scores)["snapshots"].items():
-            net, _ = checkpoint.load_model(folder / found["file"], device)
-            _, _, apart = compare.losses([net, optimum], D, NOISY, device=device, levels=middle)
+            net = checkpoint.load_model(folder / found["file"], device)[0].use(o.precision)
+            _, _, apart = losses([net, optimum], D, NOISY, device=device, levels=middle)
             rows.append((int(step), found["hits"] / found["count"], float(apart.mean())))
         run.write_json(path, dict(zip(("steps", "ratios", "apart"), zip(*rows))))
     found = run.read_json(path)

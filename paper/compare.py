@@ -28,13 +28,8 @@ from diffusion import denoiser
 from diffusion.solvers import PUBLISHED
 from kernels import Optimum
 from measure import sheets
+from measure.denoisers import QUANTILES, SIGMAS, losses, membership
 from run import option
-
-BATCH = 256                       # images a pass
-MOST_FALSE = 0.01                 # of the images outside that a test of membership takes for members
-QUANTILES = range(0, 101, 5)      # per cent, of the ratio of nearest distances
-SIGMAS = [round(0.02 * 4000 ** (i / 15), 6) for i in range(16)]  # 0.02 to 80, evenly in the logarithm
-LEVELS = range(len(SIGMAS))
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Options:
     precision: str = option("auto", "of the trained network; auto is tf32 on CUDA, else fp32",
                             denoiser.PRECISION_CHOICES)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
-    threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False)
+    threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False, least=0)
 
     def __post_init__(self):
         if not self.run:
@@ -75,8 +70,8 @@ def compare(options):
     outside = data.outside(chosen, D)
     shown = data.Images(D.images[D.shown], D.labels[D.shown], D.label_dim, [])
     optimum = Optimum(shown.images.to(device), shown.labels.to(device) if D.label_dim else None)
-    denoisers, result = {"trained": trained, "closed form": optimum}, {}
-    for name, each in denoisers.items():
+    nets, result = {"trained": trained, "closed form": optimum}, {}
+    for name, each in nets.items():
         samples, summary, copied, distances, index = scored(each, D, counts, options, device)
         shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
         quantiles = torch.quantile(memorize.distance_ratio(distances), shares)
@@ -85,12 +80,12 @@ def compare(options):
             result[name]["repeated"] = of_repeated(D, index[copied, 0])
         sheets.save(sheets.pair_sheet(samples, D.images, distances, index),
                     out.with_name(f"{out.stem}-{name.replace(' ', '-')}.png"))
-    inside = losses(denoisers.values(), shown, options.draws, options.seed, device)
-    for name, loss in zip(denoisers, inside):
+    inside = losses(nets.values(), shown, options.draws, options.seed, device)
+    for name, loss in zip(nets, inside):
         result[name]["loss"] = loss.mean(1).tolist()
     if len(outside):
-        others = losses(denoisers.values(), outside, options.draws, options.seed, device)
-        for name, loss, other in zip(denoisers, inside, others):
+        others = losses(nets.values(), outside, options.draws, options.seed, device)
+        for name, loss, other in zip(nets, inside, others):
             result[name]["loss_outside"] = other.mean(1).tolist()
             result[name]["membership"] = [membership(*both) for both in zip(loss, other)]
     result |= dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside))
@@ -106,14 +101,14 @@ def model_of(folder, options, device):
     return D, chosen, net, counts, source
 
 
-def scored(D, train, counts, options, device):
-    """`sample_count` samples of a denoiser D by the published sampler, and `memorize.score` of them."""
-    if isinstance(D, denoiser.Denoiser):
-        flops = PUBLISHED.evaluations * options.sample_count * D.model.flops()
+def scored(net, D, counts, options, device):
+    """`sample_count` samples of a denoiser by the published sampler, and their `memorize.score`."""
+    if isinstance(net, denoiser.Denoiser):
+        flops = PUBLISHED.evaluations * options.sample_count * net.model.flops()
         data.announce(options.device, device, flops, options.precision)
-    x, _ = sample.generate(D, range(options.sample_count), sample.weigh_labels(counts, unseen=False),
+    x, _ = sample.generate(net, range(options.sample_count), sample.weigh_labels(counts, unseen=False),
                            device=device)                         # [N, C, H, W]
-    return x, *memorize.score(x.to(device), train.images.to(device),
+    return x, *memorize.score(x.to(device), D.images.to(device),
                               memorize.parse_threshold(options.threshold))
 
 
@@ -124,45 +119,8 @@ def of_repeated(D, copied):
     return search.times_as_often((hits, len(copied) - hits), (int(repeated.sum()), int((~repeated).sum())))
 
 
-def membership(members, others):
-    """How well low losses tell members from others, float64 [*] and [*], as a dict:
-
-    auc  the chance that a member's is the lower, where equal ones count half
-    tpr  the share of members under the threshold that at most `MOST_FALSE` of others are under
-    """
-    from scipy.stats import mannwhitneyu  # takes a second
-    wins = mannwhitneyu(others.numpy(), members.numpy()).statistic
-    threshold = others.sort().values[int(MOST_FALSE * len(others) + 1e-9)]  # 0.29 * 100 is 28.999...
-    return dict(auc=float(wins) / (len(members) * len(others)),
-                tpr=float((members < threshold).double().mean()))
-
-
-@torch.inference_mode()
-def losses(denoisers, D, draws, seed=0, device="cpu", levels=LEVELS):
-    """Losses of denoisers on images D (data.Images) at `levels` of `SIGMAS`, then |first - last|^2 / dim.
-
-    float64 [denoisers + 1, levels, draws]. All get the same noisy images, each of D as often, or evenly
-    chosen ones where those are more than draws; and their labels, if D has any.
-    """
-    found = []
-    index = torch.arange(draws)
-    index = index % len(D) if draws >= len(D) else index * len(D) // draws
-    for level in levels:
-        generator = torch.Generator().manual_seed(seed * len(SIGMAS) + level)
-        noise = torch.randn(draws, *D.images.shape[1:], generator=generator)
-        for i, n in zip(index.split(BATCH), noise.split(BATCH)):
-            y = D.images[i].to(device).double() / 127.5 - 1            # [B, C, H, W]
-            sigma = torch.tensor(SIGMAS[level], dtype=torch.float64, device=device)
-            x = y + sigma * n.to(device)
-            labels = D.labels[i].to(device) if D.label_dim else None
-            means = torch.stack([denoise(x, sigma, labels).double() for denoise in denoisers])
-            errors = torch.cat([means - y, means[:1] - means[-1:]])    # [denoisers + 1, B, C, H, W]
-            found.append(errors.square().flatten(2).mean(2).cpu())
-    return torch.cat(found, 1).unflatten(1, (len(levels), draws))
-
-
 def main():
-    run.stage(compare, Options, __doc__, say="wrote {}".format)
+    run.stage(compare, Options, __doc__, words="wrote {}".format)
 
 
 if __name__ == "__main__":

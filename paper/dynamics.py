@@ -25,7 +25,6 @@ import numpy as np
 import checkpoint
 import data
 import emm
-import memorize
 import plot
 import run
 import sample
@@ -57,7 +56,7 @@ class Options:
     sample_count: int = option(256, "samples a snapshot")
     data: str = option("", "training images, as for train.py; those of the scale by default")
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
-    threads: int = option(1, "CPU threads", recorded=False)
+    threads: int = option(1, "CPU threads", recorded=False, least=0)
     runs: str = option("runs", "directory of the runs", recorded=False)
     out: str = option("paper/results", "directory of result files and figures", recorded=False)
     dry_run: bool = option(False, "print the runs, and run nothing", recorded=False)
@@ -74,6 +73,8 @@ class Options:
                              f"need more than {NEAREST}")
         object.__setattr__(self, "sizes", tuple(sorted(sizes)))
         object.__setattr__(self, "steps", steps)
+        for seed in self.seeds:  # refused now, and not after the runs before it
+            self.training(min(sizes), seed)
 
     def training(self, n, seed):
         """The training of a place of the grid."""
@@ -91,7 +92,7 @@ def measured(options, n, seed):
     o = options.training(n, seed)
     device = data.pick_device(o.device, o.threads)
     D = data.load(o)
-    held_out = kind(data.outside(o, D, options.held_out).images.to(device))
+    held_out = kind(data.outside(o, D, options.held_out).images, radius=0)  # which frechet does not need
     references = References(D.images.to(device))
     files, found = run.Directory(o.out), []
     for snapshot in train.training(o):
@@ -100,10 +101,10 @@ def measured(options, n, seed):
             net, about = checkpoint.load_model(snapshot, device)
             weights = sample.weigh_labels(about["label_counts"])
             x, _ = sample.generate(net.use(o.precision), range(options.sample_count), weights, device=device)
-            hits = int(memorized(x.to(device), references, memorize.parse_threshold("1/3"))[0].sum())
+            hits = int(memorized(x.to(device), references)[0].sum())
             run.write_json(path, dict(
                 step=about["step"], epoch=about["epoch"], hits=hits, count=len(x), ratio=hits / len(x),
-                interval=search.wilson(hits, len(x)), frechet=frechet(held_out, kind(x.to(device))),
+                interval=search.wilson(hits, len(x)), frechet=frechet(held_out, kind(x, radius=0)),
                 validation_loss=about["validation_loss"]))
         found.append(run.read_json(path))
     return found
@@ -248,7 +249,7 @@ def told(value):
 
 
 def main():
-    run.stage(dynamics, Options, __doc__, say=in_words)
+    run.stage(dynamics, Options, __doc__, words=in_words)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import unet
 from bench import plan
 from diffusion import denoiser
 from images import shape_of, there
+from measure.denoisers import QUANTILES, SIGMAS
 from paper import compare, figures
 from paper.beyond import MEASURES
 from paper.claims import SCALES, SEEDS
@@ -190,7 +191,7 @@ def one(options, name):
             rows[table.index(point)] = dataclasses.asdict(point) | dict(
                 values=values, mean=mean["emm"], interval=mean["interval"],
                 command=command(o), runs=str(folder), **extra)
-    axes = dict(sigmas=compare.SIGMAS, quantiles=[*compare.QUANTILES]) if name == "optimum" else {}
+    axes = dict(sigmas=SIGMAS, quantiles=[*QUANTILES]) if name == "optimum" else {}
     run.write_json(path, axes | dict(
         name=name, scale=options.scale, about=e.about, x=e.x,
         measure=e.measure or ("ratio" if table[0].n else "emm"),
@@ -212,7 +213,7 @@ def measured(name, o, point, folder, results):
                  for place in places]
         both = [run.read_json(path)[point.x] for path in paths]
         for sheet in places[0].glob("compare-*.png"):
-            with run.publish(results / sheet.name.replace("compare-", "optimum.")) as temporary:
+            with run.whole_file(results / sheet.name.replace("compare-", "optimum.")) as temporary:
                 temporary.write_bytes(sheet.read_bytes())
         return [each["ratio"] for each in both], dict(denoising=both)
     searches = [run.read_json(folder / path) for path in run.read_json(folder / "emm.json")["searches"]]
@@ -240,7 +241,7 @@ def published(name):
 
 def main():
     run.stage(experiment, Options, __doc__,
-              say=lambda paths: "\n".join(f"wrote {path} and its figure" for path in paths))
+              words=lambda paths: "\n".join(f"wrote {path} and its figure" for path in paths))
 
 
 if __name__ == "__main__":

@@ -156,9 +156,9 @@ EXPERIMENTS = {
     "batch": Experiment(
         "batch, the rate in proportion", "batch", "Larger batches memorize more.",
         [Claim("the largest batch memorizes more than the smallest, at equal epochs",
-               (FIRST, LAST), (FIRST, FIRST)),
+               ("equal epochs", LAST), ("equal epochs", FIRST)),
          Claim("the largest batch memorizes more than the smallest, at equal steps",
-               (LAST, LAST), (LAST, FIRST))],
+               ("equal steps", LAST), ("equal steps", FIRST))],
         paper=[Point("equal epochs", b, given, 2000) for b, given in batches.items()],
         cpu=[Point(series, b, given and given | duration, 40)
              for series, duration in (("equal epochs", dict(steps_min=0)),

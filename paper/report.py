@@ -134,6 +134,8 @@ def claim_rows(result):
     """The claims on an experiment as rows of text."""
     rows = []
     for claim in EXPERIMENTS[result["name"]].claims:
+        if not isinstance(claim, Slope) and not place(result, *claim.more):
+            continue  # of a series that this scale has not
         measure = "power" if isinstance(claim, Slope) else result["measure"]
         signed = isinstance(claim, Slope) or bool(claim.less)  # and not of one value
         value, interval, verdict = judge(result, claim)
@@ -262,13 +264,13 @@ def report(options):
     for _, picture, part in parts(options, results):
         verdicts = [", ".join(dict.fromkeys(row[-1] for row in claim_rows(result))) for result in part]
         figures.grid(part, verdicts, picture)
-    with run.publish(options.out) as temporary:
+    with run.whole_file(options.out) as temporary:
         temporary.write_text("\n".join(markdown(options, results, said)), encoding="utf-8")
     return options.out
 
 
 def main():
-    run.stage(report, Options, __doc__, say="wrote {}".format)
+    run.stage(report, Options, __doc__, words="wrote {}".format)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ train    1 TRAIN --channel-mult 1,1,1,1,1 | img_resolution=8
 train    1 TRAIN --channel-mult 0 | channel_mult
 train    1 TRAIN --attn-resolutions 3 | attn-resolutions
 train    1 TRAIN --dropout 1 | dropout
-train    1 TRAIN --dropout nan | dropout
+train    2 TRAIN --dropout nan | dropout
 train    1 TRAIN --device tpu | tpu
 train    1 TRAIN --device cuda:99 | cuda:99
 train    1 TRAIN --precision tf32 | tf32
@@ -155,7 +155,7 @@ train    1 TRAIN --data digits:12 | no class 12
 compare  2 --sample-count 3 | --run
 compare  1 --run FILES | not a run directory
 report   1 --results FILES --out OUT.md | has no results
-plot     2 --out a.png | give either --emm
+plot     2 --out a.png | give --emm
 experiments 2 --seeds 0,x | 0,x
 experiments 2 --name breadth | breadth
 """

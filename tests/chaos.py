@@ -312,7 +312,7 @@ def fuzz(count, folder, rng):
         "opaque/2.png", "fortran.npy", "keras.npz", "labels-one-hot/dataset.json",
         "mnist/train-images-idx3-ubyte.gz", "mnist/t10k-images-idx3-ubyte")]
     readers += [(checkpoint.read, folder / "run" / "model.safetensors"),
-                (run.about, folder / "run" / "model.safetensors"),
+                (run.metadata, folder / "run" / "model.safetensors"),
                 (run.read_log, folder / "run" / "log.jsonl"), (run.read_json, folder / "run" / "config.json")]
     values = ["", "0", "-1", "nan", "1e999", "none", "1,2", ",", "x", "\0", "9" * 30, "%s", "é", "--", "-",
               "1/3", "random:", "0-9", "9-", "../..", "auto"]

@@ -1,7 +1,6 @@
 """Two trained models beside each other: numbers of small cases that are known, and of two runs on halves."""
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import data
@@ -61,19 +60,6 @@ def test_images_in_both_training_sets(halves, tmp_path):
     path = agree.agree(options(halves, other=str(tmp_path / "run"), out=str(tmp_path / "a.json")))
     assert run.read_json(path)["shared_training_images"] == 14
     assert agree.in_words(path).startswith("14 images are in both training sets, of 20 and 20: ")
-
-
-def test_samples_of_known_distances():
-    one = torch.tensor([[0, 0], [10, 0], [0, 0]], dtype=torch.uint8).reshape(3, 1, 1, 2)
-    other = torch.tensor([[3, 4], [10, 0], [0, 8]], dtype=torch.uint8).reshape(3, 1, 1, 2)
-    found = agree.of_samples(one, other, torch.tensor([26, 1, 65]), torch.tensor([26, 0, 64]))
-    # squared distances 25, 0, 64; the second pair equals a training image, the third is as far as one
-    assert found["closer"] == 1 and found["share"] == 1 / 3
-    assert found["rms_a_seed"] == pytest.approx(((25 + 0 + 64) / 6) ** 0.5)
-    # the other's [0, 8], [3, 4], [10, 0]
-    assert found["rms_two_seeds"] == pytest.approx((64 + (49 + 16) + 100) ** 0.5 / 6 ** 0.5)
-    assert found["rms_training"] == pytest.approx((182 / 12) ** 0.5)
-    assert found["quantiles_a_seed"][0] == 0 and found["quantiles_a_seed"][-1] == pytest.approx(32 ** 0.5)
 
 
 def test_what_cannot_be_compared(halves, tmp_path):

@@ -8,6 +8,7 @@ import emm
 import run
 from diffusion import denoiser
 from images import files
+from measure.denoisers import SIGMAS
 from paper import agree, beyond, compare
 from paper.beyond import MEASURES
 from paper.protocol import BASE, EXPERIMENTS
@@ -33,7 +34,7 @@ def test_membership_and_who_is_copied(tmp_path):
     o, folder = measured(tmp_path)
     path = compare.compare(compare.Options(run=str(folder), sample_count=1, draws=20, device="cpu"))
     at = run.read_json(path)["trained"]["membership"][beyond.LEVEL]
-    assert MEASURES["AUC"](o, folder) == at["auc"] and round(compare.SIGMAS[beyond.LEVEL], 1) == 1.7
+    assert MEASURES["AUC"](o, folder) == at["auc"] and round(SIGMAS[beyond.LEVEL], 1) == 1.7
     found = [MEASURES[f"rank correlation of {what}"](o, folder) for what in ("copies", "samples")]
     told = run.read_json(folder / "beyond-30.json")
     assert found == [told["copies_nearest_correlation"], told["samples_nearest_correlation"]]

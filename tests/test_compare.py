@@ -9,6 +9,7 @@ import run
 import train
 from kernels import Optimum
 from kernels.optimum import optimum_reference
+from measure import denoisers
 from paper import compare
 
 TRAINING = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=2, snapshots=1,
@@ -28,11 +29,11 @@ def options(trained, **given):
     return compare.Options(**dict(dict(run=str(trained), sample_count=70, draws=40, device="cpu"), **given))
 
 
-def mean_losses(denoisers, images, draws, seed=0):
-    found = compare.losses(denoisers.values(), data.Images(images, None, 0, []), draws, seed)
-    assert found.shape == (len(denoisers) + 1, len(compare.SIGMAS), draws)
+def mean_losses(nets, images, draws, seed=0):
+    found = denoisers.losses(nets.values(), data.Images(images, None, 0, []), draws, seed)
+    assert found.shape == (len(nets) + 1, len(denoisers.SIGMAS), draws)
     *loss, apart = found.mean(2).tolist()
-    return dict(zip(denoisers, loss)), apart
+    return dict(zip(nets, loss)), apart
 
 
 def test_against_the_optimum(trained, tmp_path):
@@ -66,7 +67,7 @@ def test_losses_are_those_of_the_definition(trained):
          "b": lambda x, sigma, labels: torch.zeros_like(x)}
     loss, apart = mean_losses(D, images, 300, seed=1)
     y = images[torch.arange(300) % 20].double() / 127.5 - 1
-    assert loss["b"] == pytest.approx([float(y.square().mean())] * len(compare.SIGMAS))
+    assert loss["b"] == pytest.approx([float(y.square().mean())] * len(denoisers.SIGMAS))
     ours, _ = mean_losses({"a": Optimum(images), "b": D["b"]}, images, 300, seed=1)
     assert ours["a"] == pytest.approx(loss["a"], rel=SAME_LOSS, abs=1e-12)
     fewer, _ = mean_losses(D, images, 5)
@@ -98,23 +99,6 @@ def test_what_cannot_be_compared(trained, tmp_path):
     for given, words in ((dict(run=""), "give --run"), (dict(sample_count=0), "--sample-count 0")):
         with pytest.raises(ValueError, match=words):
             options(trained, **given)
-
-
-def test_membership_is_that_of_the_definition():
-    generator = torch.Generator().manual_seed(0)
-    # whole numbers, many of them equal
-    members, others = (torch.randint(low, 400, (n,), generator=generator).double()
-                       for low, n in ((0, 150), (40, 301)))
-    found = compare.membership(members, others)
-    pairs = [(float(a < b) + float(a == b) / 2) for a in members for b in others]
-    assert found["auc"] == pytest.approx(sum(pairs) / len(pairs))
-    rates = [(float((members < t).double().mean()), float((others < t).double().mean()))
-             for t in torch.arange(402)]
-    best = max(true for true, false in rates if false <= 0.01)
-    assert found["tpr"] == pytest.approx(best) and best > 0
-    few = compare.membership(torch.tensor([0.1, 0.9]), torch.tensor([0.5]))
-    assert few == dict(auc=0.5, tpr=0.5)  # one member of two is under all outside
-    assert compare.membership(torch.zeros(3), torch.zeros(5)) == dict(auc=0.5, tpr=0)
 
 
 def test_repeated_images_weigh_more(tmp_path):

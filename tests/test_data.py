@@ -281,9 +281,9 @@ def test_a_run_is_scored_from_any_folder_and_after_its_data_moved(tmp_path, writ
         with pytest.raises(ValueError, match="imgs, which ../run was trained on, is not there"):
             stage(options)
     assert score("../moved") == found  # the same files, of which none is refused
-    with pytest.raises(ValueError, match="has its own data; leave out n"):
+    with pytest.raises(ValueError, match="has its own data; leave out --n"):
         sample.Options(**where, **few, data="../moved", n=3)
-    with pytest.raises(ValueError, match="has its own data; leave out data"):
+    with pytest.raises(ValueError, match="has its own data; leave out --data"):
         sample.Options(**where, data="../moved")
 
 
@@ -309,7 +309,7 @@ def test_a_new_option_is_one_line_and_every_stage_has_it(tmp_path):
     assert other.returncode == 1 and "flavour: 3 there, 4 asked" in other.stderr
     assert stage("sample.py", "--optimum", "--data", "digits", "--n", "4", "--flavour", "5", "--seeds", "0-1",
                  "--device", "cpu", "--out", "o.npz").returncode == 0
-    assert run.about(tmp_path / "o.npz")["options"]["flavour"] == 5
+    assert run.metadata(tmp_path / "o.npz")["options"]["flavour"] == 5
     search = stage("emm.py", *training, "6", "--sizes", "4", "--sample-count", "4", "--out", "e")
     assert search.returncode == 0
     for path in ("emm.json", "n000004/config.json"):

@@ -144,13 +144,18 @@ def test_its_commands_side_by_side(tmp_path, monkeypatch):
 
 def test_claims_name_points():
     for name, e in EXPERIMENTS.items():
-        for points in filter(None, (e.cpu, e.gpu, e.paper)):
+        scales = [points for points in (e.cpu, e.gpu, e.paper) if points]
+        there = {p.series for points in scales for p in points} | {"first", "last", "all"}
+        for points in scales:
             series = [p.series for p in points]
             for claim in e.claims:
                 if isinstance(claim, claims.Slope):
                     line = [p.x for p in points if claim.series in ("all", p.series)]
                     assert len(line) > 1 and min(line) > 0 and claim.range[0] < claim.range[1], name
                     continue
+                assert claim.more[0] in there, name
+                if claim.more[0] not in (*series, "first", "last"):
+                    continue  # of a series of another scale
                 for s, x in filter(None, (claim.more, claim.less)):
                     s = {"first": series[0], "last": series[-1]}.get(s, s)
                     line = [p.x for p in points if p.series == s]

@@ -126,7 +126,7 @@ import dataclasses, run, time
 @dataclasses.dataclass(frozen=True)
 class Options:
     pass
-run.stage(lambda options: time.sleep(0.2) or "result", Options, "", [], say="wrote {}".format)
+run.stage(lambda options: time.sleep(0.2) or "result", Options, "", [], words="wrote {}".format)
 """
 
 
@@ -163,11 +163,11 @@ def test_an_older_python_is_named():
 
 def test_publish_is_whole_or_nothing(tmp_path):
     path = tmp_path / "deep" / "file.txt"
-    with run.publish(path) as temporary:
+    with run.whole_file(path) as temporary:
         temporary.write_text("one")
         assert not path.exists()
     assert path.read_text() == "one"
-    with pytest.raises(RuntimeError), run.publish(path) as temporary:
+    with pytest.raises(RuntimeError), run.whole_file(path) as temporary:
         temporary.write_text("tw")
         raise RuntimeError
     assert path.read_text() == "one" and os.listdir(path.parent) == ["file.txt"]
@@ -184,7 +184,7 @@ def test_publish_survives_a_failure_at_every_step(step, number, tmp_path, monkey
     if step != "write":
         owner, name = dict(fsync=(os, "fsync"), rename=(Path, "replace"))[step]
         monkeypatch.setattr(owner, name, fail)
-    with pytest.raises(OSError) as raised, run.publish(path) as temporary:
+    with pytest.raises(OSError) as raised, run.whole_file(path) as temporary:
         temporary.write_text("new")
         if step == "write":
             fail()
@@ -199,13 +199,13 @@ def test_a_link_stays_and_what_is_no_regular_file_is_written_into(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder/file.txt")
     for text in ("new", "newer"):
-        with run.publish(tmp_path / "link") as temporary:
+        with run.whole_file(tmp_path / "link") as temporary:
             temporary.write_text(text)
         assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "file.txt").read_text() == text
     os.mkfifo(tmp_path / "pipe")
     reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
     for place in (tmp_path / "pipe", os.devnull):
-        with run.publish(place) as temporary:
+        with run.whole_file(place) as temporary:
             temporary.write_text("new")
     assert reader.communicate(timeout=60)[0] == "new" and not os.path.isfile(os.devnull)
     assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
@@ -236,7 +236,7 @@ def test_claim_names_each_difference(tmp_path):
     with run.claim(out, record):
         pass
     for name in ("config.json", "log.jsonl", "snapshot-00000004.safetensors", "samples.npz"):
-        left = f"import run, os\nwith run.publish('{name}') as t: t.write_text('half'); os._exit(1)"
+        left = f"import run, os\nwith run.whole_file('{name}') as t: t.write_text('half'); os._exit(1)"
         subprocess.run([sys.executable, "-c", left], cwd=out, env=os.environ | dict(PYTHONPATH=str(ROOT)))
     (out / ".tmpAbCd12").write_text("of safetensors, left by a killed process")
     assert len(os.listdir(out)) == 7

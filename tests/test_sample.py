@@ -254,7 +254,7 @@ def test_optimum_given_labels(tmp_path):
 
 
 @pytest.mark.parametrize("given, words", [
-    (dict(), "nothing to sample from"), (dict(run="x", n=7, labels="true"), "leave out n, labels"),
+    (dict(), "nothing to sample from"), (dict(run="x", n=7, labels="true"), "leave out --n, --labels"),
     (dict(run="x", out="x.png"), "must end in .npz"),
     (dict(run="x", seeds="99999999999"), "below 2\\^32"),
     (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", sample_steps=1), "sample-steps"),

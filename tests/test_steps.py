@@ -65,7 +65,7 @@ def work(device="cpu", **given):
     D = data.load(o)
     net = denoiser.Denoiser("ddpmpp", o.precond, 8, 1, D.label_dim, o.width, 1, (1, 1), dropout=o.dropout,
                         generator=torch.Generator().manual_seed(0),
-                        augment_dim=denoiser.AUGMENT_DIM if o.augment else 0).train()
+                        augment_dim=augment.DIM if o.augment else 0).train()
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -129,7 +129,7 @@ def test_half_of_the_images_are_flipped(monkeypatch):
 
 def test_augmented_images_are_told_whatever_is_shown_at_once(monkeypatch):
     shown, how, y = what_is_shown(monkeypatch, augment=0.12)
-    assert how.shape == (400, denoiser.AUGMENT_DIM) and torch.equal(shown, augment.warp(y, how))
+    assert how.shape == (400, augment.DIM) and torch.equal(shown, augment.warp(y, how))
     assert 0.45 < how.any(1).float().mean() < 0.62  # 1 - 0.88^6 is 0.54
     parts = what_is_shown(monkeypatch, augment=0.12, batch_device=100)
     assert torch.equal(shown, parts[0]) and torch.equal(how, parts[1])
@@ -331,7 +331,7 @@ def test_the_graph_is_of_the_step_itself(monkeypatch, capsys):
     """Recorded after the first steps, and given each step's images and rates; random numbers are torch's."""
     def record(replayed, function, tensors):
         replayed.held, replayed.graph = [t.clone() for t in tensors], Graph(replayed, function)
-    monkeypatch.setattr(graphs.Replayed, "record", record)
+    monkeypatch.setattr(graphs.Replayed, "capture", record)
     plain, recorded = work(reshuffle=True), work(reshuffle=True)
     recorded.numbers = lambda *numbers: [torch.tensor(number) for number in numbers]
     recorded.replayed.wanted = True

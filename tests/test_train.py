@@ -65,7 +65,7 @@ def test_a_run_and_its_files(tmp_path):
     assert about["options"]["precision"] == "fp32", "what auto means on a CPU"
     assert about["step"] == 12 and about["options"]["n"] == 20 and about["label_counts"] == [2] * 10
     assert D.config["label_dim"] == 10 and D.config["img_resolution"] == 8 and about["device"] == "cpu"
-    assert [run.about(p)["step"] for p in run.Directory(o.out).snapshots()] == [4, 8, 12]
+    assert [run.metadata(p)["step"] for p in run.Directory(o.out).snapshots()] == [4, 8, 12]
     log = run.read_log(tmp_path / "run" / "log.jsonl")
     assert [line["step"] for line in log] == [4, 5, 8, 10, 12] and log[-1]["images"] == 192
     assert {"epoch", "loss", "images_per_second", "memory_mb", "batch_device", "seconds"} <= set(log[0])
@@ -107,7 +107,7 @@ def test_validation_changes_no_weight_and_goes_on_where_it_stopped(tmp_path):
         sigma, noise = D.objective.training_sigma(30, generator), torch.randn(y.shape, generator=generator)
         loss = D.loss(y, sigma, noise, held_out.labels[20:]).mean()
         assert float(loss) == pytest.approx(about["validation_loss"], rel=SAME_LOSS)
-    assert "validation_loss" not in run.about(plain)
+    assert "validation_loss" not in run.metadata(plain)
     with pytest.raises(ValueError, match="made with other options .validate: 30 there, 0 asked"):
         train.train(options(tmp_path / "run", **given))
 
@@ -235,7 +235,7 @@ def test_a_damaged_state_is_named(tmp_path):
     out = tmp_path / "run"
     o, state = options(out, save_seconds=0.0), out / "state.safetensors"
     stop_at(o, "snapshot-00000008.safetensors")
-    assert run.about(state)["step"] == 8
+    assert run.metadata(state)["step"] == 8
     whole_state = state.read_bytes()
     content = bytearray(whole_state)
     content[len(content) // 2] ^= 1
