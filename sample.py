@@ -3,9 +3,9 @@
     python sample.py --run runs/n1000 --seeds 0-9999                  10,000 samples of the last EMA weights
     python sample.py --optimum --data digits --n 100 --seeds 0-999 --out optimum.npz    seconds on two cores
 
-Makes an npz (arr_0 uint8 [N, H, W, C], seeds, labels, and the options as JSON) and beside it a grid of the
-first hundred as PNG. The sampler is the published one: deterministic Heun, 18 steps, float64 state (EDM,
-algorithm 1; paper, section 2); others are options (diffusion/solvers.py). Sample i depends on its seed alone.
+Makes an npz (arr_0 uint8 [N, H, W, C], seeds, labels, and the options as JSON) and beside it a sheet as PNG.
+The sampler is as published: deterministic Heun, 18 steps, float64 state (EDM, algorithm 1; paper, section
+2); others are options (diffusion/solvers.py). Sample i depends on its seed alone.
 """
 import dataclasses
 import json
@@ -22,9 +22,9 @@ import parallel
 import run
 from diffusion import denoiser
 from diffusion.solvers import PUBLISHED, Sampling
-from images import picture
 from kernels import Optimum
 from kernels.graphs import Replayed
+from measure.sheets import sample_sheet, save
 from run import option
 
 # How many images a network sees at once (see `in_chunks`): at least, at most, and values in its first layer,
@@ -35,8 +35,6 @@ CHUNK, CHUNK_VALUES = (64, 256), 2**17
 CHUNK_ON_GPU, CHUNK_VALUES_ON_GPU = (64, 4096), 2**26
 OTHERS = 256      # images at once of a denoiser that is no network, and does not say how many
 MAX_SEEDS = 10**7  # in one file
-GRID = 10         # images a side of the grid
-GRID_PIXELS = 64  # small images are enlarged to about this
 
 
 @dataclass(frozen=True)
@@ -238,23 +236,12 @@ def best(files):
 
 
 def write(out, images, labels, seeds, about):
-    """Write samples uint8 [N, C, H, W], their labels (or None) and seeds as npz, and the grid beside it."""
-    with run.whole_file(out.with_suffix(".png")) as temporary:
-        grid(images[:GRID * GRID]).save(temporary, format="PNG")
+    """Write samples uint8 [N, C, H, W], their labels (or None) and seeds as npz, and their sheet."""
+    save(sample_sheet(images, seeds), out.with_suffix(".png"))
     arrays = dict(arr_0=np.ascontiguousarray(images.permute(0, 2, 3, 1)), seeds=np.array(seeds))
-    if labels is not None:
-        arrays |= dict(labels=labels.numpy())
+    arrays |= {} if labels is None else dict(labels=labels.numpy())
     with run.whole_file(out) as temporary:
         np.savez(temporary, **arrays, about=json.dumps(about))
-
-
-def grid(images):
-    """The images [N, C, H, W] as one picture of `GRID` columns, small ones enlarged."""
-    blank = images.new_zeros(-len(images) % GRID, *images.shape[1:])
-    rows = torch.cat([images, blank]).unflatten(0, (-1, GRID))            # [rows, GRID, C, H, W]
-    sheet = rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2).numpy()  # [C, rows H, GRID W]
-    scale = max(1, GRID_PIXELS // images.shape[-1])
-    return picture(sheet.repeat(scale, 1).repeat(scale, 2))
 
 
 def main():

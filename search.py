@@ -188,20 +188,6 @@ def onset(trajectory, ratio):
                 interval=[first(highs), first(lows)])
 
 
-def times_as_often(copies, images):
-    """How many times as often an image of one group is copied as one of another, and its interval: a dict.
-
-    `copies` and `images` are pairs of counts. Of all copies the first group has a binomial share: its Wilson
-    interval, as odds, over the odds of the images. None is infinite, or unknown where nothing is copied.
-    """
-    def times(share):
-        return share / (1 - share) * images[1] / images[0] if share < 1 else None
-    total = sum(copies)
-    ends = wilson(copies[0], total) if total else (0.0, 1.0)
-    return dict(copies=list(copies), images=list(images), times=times(copies[0] / total) if total else None,
-                interval=[times(end) for end in ends])
-
-
 def wilson(hits, count):
     """Wilson's score interval for a share of hits among count samples: (low, high)."""
     low, high = stats.binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")

@@ -104,9 +104,8 @@ class Work:
 
     def numbers(self, *numbers):
         """As the work takes them: on a GPU tensors, for a graph would replay the numbers of its recording."""
-        if self.device.type != "cuda":
-            return numbers
-        return [torch.full((), x, device=self.device) for x in numbers]
+        on_gpu = self.device.type == "cuda"
+        return [torch.full((), x, device=self.device) if on_gpu else x for x in numbers]
 
     def shrink(self):
         """Halve `at_once`, to a divisor of the batch."""

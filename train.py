@@ -107,8 +107,7 @@ class Options(data.Options):
     save_seconds: float = option(300, "write the resume state this often", recorded=False, least=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N", recorded=False)
     threads: int = option(
-        0, "CPU threads; 0 takes all cores. Another number rounds sums in another order", recorded=False,
-        least=0)
+        0, "CPU threads; 0 takes all cores. Another number rounds otherwise", recorded=False, least=0)
     deterministic: bool = option(
         False, "on CUDA, only kernels that give the same bits each time; slower", recorded=False)
 

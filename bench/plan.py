@@ -11,6 +11,7 @@ import contextlib
 import copy
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ import run
 import train
 from diffusion import denoiser
 from diffusion.solvers import PUBLISHED, Sampling
+from images import shape_of, there
 
 # FLOP/s, without sparsity, from the data sheets of the SXM models; fp32 is that of the CUDA cores
 PEAK = dict(H100=dict(fp32=67e12, tf32=494e12, bf16=989e12),
@@ -37,6 +39,7 @@ CONTEXT_BYTES = 1e9   # assumed: CUDA, its libraries and kernels, the training i
 GIGABYTE = 1e9        # a card sold as 24 GB holds 24 GiB, 7% more, of which its driver takes some
 IMAGES = 2            # counted at once; a batch of one has ambiguous strides, which may leave out copies
 CARDS = (24, 80)      # GB
+SEARCH = 4.5          # whole trainings of as many images that a search costs (docs/search.md)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,29 @@ def hours(flops, gpu, precision):
 
 def sampling_flops(cost, snapshots, samples=SAMPLES, sampling=PUBLISHED):
     return snapshots * samples * sampling.evaluations * cost.evaluation_flops
+
+
+@lru_cache(maxsize=None)
+def cost_of(*shape):
+    """The Cost of a Denoiser of that shape, skips all kept: those that are not kept save next to nothing."""
+    return cost(denoiser.Denoiser(*shape))
+
+
+def search_price(o, emm):
+    """Images trained and FLOPs of a run of emm.py with options `o`, sampling included, on all its seeds.
+
+    A search is priced as `SEARCH` trainings of `emm` images, every snapshot as sampled in full; data that are
+    not here as CIFAR-10.
+    """
+    channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
+    sizes, times = (o.sizes, 1) if o.sizes else ((emm,), SEARCH)
+    times *= len(o.train_seeds)
+    trained = times * sum(train.total_steps(o, n) * o.batch for n in sizes)
+    drawn = times * sum(len(train.snapshot_steps(o, n)) for n in sizes)
+    labels = data.label_count(o.labels, max(sizes), o.classes or classes)
+    c = cost_of(o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
+                o.channel_mult, o.attn_resolutions, o.embedding)
+    return round(trained), trained * c.step_flops + sampling_flops(c, drawn, o.sample_count, o)
 
 
 def report(D, n, steps, batch, batch_device, snapshots, samples=SAMPLES, sampling=PUBLISHED):

@@ -1,4 +1,4 @@
-"""Sheets of images, as PNG: samples beside their nearest training images; the most and the never copied."""
+"""Sheets of images, as PNG: samples; samples beside their nearest; training images by their copies."""
 from PIL import Image, ImageDraw, ImageFont
 
 import run
@@ -30,6 +30,12 @@ def sheet(panels):
 def save(sheet, path):
     with run.whole_file(path) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+def sample_sheet(samples, seeds, rows=8):
+    """The first samples [N, C, H, W], each with its seed."""
+    return sheet({"samples, by their seeds": [
+        (x, str(seed)) for x, seed in zip(samples[:rows * COLUMNS], seeds)]})
 
 
 def pair_sheet(samples, train, squares, index, neighbours=0, rows=2):

@@ -4,7 +4,7 @@ import math
 import torch
 from scipy import stats
 
-from search import NORMAL
+from search import NORMAL, wilson
 
 NEIGHBOURS = 10   # whose mean distance tells how dense the training set is about an image
 
@@ -41,6 +41,20 @@ def of_classes(counts, classes):
     if len(groups) < 2 or len(counts.unique()) < 2:
         return means, None
     return means, float(stats.kruskal(*groups).pvalue)
+
+
+def times_as_often(copies, images):
+    """How many times as often an image of one group is copied as one of another, and its interval: a dict.
+
+    `copies` and `images` are pairs of counts. Of all copies the first group has a binomial share: its Wilson
+    interval, as odds, over the odds of the images. None is infinite, or unknown where nothing is copied.
+    """
+    def times(share):
+        return share / (1 - share) * images[1] / images[0] if share < 1 else None
+    total = sum(copies)
+    ends = wilson(copies[0], total) if total else (0.0, 1.0)
+    return dict(copies=list(copies), images=list(images), times=times(copies[0] / total) if total else None,
+                interval=[times(end) for end in ends])
 
 
 def which(verdict, index, distances, classes):

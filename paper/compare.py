@@ -23,11 +23,10 @@ import data
 import memorize
 import run
 import sample
-import search
 from diffusion import denoiser
 from diffusion.solvers import PUBLISHED
 from kernels import Optimum
-from measure import sheets
+from measure import sheets, which
 from measure.denoisers import QUANTILES, SIGMAS, losses, membership
 from run import option
 
@@ -113,10 +112,10 @@ def scored(net, D, counts, options, device):
 
 
 def of_repeated(D, copied):
-    """`search.times_as_often` of images that --repeat repeats and the rest, given those copied, int64 [M]."""
+    """`which.times_as_often` of images that --repeat repeats and the rest, given those copied, int64 [M]."""
     repeated = torch.bincount(D.shown) > 1
     hits = int(repeated[copied].sum())
-    return search.times_as_often((hits, len(copied) - hits), (int(repeated.sum()), int((~repeated).sum())))
+    return which.times_as_often((hits, len(copied) - hits), (int(repeated.sum()), int((~repeated).sum())))
 
 
 def main():

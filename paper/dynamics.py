@@ -34,7 +34,6 @@ from kernels import References, memorized
 from measure.quality import NEAREST, frechet, kind
 from paper.claims import SCALES
 from paper.protocol import BASE
-from paper.questions import DYNAMICS
 from run import option
 
 # Sizes and steps of each scale: as long as the largest size takes to memorize
@@ -229,27 +228,8 @@ def figure(result):
     return drawn
 
 
-def in_words(path):
-    """The result for people."""
-    if path is None:
-        return ""
-    found = run.read_json(path)
-    lines = [f"{what}: as {over} to the power of {told(found['powers'].get(name) or found[name])}"
-             for name, (what, over, _) in DYNAMICS.items()]
-    return "\n".join([*lines, f"wrote {path} and its figure"])
-
-
-def told(value):
-    if value["mean"] is None:
-        return "an unknown number (too few sizes were reached)"
-    if not value["interval"]:
-        return f"{value['mean']:.2f} (one seed: no interval)"
-    low, high = value["interval"]
-    return f"{value['mean']:.2f} (95% interval {low:.2f} to {high:.2f})"
-
-
 def main():
-    run.stage(dynamics, Options, __doc__, words=in_words)
+    run.stage(dynamics, Options, __doc__, words="wrote {} and its figure".format)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,14 @@ import dataclasses
 import hashlib
 import shlex
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import data
 import emm
 import plot
 import run
 import search
-import train
 import unet
 from bench import plan
-from diffusion import denoiser
 from images import shape_of, there
 from measure.denoisers import QUANTILES, SIGMAS
 from paper import compare, figures
@@ -34,7 +30,6 @@ from paper.protocol import BASE, EXPERIMENTS
 from run import option
 
 ASSUMED_EMM = dict(paper=1000, gpu=500, cpu=20)  # to price searches
-SEARCH = 4.5  # whole trainings of as many images that a search costs (docs/search.md)
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def differences(options, usual):
 
 def native(o):
     """The same options without what they have anyway, so that experiments share runs."""
-    _, side, classes = source_shape(dataclasses.replace(o, resolution=0, classes=0))
+    _, side, classes = shape_of(o.data if there(o.data) else "cifar10")
     return dataclasses.replace(
         o, resolution=0 if o.resolution == side else o.resolution, classes=o.classes % classes,
         embedding=None if o.embedding == unet.FORMS.get(o.arch, {}).get("embedding") else o.embedding)
@@ -110,34 +105,6 @@ def command(o):
     return f"python emm.py {shlex.join(words(o))}"
 
 
-def price(options, o):
-    """Images trained and FLOPs of a run of emm.py, sampling included, on all seeds.
-
-    A search is priced as `SEARCH` trainings of `ASSUMED_EMM` images, every snapshot as sampled in full.
-    """
-    channels, side, classes = source_shape(o)
-    sizes, times = (o.sizes, 1) if o.sizes else ((ASSUMED_EMM[options.scale],), SEARCH)
-    times *= len(o.train_seeds)
-    trained = times * sum(train.total_steps(o, n) * o.batch for n in sizes)
-    drawn = times * sum(len(train.snapshot_steps(o, n)) for n in sizes)
-    labels = data.label_count(o.labels, max(sizes), classes)
-    cost = cost_of(o.arch, o.precond, o.resolution or side, channels, labels, o.width, o.blocks,
-                   o.channel_mult, o.attn_resolutions, o.embedding)
-    return round(trained), trained * cost.step_flops + plan.sampling_flops(cost, drawn, o.sample_count, o)
-
-
-def source_shape(o):
-    """Channels, pixels a side and classes of a command's data; what is not here is as CIFAR-10."""
-    channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
-    return channels, side, o.classes or classes
-
-
-@lru_cache(maxsize=None)
-def cost_of(*shape):
-    """plan.cost of a network, skips all kept: those that are not kept save next to nothing."""
-    return plan.cost(denoiser.Denoiser(*shape))
-
-
 def experiment(options):
     """Run an experiment, or print what it would be; returns the paths of its result files."""
     names = [name for name in EXPERIMENTS if getattr(EXPERIMENTS[name], options.scale)]
@@ -163,12 +130,12 @@ def dry_run(options, names):
     for name in names:
         print(f"# {name}: {EXPERIMENTS[name].about}")
         for out in (out for out in merged if first[out] == name):
-            trained, flops = price(options, merged[out])
+            trained, flops = plan.search_price(merged[out], ASSUMED_EMM[options.scale])
             total += flops
             print(f"{command(merged[out])}    # {trained:,} images, {flops:.2g} FLOP")
     hours = (f", {plan.hours(total, 'H100', 'tf32'):,.1f} hours on an H100 in TF32 "
              f"at {plan.UTILISATION['tf32']:.0%} of its peak")
-    print(f"# {total:.3g} FLOP in all, where a search counts as {SEARCH} trainings of "
+    print(f"# {total:.3g} FLOP in all, where a search counts as {plan.SEARCH} trainings of "
           f"{ASSUMED_EMM[options.scale]:,} images{'' if options.scale == 'cpu' else hours}")
     return []
 

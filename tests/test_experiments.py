@@ -13,6 +13,7 @@ import plot
 import run
 import search
 import train
+from bench import plan
 from conftest import ROOT
 from diffusion import denoiser
 from paper import claims, experiments, protocol
@@ -174,19 +175,18 @@ def test_numbers_in_findings_are_those_of_the_published_figures():
 
 def test_the_price_of_sizes():
     o = Options(name="size", scale="paper")
-    images, flops = experiments.price(o, list(experiments.commands(o, "size"))[1])
+    images, flops = plan.search_price(list(experiments.commands(o, "size"))[1], 1000)
     assert images == pytest.approx(40_000 * 88_500, rel=1e-5) and flops > images * 1e9
 
 
 def test_searches_and_data_are_priced_as_what_they_are(tmp_path, write_images, noise):
     """A search as several trainings, and a folder as the images in it."""
-    o = Options(name="width", scale="cpu")
     write_images(tmp_path / "grey", noise(60, 16, 16, 1))
     search_of = emm.Options(steps=100, batch=8, snapshots=1, n_min=2, width=8, channel_mult=(1, 1), blocks=1,
                             data=f"{tmp_path}/grey", train_seeds=(0,))
-    images, flops = experiments.price(o, search_of)
+    images, flops = plan.search_price(search_of, 20)
     assert images == 4.5 * 100 * 8
-    small = experiments.price(o, dataclasses.replace(search_of, resolution=8))
+    small = plan.search_price(dataclasses.replace(search_of, resolution=8), 20)
     assert small[0] == images and flops == pytest.approx(4 * small[1], rel=0.1), "four times the pixels"
 
 

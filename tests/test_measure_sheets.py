@@ -16,6 +16,16 @@ def test_the_most_and_the_never_copied():
     assert ((never - 20) // 5).tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13]
 
 
+def test_samples_stand_in_the_order_of_their_seeds():
+    samples = torch.arange(14, dtype=torch.uint8)[:, None, None, None].expand(14, 3, 4, 4) * 10
+    sheet = np.asarray(sheets.sample_sheet(samples, range(5, 19)))
+    step, half = sheets.CELL + sheets.PAD, sheets.CELL // 2
+    top, left = sheets.HEAD + half, sheets.PAD + half
+    found = [sheet[top + i // 12 * (step + sheets.CAPTION), left + i % 12 * step, 0] for i in range(14)]
+    assert found == list(range(0, 140, 10))
+    assert len(np.asarray(sheets.sample_sheet(samples.repeat(10, 1, 1, 1), range(140)))) == 24 + 8 * 120
+
+
 def test_pairs_by_carlinis_ratio():
     images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 4, 4) * 50
     squares = torch.tensor([[16, 25, 10_000], [9, 10, 11]])  # 4/5 and 3/3.2; by the mean 4/36 and 3/3.2

