@@ -46,7 +46,7 @@ SOURCES = dict(
          "cifar10:2": (40.8, 5.6), "cifar10:4": (39.0, 7.7), "cifar10:9": (53.4, 14.6)},
     paper={"fashion-mnist": (42.4, 7.4), "cifar10": (50.0, 9.1), "cifar10:1": (56.8, 10.7),
            "cifar10:2": (43.0, 6.0), "cifar10:4": (41.4, 8.5), "cifar10:9": (57.2, 16.6)})
-PARAMETERS = {8: 66_961, 12: 149_209, 16: 263_969}  # of the base on a CPU, by its width
+PARAMETERS = {8: 66_961, 12: 149_209, 16: 263_969, 24: 591_025}  # of the base on a CPU, by its width
 
 
 def given_or_not(n, kind):
@@ -82,7 +82,7 @@ def networks(n, equal_parameters, equal_flops, **also):
 
 BEYOND = {
     "capacity": Experiment(
-        "EMM against the network's size: widths 8, 12 and 16", "parameters",
+        "EMM against the network's size: widths 8 to 24", "parameters",
         "Theory and experiments elsewhere have the number of images that fit grow as the parameters to the "
         "power of 1/2 (of random features) or 1.",
         [Slope("EMM grows as the parameters to a power between 1/2 and 1", (0.5, 1))],
