@@ -20,7 +20,8 @@ from paper.protocol import EXPERIMENTS
 from paper.questions import DYNAMICS
 from run import option
 
-SHARES = "ratio", "precision of samples"  # measures that are shown in percent
+SHARES = "ratio", "precision of samples"  # measures that are shown in percent,
+SMALL = "distance to the optimum"         # and with more digits
 CLAIM_HEAD = ["experiment", "claim", "measured", "95% interval", "verdict"]
 METHOD = """\
 Each seed has its own training set, weights and noise; intervals are Student's, 95%, over seeds. A claim is
@@ -101,7 +102,7 @@ def amount(value, measure, signed=False):
         return f"{100 * value:{sign}.1f}" + ("" if signed else "%")
     if measure == "emm":
         return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.1f}"
-    return f"{value:{sign}.2f}" if abs(value) >= 0.1 or not value else f"{value:{sign}.4f}"
+    return f"{value:{sign}.{4 if measure == SMALL else 2}f}"
 
 
 def between(interval, measure, signed=False):
