@@ -26,8 +26,8 @@ import data
 import parallel
 import run
 from diffusion import denoiser, objectives
+from diffusion.steps import Work, seed_of, validation_loss
 from run import option
-from steps import Work, seed_of, validation_loss
 
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 MOST = 10**12            # of steps and epochs; more is a typing error

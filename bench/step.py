@@ -30,10 +30,9 @@ import torch
 
 import data
 import sample
-import steps
 import train
 from bench import machine
-from diffusion import denoiser
+from diffusion import denoiser, steps
 from diffusion.solvers import Sampling, heun
 from run import option, provenance, stage
 

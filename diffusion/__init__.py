@@ -1,1 +1,1 @@
-"""What a diffusion model is, learns and is sampled by: denoiser, transformer, objectives, solvers."""
+"""What a diffusion model is, learns and is sampled by: denoiser, transformer, objectives, steps, solvers."""

@@ -5,7 +5,7 @@ import checkpoint
 import data
 import train
 from diffusion import denoiser
-from steps import Work
+from diffusion.steps import Work
 
 
 def made(seed=0):

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 import data
-import steps
 import train
 from conftest import ROOT
-from diffusion import denoiser, objectives
+from diffusion import denoiser, objectives, steps
+from diffusion.steps import Work, batch_index, schedule, seed_of
 from images import augment
 from kernels import graphs
-from steps import Work, batch_index, schedule, seed_of
 
 SCHEDULE = json.loads((ROOT / "tests" / "golden" / "schedule.json").read_text())
 TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, warmup_steps=3,

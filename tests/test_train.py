@@ -15,9 +15,9 @@ import torch
 import checkpoint
 import data
 import run
-import steps
 import train
 from conftest import ROOT
+from diffusion import steps
 
 TINY = dict(data="digits", n=20, width=4, blocks=1, channel_mult=(1, 1), batch=16, steps=12, warmup_steps=3,
             learning_rate=2e-3, snapshots=3, log_steps=5, device="cpu")
