@@ -4,6 +4,7 @@ from pathlib import Path
 import run
 from plot import COLOURS, MARKERS, plain_matplotlib, save, subplots
 
+APART = 0.85  # at most the quotient of two neighbouring ticks
 VERDICTS = dict(agrees="#009e73", disagrees="#d55e00")  # colours of titles
 
 
@@ -74,11 +75,14 @@ def draw_points(axes, result, size):
                   marker=MARKERS[i % len(MARKERS)], label=f"published, digitised: {series}".rstrip(": "))
     if numeric:
         axes.set_xscale("log" if max(xs) >= 8 * min(xs) else "linear")
-        axes.set_xticks(xs, [f"{x:,g}" for x in xs])
+        ticks = [max(xs)]
+        for x in sorted(xs, reverse=True):  # those that can be read beside each other
+            ticks += [x] if x < APART * ticks[-1] else []
+        axes.set_xticks(ticks, [f"{x:,g}" for x in ticks])
         axes.minorticks_off()
     else:
         axes.set_xticks(range(len(xs)), xs, rotation=30 if len(xs) > 8 else 0)
-    if result["measure"] in ("ratio", "emm"):
+    if result["measure"] in ("ratio", "emm", "distance to the optimum"):
         axes.set_ylim(bottom=0, top=1.03 if result["measure"] == "ratio" else None)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(fontsize=size)

@@ -183,7 +183,7 @@ BEYOND = {
         paper=optimizers("paper", 2000), gpu=optimizers("gpu", 1000), cpu=optimizers("cpu", 40),
         known="beyond", seeds=dict(cpu=5)),
     "same-distance": Experiment(
-        "how near the optimum a model is when half of its samples are copies", "trained by",
+        "distance to the optimum where half of the samples are copies", "trained by",
         "At the same loss it may be the same memorization, whatever the optimizer and the objective.",
         [Claim(f"{what}: within {SAME} of Adam's distance to the optimum", ("", what), ("", "Adam"),
                range=(-SAME, SAME)) for what in ("Muon", TWICE, "flow, Adam")],
