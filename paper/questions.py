@@ -57,6 +57,12 @@ def given_or_not(n, kind):
     return [Point(kind, "given", how, n), Point(kind, "not given", how | dict(sample_labels="none"), n)]
 
 
+def images_a_label(n, counts, series, also=None):
+    """A point for each number of images that share a label of n images."""
+    labels = {count: "unique" if count == 1 else f"random:{n // count}" for count in counts}
+    return [Point(series, count, dict(also or {}, labels=label), n) for count, label in labels.items()]
+
+
 def of_sources(scale, n, resolution):
     """A point for each source of a scale in each series, in order of its number there."""
     return [Point(series, numbers[i], dict(data=source, resolution=resolution), n)
@@ -128,6 +134,18 @@ BEYOND = {
         cpu=over("labels", *KINDS, n=40, series="digits")
         + over("labels", *KINDS, n=40, series="Fashion-MNIST", also=FASHION),
         known="beyond", seeds=dict(cpu=5)),
+    "images-a-label": Experiment(
+        "how many images share a label, random labels", "images a label",
+        "With as many labels as images each image is named; with one label there might as well be none.",
+        [Claim(f"{place}: {text}", (place, more), (place, less))
+         for place in ("digits", "Fashion-MNIST", "CIFAR-10") for text, more, less in (
+             ("a label for each image memorizes more than one for all", 1, LAST),
+             ("a label for each image memorizes more than one for four", 1, 4),
+             ("a label for four images memorizes more than one for all", 4, LAST))],
+        paper=images_a_label(2000, (1, 4, 40, 400, 2000), "CIFAR-10"),
+        gpu=images_a_label(1000, (1, 4, 40, 200, 1000), "CIFAR-10"),
+        cpu=images_a_label(40, (1, 2, 4, 8, 40), "digits")
+        + images_a_label(40, (1, 2, 4, 8, 40), "Fashion-MNIST", FASHION), known="beyond", seeds=dict(cpu=5)),
     "labels-given": Experiment(
         "labels of training given at sampling or not", "labels",
         "Whether it matters that the sampler knows the label: a tenth of training is without.",
