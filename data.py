@@ -226,6 +226,8 @@ def pick_device(name, threads=0, deterministic=False):
 
     `threads` limits a CPU's; `deterministic` keeps CUDA to kernels that always add in the same order.
     """
+    if threads < 0:
+        raise ValueError(f"--threads {threads} is negative; give 0 for all cores, or a number")
     try:
         best = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(best if name == "auto" else name)

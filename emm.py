@@ -69,8 +69,9 @@ class Options(Sampling, train.Options):
         if not 0 < self.eps < 1 or not self.tolerance > 0 or not 0 < self.alpha < 1:
             raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}, --alpha {self.alpha}: "
                              "need 0 < eps < 1, tolerance > 0 and 0 < alpha < 1")
-        for seed in self.train_seeds:  # refused now, and not after the searches before it
-            dataclasses.replace(self, train_seeds=(), seed=seed, subset_seed=seed)
+        if not all(0 <= seed < 2**32 for seed in self.train_seeds):
+            raise ValueError(f"--train-seeds {','.join(map(str, self.train_seeds))}: each must be from 0 to "
+                             f"{2**32 - 1:,}")
         for name, given in (("sizes", self.sizes), ("train-seeds", self.train_seeds)):
             if len(set(given)) < len(given):
                 raise ValueError(f"--{name} {given}: one of them stands there twice")
@@ -265,8 +266,9 @@ def find(options):
                                 how["multiple"])
         undecided = [n for n in sorted(records) if not records[n]["decided"]]
         if undecided:
-            found["statement"] += (f"; at {', '.join(map(str, undecided))} samples ran out before a verdict, "
-                                   "and the measured ratio decides")
+            at = ", ".join(map(str, undecided))
+            found["statement"] += (f"; at |D| = {at} the samples ran out before a "
+                                   "verdict, and the measured ratio decides")
         print(found["statement"])
         run.write_json(out / "emm.json", found | dict(
             {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "sample_count", "full")},

@@ -26,8 +26,7 @@ import run
 import search
 from kernels.nearest import is_memorized
 from measure import curve, figures, quality, which, words
-from measure.curve import distance_ratio
-from measure.neighbours import compared, near_the_mean
+from measure.neighbours import compared, distance_ratio, near_the_mean
 from measure.sheets import copied_sheet, pair_sheet, save
 from measure.sides import is_run, of_source, samples_of_run, sides
 from run import option
@@ -89,6 +88,7 @@ class Options(data.Subset):
         for wrong, remedy in (
                 (vectors != bool(self.train_features),
                  "--sample-features and --train-features are compared with each other; give both"),
+                (self.out and not self.out.endswith(".json"), f"--out {self.out} must end in .json"),
                 (self.neighbours < 0 or self.neighbours == 1,
                  f"--neighbours {self.neighbours}: give 2 or more, such as 50, or 0 for the second nearest"),
                 (not vectors and self.distance != "l2",
@@ -209,6 +209,9 @@ def memorize_snapshots(options, device):
     if there := run.earlier(out, about, run.defaults(Options)):
         return there
     data.announce(options.device, device)
+    if missing := len(run.Directory(options.samples).snapshots()) - len(pairs):
+        run.say(f"{missing} snapshots have no samples yet, and no row: "
+                f"draw them with sample.py --run {options.samples}/SNAPSHOT.safetensors")
     rows = []
     with parallel.group(device):
         score_of = scorer(replace(options, quality=True), train, held_out, device)

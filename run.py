@@ -48,13 +48,17 @@ def option(default, help, choices=None, recorded=True, least=-math.inf, below=ma
 
 
 def check(options):
-    """Raise ValueError, naming it, for a number of a dataclass outside the bounds of its `option`, or NaN."""
+    """Raise ValueError, naming it, for a number of a dataclass outside the bounds of its `option`."""
     for field in dataclasses.fields(options):
         value, (least, below) = getattr(options, field.name), field.metadata["bounds"]
-        if isinstance(value, (int, float)) and not least <= value < below:
-            rule = f" of at least {least:,}" if least > -math.inf else ""
-            rule += f" and below {below:,}" if below < math.inf else ""
-            raise ValueError(f"--{field.name.replace('_', '-')} {value} must be a finite number{rule}")
+        bounded = (least, below) != (-math.inf, math.inf) and isinstance(value, (int, float))
+        if bounded and not least <= value < below:
+            whole = isinstance(value, int)
+            rule = (f"from {least:,} to {below - 1:,}" if whole and below < math.inf else
+                    f"{least:,} or more" if whole else
+                    f"at least {least:,} and below {below:,}" if below < math.inf else
+                    f"a finite number of at least {least:,}")
+            raise ValueError(f"--{field.name.replace('_', '-')} {value} must be {rule}")
 
 
 def parse(cls, argv=None, description=None):
@@ -130,7 +134,8 @@ def stage(function, cls, description, argv=None, words=None):
         said = ". ".join(str(error).split(". ")[:2])  # the rest is about torch's allocator
         text = (f"out of memory ({said or 'MemoryError'}); compute fewer images at once with --batch-device "
                 "(training), or take fewer or smaller images")
-    sys.exit(f"{name}: {' '.join(text.split())}")
+    sys.stderr.write(f"{name}: {' '.join(text.split())}\n")  # in one, for there may be other processes
+    sys.exit(1)
 
 
 def size():
@@ -295,11 +300,14 @@ def earlier(path, about, defaults):
     Raises ValueError, naming each value that differs, if its options, data or sources are others.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; give a file as --out")
     if not path.is_file():
         return {}
     there = metadata(path) if path.suffix in (".npz", ".safetensors") else read_json(path)
     if different := differences(there, about, defaults):
-        raise ValueError(f"{path} holds another result ({different}); choose another --out, or remove it")
+        raise ValueError(f"{path} was made with other options or data ({different}); "
+                         "choose another --out, or remove it to make it again")
     return there
 
 
@@ -318,7 +326,9 @@ def differences(old, new, defaults=None):
             keys = there.keys() & asked.keys()
         for key in sorted(keys - PLACES):
             if there.get(key) != asked.get(key):
-                found.append(f"{key}: {there.get(key)!r} there, {asked.get(key)!r} asked")
+                old_value, new_value = (str(value)[:12] if "sha256" in key else repr(value)
+                                        for value in (there.get(key), asked.get(key)))
+                found.append(f"{key}: {old_value} there, {new_value} asked")
     return "; ".join(found)
 
 

@@ -32,7 +32,7 @@ from run import option
 EMA_IMAGES_A_STEP = 512  # the published half-life counts this many images a step, whatever the batch
 MOST = 10**12            # of steps and epochs; more is a typing error
 MOST_SNAPSHOTS = 10_000  # likewise
-LINE_SECONDS = 20        # between drawings of the bar where stderr is no terminal
+LINE_SECONDS = 20        # between lines of progress where stderr is no terminal
 SIGNAL_STEPS = 10        # between the steps at which several processes ask each other for a signal to stop
 
 
@@ -337,9 +337,21 @@ def asked_to_stop(step, device):
     return step % SIGNAL_STEPS == 0 and parallel.total(run.interrupted(), device) > 0
 
 
+class Lines:
+    """Standard error for tqdm where it is no terminal: each drawing is a line of its own."""
+    flush = sys.stderr.flush
+
+    @staticmethod
+    def write(text):
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+
 def progress_bar(out, step, total):
-    """A bar on stderr, drawn again every `LINE_SECONDS` where that is no terminal."""
-    how = {} if sys.stderr.isatty() else dict(delay=LINE_SECONDS, mininterval=LINE_SECONDS)
+    """A bar on a terminal, elsewhere a line every `LINE_SECONDS`; on stderr."""
+    how = {} if sys.stderr.isatty() else dict(
+        file=Lines, delay=LINE_SECONDS, mininterval=LINE_SECONDS,
+        bar_format="{desc}: step {n_fmt} of {total_fmt}, {elapsed}, {remaining} left, {rate_fmt}{postfix}")
     return tqdm(desc=str(out), initial=step, total=total, unit="step", disable=parallel.rank() > 0, **how)
 
 

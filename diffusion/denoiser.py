@@ -63,13 +63,15 @@ class Denoiser(nn.Module):
         if arch == "dit":
             self.config |= dict(patch=patch)
         else:
-            skips = [1] * ((blocks + 1) * len(channel_mult)) if skip_connections is None else skip_connections
             self.config |= dict(
-                channel_mult=list(channel_mult), skip_connections=[int(s) for s in skips],
+                channel_mult=list(channel_mult),
+                skip_connections=skip_connections and [int(s) for s in skip_connections],
                 attn_resolutions=[img_resolution // 2] if attn_resolutions is None else [*attn_resolutions],
                 embedding=embedding or FORMS.get(arch, {}).get("embedding"))
         self.config |= dict(augment_dim=augment_dim) if augment_dim else {}
         check(self.config)
+        if arch != "dit" and skip_connections is None:  # all, once it is known that these are not too many
+            self.config["skip_connections"] = [1] * ((blocks + 1) * len(channel_mult))
         self.precision, self.layout = "fp32", torch.contiguous_format
         self.model = network(self.config)
         self.model.initialize(generator)

@@ -7,10 +7,10 @@ import math
 import warnings
 
 import numpy as np
-import torch
 from scipy import stats
 from scipy.cluster.vq import kmeans2, vq
 
+from measure.neighbours import distance_ratio
 from search import CONFIDENCE, wilson
 
 RATE = 0.01       # of false positives, at which the threshold is given
@@ -18,16 +18,6 @@ STEPS = 120       # of the thresholds from 0 to 1: 1/2, 1/3, 1/4 and 1/5 are amo
 CELLS, ROUNDS = 10, 20  # of k-means, for C_T
 LEAST = 20        # samples that a cell of C_T must hold: from about there U is near normal
 FIT = 10_000      # training images that k-means is fitted to
-
-
-def distance_ratio(squares, neighbours=0):
-    """Nearest by second nearest distance, float64 [N], of their squares [N, K]; 1 where both are 0.
-
-    With `neighbours`, nearest distance by the mean of all K.
-    """
-    d = squares.double().sqrt()
-    other = d.mean(1) if neighbours else d[:, 1]
-    return torch.where(other > 0, d[:, 0] / other, 1.0)
 
 
 def band(count):

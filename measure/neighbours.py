@@ -119,6 +119,16 @@ def _by(arrays, *keys):
     return [np.take_along_axis(array, order, 1) for array in arrays]
 
 
+def distance_ratio(squares, neighbours=0):
+    """Nearest by second nearest distance, float64 [N], of their squares [N, K]; 1 where both are 0.
+
+    With `neighbours`, nearest distance by the mean of all K.
+    """
+    d = squares.double().sqrt()
+    other = d.mean(1) if neighbours else d[:, 1]
+    return torch.where(other > 0, d[:, 0] / other, 1.0)
+
+
 def near_the_mean(squares, threshold):
     """bool [Q]: whether the nearest is under p/q of the mean distance to the K nearest, of squares [Q, K].
 

@@ -3,7 +3,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import run
 from images import picture
-from measure.curve import distance_ratio
+from measure.neighbours import distance_ratio
 
 CELL = 96                 # pixels a side of an image
 PAD = 8
@@ -22,9 +22,19 @@ def sheet(panels):
         pen.text((PAD, top + 4), title, fill="black", font=font)
         for place, (image, caption) in enumerate(cells):
             x, y = PAD + place % COLUMNS * (CELL + PAD), top + HEAD + place // COLUMNS * step
-            out.paste(picture(image.numpy()).resize((CELL, CELL), Image.Resampling.NEAREST), (x, y))
+            cell = fitted(picture(image.numpy()))
+            out.paste(cell, (x + (CELL - cell.width) // 2, y + (CELL - cell.height) // 2))
             pen.text((x, y + CELL), caption, fill="black", font=font)
     return out
+
+
+def fitted(image):
+    """A picture that fits into a cell: small ones are enlarged by a whole number, for pixels alike."""
+    times = CELL // max(image.size)
+    if times:
+        return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    image.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+    return image
 
 
 def save(sheet, path):

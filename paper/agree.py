@@ -18,6 +18,7 @@ import torch
 import data
 import plot
 import run
+import sample
 from diffusion import denoiser
 from measure.denoisers import QUANTILES, SIGMAS, agreement, losses
 from paper import compare
@@ -34,8 +35,6 @@ class Options(compare.Options):
         super().__post_init__()
         if not self.other:
             raise ValueError("give --other, the directory of the second finished train.py")
-        if self.out and not self.out.endswith(".json"):
-            raise ValueError(f"--out {self.out} must end in .json")
 
 
 def agree(options):
@@ -57,8 +56,10 @@ def agree(options):
         for which, source in zip(("first", "second"), sources)})
     if run.earlier(out, about, run.defaults(Options)):
         return out
+    compare.announce(nets, options, device)
     samples, summaries, _, distances, _ = zip(*(
-        compare.scored(net, D, counts[0], options, device) for net, D in zip(nets, sets)))
+        compare.scored(net, D, sample.weigh_labels(counts[0]), options, device)
+        for net, D in zip(nets, sets)))
     neither, shared = outside_both(chosen[0], *sets)
     result = dict(other=str(Path(options.other).resolve()), training_images=[len(D) for D in sets],
                   shared_training_images=shared, ratios=[summary["ratio"] for summary in summaries],
@@ -106,7 +107,7 @@ def in_words(path):
     """A comparison for people."""
     result = run.read_json(path)
     s, (low, high), (first, second) = result["samples"], result["samples"]["interval"], result["ratios"]
-    shared, sizes = result["shared_training_images"], " and ".join(map(str, result["training_images"]))
+    shared, sizes = result.get("shared_training_images"), " and ".join(map(str, result["training_images"]))
     warning = (f"{shared} images are in both training sets, of {sizes}: "
                "models that replay them agree as well; train on --part 1/2 and --part 2/2")
     return "\n".join([warning] * bool(shared) + [

@@ -50,6 +50,8 @@ class Options:
         if not self.run:
             raise ValueError("give --run, the directory of a finished train.py")
         run.check(self)
+        if self.out and not self.out.endswith(".json"):
+            raise ValueError(f"--out {self.out} must end in .json")
         memorize.parse_threshold(self.threshold)
 
 
@@ -70,8 +72,10 @@ def compare(options):
     shown = data.Images(D.images[D.shown], D.labels[D.shown], D.label_dim, [])
     optimum = Optimum(shown.images.to(device), shown.labels.to(device) if D.label_dim else None)
     nets, result = {"trained": trained, "closed form": optimum}, {}
+    announce([trained], options, device)
+    weights = sample.weigh_labels(counts, unseen=False)
     for name, each in nets.items():
-        samples, summary, copied, distances, index = scored(each, D, counts, options, device)
+        samples, summary, copied, distances, index = scored(each, D, weights, options, device)
         shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
         quantiles = torch.quantile(memorize.distance_ratio(distances), shares)
         result[name] = summary | dict(distance_ratio_quantiles=quantiles.tolist())
@@ -100,13 +104,15 @@ def model_of(folder, options, device):
     return D, chosen, net, counts, source
 
 
-def scored(net, D, counts, options, device):
+def announce(nets, options, device):
+    """`data.announce` what it takes to sample networks."""
+    flops = PUBLISHED.evaluations * options.sample_count * sum(net.model.flops() for net in nets)
+    data.announce(options.device, device, flops, options.precision)
+
+
+def scored(net, D, label_weights, options, device):
     """`sample_count` samples of a denoiser by the published sampler, and their `memorize.score`."""
-    if isinstance(net, denoiser.Denoiser):
-        flops = PUBLISHED.evaluations * options.sample_count * net.model.flops()
-        data.announce(options.device, device, flops, options.precision)
-    x, _ = sample.generate(net, range(options.sample_count), sample.weigh_labels(counts, unseen=False),
-                           device=device)                         # [N, C, H, W]
+    x, _ = sample.generate(net, range(options.sample_count), label_weights, device=device)  # [N, C, H, W]
     return x, *memorize.score(x.to(device), D.images.to(device),
                               memorize.parse_threshold(options.threshold))
 

@@ -64,16 +64,15 @@ class Options:
         sizes, steps = self.sizes or GRID[self.scale]["sizes"], self.steps or GRID[self.scale]["steps"]
         if len(sizes) < 2 or min(sizes) < 2 or len(set(sizes)) < len(sizes):
             raise ValueError(f"--sizes {sizes}: give two sizes or more, each once and of 2 images at least")
-        if not self.seeds or steps < 2 or self.snapshots < 2:
+        seeds = self.seeds and all(0 <= seed < 2**32 for seed in self.seeds)
+        if not seeds or steps < 2 or self.snapshots < 2:
             raise ValueError(f"--seeds {self.seeds}, --steps {steps}, --snapshots {self.snapshots}: "
-                             "need one seed at least, and 2 steps and snapshots")
+                             "need one seed at least, each from 0 up, and 2 steps and snapshots")
         if min(self.sample_count, self.held_out) <= NEAREST:
             raise ValueError(f"--sample-count {self.sample_count}, --held-out {self.held_out}: "
                              f"need more than {NEAREST}")
         object.__setattr__(self, "sizes", tuple(sorted(sizes)))
         object.__setattr__(self, "steps", steps)
-        for seed in self.seeds:  # refused now, and not after the runs before it
-            self.training(min(sizes), seed)
 
     def training(self, n, seed):
         """The training of a place of the grid."""

@@ -137,7 +137,6 @@ def dry_run(options, names):
              f"at {plan.UTILISATION['tf32']:.0%} of its peak")
     print(f"# {total:.3g} FLOP in all, where a search counts as {plan.SEARCH} trainings of "
           f"{ASSUMED_EMM[options.scale]:,} images{'' if options.scale == 'cpu' else hours}")
-    return []
 
 
 def one(options, name):

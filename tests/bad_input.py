@@ -93,7 +93,7 @@ train    1 TRAIN --channel-mult 1,1,1,1,1 | img_resolution=8
 train    1 TRAIN --channel-mult 0 | channel_mult
 train    1 TRAIN --attn-resolutions 3 | attn-resolutions
 train    1 TRAIN --dropout 1 | dropout
-train    2 TRAIN --dropout nan | dropout
+train    1 TRAIN --dropout nan | dropout
 train    1 TRAIN --device tpu | tpu
 train    1 TRAIN --device cuda:99 | cuda:99
 train    1 TRAIN --precision tf32 | tf32

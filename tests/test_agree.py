@@ -41,7 +41,7 @@ def test_two_runs_on_halves(halves, tmp_path):
     assert "in both" not in agree.in_words(path)
     before = path.read_bytes()
     assert agree.agree(options(halves)) == path and path.read_bytes() == before
-    with pytest.raises(ValueError, match="another result .*draws"):
+    with pytest.raises(ValueError, match="other options or data .*draws"):
         agree.agree(options(halves, draws=41))
     o = options(halves, other=str(halves / "1"), out=str(tmp_path / "a.json"))
     itself = run.read_json(agree.agree(o))

@@ -27,7 +27,7 @@ def test_a_state_puts_all_tensors_back(tmp_path):
     assert checkpoint.load_state(path, other, about, {}) == (5, 1.5)
     there, here = map(checkpoint.state, (saved, other))
     assert there.keys() == here.keys() and all(torch.equal(t, here[name]) for name, t in there.items())
-    with pytest.raises(ValueError, match="another result .width: 8 there, 16 asked.*or remove it"):
+    with pytest.raises(ValueError, match="other options or data .width: 8 there, 16 asked.*or remove it"):
         checkpoint.load_state(path, other, dict(options=dict(width=16)), {})
     tensors, stored = checkpoint.read(path)
     tensors.pop("optimizer.0.step")

@@ -52,7 +52,7 @@ def test_against_the_optimum(trained, tmp_path):
             assert image.width > 300
     before = path.stat()
     assert compare.compare(options(trained, out=str(path))) == path and path.stat() == before
-    with pytest.raises(ValueError, match="another result .*draws"):
+    with pytest.raises(ValueError, match="other options or data .*draws"):
         compare.compare(options(trained, out=str(path), draws=41))
     other = tmp_path / "other"
     train.train(train.Options(**TRAINING | dict(n=10), out=str(other)))

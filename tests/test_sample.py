@@ -258,7 +258,7 @@ def test_optimum_given_labels(tmp_path):
     (dict(run="x", out="x.png"), "must end in .npz"),
     (dict(run="x", seeds="99999999999"), "below 2\\^32"),
     (dict(run="nowhere"), "no trained model at nowhere"), (dict(run="x", sample_steps=1), "sample-steps"),
-    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", n=-1), "--n -1 must be .* at least 0")])
+    (dict(run="x", sigma_min=90.0), "sigma_min"), (dict(run="x", n=-1), "--n -1 must be 0 or more")])
 def test_bad_options(given, words):
     with pytest.raises(ValueError, match=words):
         sample.sample(options(**given))

@@ -248,7 +248,7 @@ def test_a_damaged_state_is_named(tmp_path):
     state.unlink()
     stop_at(options(tmp_path / "other", seed=1, save_seconds=0.0), "snapshot-00000004.safetensors")
     (tmp_path / "other" / "state.safetensors").rename(state)
-    with pytest.raises(ValueError, match="state.safetensors holds another result .seed: 1 there, 0 asked"):
+    with pytest.raises(ValueError, match="state.safetensors was made with .*seed: 1 there, 0 asked"):
         train.train(o)
     state.unlink()
     assert digest(train.train(o)) == digest(whole), "without it, from the start, to the same weights"
