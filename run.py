@@ -134,8 +134,7 @@ def stage(function, cls, description, argv=None, words=None):
         said = ". ".join(str(error).split(". ")[:2])  # the rest is about torch's allocator
         text = (f"out of memory ({said or 'MemoryError'}); compute fewer images at once with --batch-device "
                 "(training), or take fewer or smaller images")
-    sys.stderr.write(f"{name}: {' '.join(text.split())}\n")  # in one, for there may be other processes
-    sys.exit(1)
+    sys.exit(f"{name}: {' '.join(text.split())}")
 
 
 def size():

@@ -105,7 +105,7 @@ def test_bracket_and_what_is_kept_and_reused(tmp_path, ratios, monkeypatch):
 def test_more_samples_go_on_with_those_there(tmp_path, ratios, capsys):
     ratios |= {n: 0.9 for n in range(10, 41)}  # at the very target: samples run out
     few = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,))))
-    assert few["undecided"] == [20] and "at 20 samples ran out before a verdict" in few["statement"]
+    assert few["undecided"] == [20] and "at |D| = 20 the samples ran out before a verdict" in few["statement"]
     before = few["probes"][0]
     assert not before["decided"] and before["samples_drawn"] in (150, 300)
     more = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,), sample_count=300)))["probes"][0]

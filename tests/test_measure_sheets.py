@@ -1,5 +1,6 @@
 import numpy as np
 import torch
+from PIL import Image
 
 from measure import sheets
 
@@ -39,3 +40,10 @@ def test_pairs_by_carlinis_ratio():
     assert first(sheet) == [0, 0, 50, 50, 150, 100, 255]  # sample 0 and its nearest two, sample 1 and its
     squares[0, 1] = 17  # 4/4.12, no longer the smaller one by the second nearest
     assert first(sheets.pair_sheet(images[:2], images, squares[:, :2], index))[0] == 50
+
+
+def test_pixels_stay_alike():
+    for side, shown in ((8, 96), (28, 84), (96, 96), (200, 96)):
+        assert sheets.fitted(Image.new("L", (side, side))).size == (shown, shown)
+    stripes = np.asarray(sheets.fitted(Image.fromarray(np.tile(np.array([[0, 255]], np.uint8), (28, 14)))))
+    assert np.diff(np.flatnonzero(np.diff(stripes[0].astype(int)))).tolist() == [3] * 26

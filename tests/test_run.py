@@ -2,6 +2,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -247,7 +248,7 @@ def test_claim_names_each_difference(tmp_path):
     assert (lock, config) == (".lock", "config.json") and re.fullmatch(r"\.part\d+-samples.npz", left)
     assert "out" not in json.loads((out / "config.json").read_text())["options"]
     other = dict(options=run.recorded(Options(width=8, mult=(1,))), data=dict(sha256="cd"))
-    said = r"mult: \[2, 2\] there, \[1\] asked; width: 128 there, 8 asked; sha256: 'ab'"
+    said = r"mult: \[2, 2\] there, \[1\] asked; width: 128 there, 8 asked; sha256: ab there"
     with pytest.raises(ValueError, match=said):
         with run.claim(out, other):
             pass
@@ -334,3 +335,35 @@ def test_interruptible_notes_the_first_signal_only():
 def test_provenance_names_the_machine():
     about = run.provenance("cpu")
     assert about["device"] == "cpu" and about["versions"]["torch"] and about["host"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    count: int = run.option(1, "", least=1, below=5)
+    more: int | None = run.option(None, "", least=2)
+    share: float = run.option(0.5, "", least=0, below=1)
+    rate: float = run.option(0.1, "", least=0)
+    free: float = run.option(0.0, "")
+
+
+@pytest.mark.parametrize("given, said", [
+    (dict(count=5), "--count 5 must be from 1 to 4"), (dict(more=1), "--more 1 must be 2 or more"),
+    (dict(share=1.0), "--share 1.0 must be at least 0 and below 1"),
+    (dict(rate=math.inf), "--rate inf must be a finite number of at least 0"),
+    (dict(rate=math.nan), "--rate nan must be a finite number of at least 0")])
+def test_bounds_are_those_of_the_option(given, said):
+    with pytest.raises(ValueError, match=said):
+        run.check(Bounds(**given))
+    run.check(Bounds(count=4, more=2, share=0.0, free=math.inf))
+
+
+def test_an_earlier_result_is_the_same_or_refused(tmp_path):
+    path, about = tmp_path / "result.json", dict(options=dict(width=8), source=dict(x_sha256="a" * 64))
+    assert run.earlier(path, about, {}) == {}
+    run.write_json(path, about | dict(ratio=0.5))
+    assert run.earlier(path, about, dict(later=1))["ratio"] == 0.5
+    for other in (dict(options=dict(width=9)), dict(source=dict(x_sha256="b" * 64))):
+        with pytest.raises(ValueError, match="result.json was made with other options or data .* asked"):
+            run.earlier(path, about | other, {})
+    with pytest.raises(ValueError, match="is a directory; give a file"):
+        run.earlier(tmp_path, about, {})

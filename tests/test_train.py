@@ -317,3 +317,13 @@ def test_a_disk_that_is_full_names_the_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_progress_in_a_log_is_whole_lines(capsys, monkeypatch):
+    monkeypatch.setattr(train, "LINE_SECONDS", 0)
+    monkeypatch.setattr(train.sys.stderr, "isatty", lambda: False)
+    with train.progress_bar("runs/x", 2, 6) as bar:
+        for _ in range(4):
+            bar.update(1)
+    lines = capsys.readouterr().err.split("\n")
+    assert lines[-1] == "" and lines[-2].startswith("runs/x: step 6 of 6, ") and "\r" not in "".join(lines)
