@@ -88,7 +88,7 @@ class Options(data.Subset):
         for wrong, remedy in (
                 (vectors != bool(self.train_features),
                  "--sample-features and --train-features are compared with each other; give both"),
-                (self.out.endswith((".npz", ".safetensors")), f"--out {self.out}: JSON is written there"),
+                (self.out.endswith((".npz", ".safetensors")), f"--out {self.out} is JSON; name it .json"),
                 (self.neighbours < 0 or self.neighbours == 1,
                  f"--neighbours {self.neighbours}: give 2 or more, such as 50, or 0 for the second nearest"),
                 (not vectors and self.distance != "l2",
