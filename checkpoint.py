@@ -60,7 +60,7 @@ def load_state(path, work, about, defaults):
 
 
 def write(path, tensors, about):
-    """Publish named tensors and a dict about them as safetensors, with a checksum of both."""
+    """Write named tensors and a dict about them as safetensors, with a checksum of both."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = about | dict(sha256=digest(tensors, about))
     with run.whole_file(path) as temporary:

@@ -41,7 +41,7 @@ def option(default, help, choices=None, recorded=True, least=-math.inf, below=ma
 
     Without a text it is not on the command line. `recorded=False` marks options of the machine (device,
     where to write) that do not change what is computed: a run may be resumed with other values of these.
-    `check` refuses a number that is less than `least`, or not below `below`.
+    `check` refuses a number, or one in a tuple, that is less than `least`, or not below `below`.
     """
     return dataclasses.field(default=default, metadata=dict(
         help=help, choices=choices, recorded=recorded, bounds=(least, below)))
@@ -50,9 +50,12 @@ def option(default, help, choices=None, recorded=True, least=-math.inf, below=ma
 def check(options):
     """Raise ValueError, naming it, for a number of a dataclass outside the bounds of its `option`."""
     for field in dataclasses.fields(options):
-        value, (least, below) = getattr(options, field.name), field.metadata["bounds"]
-        bounded = (least, below) != (-math.inf, math.inf) and isinstance(value, (int, float))
-        if bounded and not least <= value < below:
+        given, (least, below) = getattr(options, field.name), field.metadata["bounds"]
+        if (least, below) == (-math.inf, math.inf):
+            continue
+        for value in given if isinstance(given, tuple) else (given,):
+            if not isinstance(value, (int, float)) or least <= value < below:
+                continue
             whole = isinstance(value, int)
             rule = (f"from {least:,} to {below - 1:,}" if whole and below < math.inf else
                     f"{least:,} or more" if whole else
@@ -325,8 +328,8 @@ def differences(old, new, defaults=None):
             keys = there.keys() & asked.keys()
         for key in sorted(keys - PLACES):
             if there.get(key) != asked.get(key):
-                old_value, new_value = (str(value)[:12] if "sha256" in key else repr(value)
-                                        for value in (there.get(key), asked.get(key)))
+                old_value, new_value = (value[:12] if "sha256" in key and isinstance(value, str) else
+                                        repr(value) for value in (there.get(key), asked.get(key)))
                 found.append(f"{key}: {old_value} there, {new_value} asked")
     return "; ".join(found)
 

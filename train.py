@@ -263,7 +263,7 @@ class Output:
     """What a run writes as it goes: log.jsonl, snapshots, its state. Only rank 0 writes."""
 
     def __init__(self, work, D, held_out, files, about, step):
-        self.work, self.files, self.about, self.n = work, files, about, len(D)
+        self.work, self.files, self.about = work, files, about
         self.held_out, self.validation = held_out, {}
         counts = torch.bincount(D.labels[D.shown], minlength=D.label_dim) if D.label_dim else None
         self.label_counts = counts if counts is None else counts.tolist()
@@ -273,7 +273,7 @@ class Output:
             torch.cuda.reset_peak_memory_stats(work.device)  # memory_mb is this run's
 
     def epoch(self, step):
-        return step * self.work.options.batch / self.n
+        return step * self.work.options.batch / len(self.work.images)
 
     def check_finite(self, step, taken):
         """Raise ValueError, naming the step, unless the last steps and the weights after them are finite.
@@ -339,12 +339,14 @@ def asked_to_stop(step, device):
 
 class Lines:
     """Standard error for tqdm where it is no terminal: each drawing is a line of its own."""
-    flush = sys.stderr.flush
-
     @staticmethod
     def write(text):
         if text.strip():
             sys.stderr.write(text.strip() + "\n")
+
+    @staticmethod
+    def flush():
+        sys.stderr.flush()
 
 
 def progress_bar(out, step, total):

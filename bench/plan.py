@@ -133,13 +133,17 @@ def cost_of(*shape):
     return cost(denoiser.Denoiser(*shape))
 
 
+def source_shape(source, resolution=0):
+    """`images.shape_of` a source; one that is not here is as CIFAR-10."""
+    return shape_of(source if there(source) else "cifar10", resolution)
+
+
 def search_price(o, emm):
     """Images trained and FLOPs of a run of emm.py with options `o`, sampling included, on all its seeds.
 
-    A search is priced as `SEARCH` trainings of `emm` images, every snapshot as sampled in full; data that are
-    not here as CIFAR-10.
+    A search is priced as `SEARCH` trainings of `emm` images, every snapshot as sampled in full.
     """
-    channels, side, classes = shape_of(o.data if there(o.data) else "cifar10", o.resolution)
+    channels, side, classes = source_shape(o.data, o.resolution)
     sizes, times = (o.sizes, 1) if o.sizes else ((emm,), SEARCH)
     times *= len(o.train_seeds)
     trained = times * sum(train.total_steps(o, n) * o.batch for n in sizes)

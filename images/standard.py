@@ -84,7 +84,7 @@ def read_mnist(name):
 
 
 def find(paths, url):
-    """The first of `paths` that is a file; the last, published there out of `url`, if none is."""
+    """The first of `paths` that is a file; the last, downloaded there from `url`, if none is."""
     if found := next(filter(Path.is_file, paths), None):
         return found
     path = paths[-1]

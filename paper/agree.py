@@ -107,10 +107,12 @@ def in_words(path):
     """A comparison for people."""
     result = run.read_json(path)
     s, (low, high), (first, second) = result["samples"], result["samples"]["interval"], result["ratios"]
-    shared, sizes = result.get("shared_training_images"), " and ".join(map(str, result["training_images"]))
-    warning = (f"{shared} images are in both training sets, of {sizes}: "
-               "models that replay them agree as well; train on --part 1/2 and --part 2/2")
-    return "\n".join([warning] * bool(shared) + [
+    lines = []
+    if shared := result.get("shared_training_images"):  # files of older versions do not say
+        sizes = " and ".join(map(str, result["training_images"]))
+        lines.append(f"{shared} images are in both training sets, of {sizes}: "
+                     "models that replay them agree as well; train on --part 1/2 and --part 2/2")
+    return "\n".join(lines + [
         f"{s['closer']} of {s['count']} pairs of a seed are closer than their training images: "
         f"{s['share']:.2%} (95% interval {low:.2%} to {high:.2%})",
         f"root mean square of a pixel, of 0 to 255: {s['rms_a_seed']:.1f} between samples of a seed, "

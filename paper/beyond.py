@@ -29,8 +29,8 @@ LEVEL = 8       # of measure.denoisers.SIGMAS, at which membership is told: 1.7
 
 def drawn(o, folder, count):
     """The training set of a run, its last model, `count` samples by the sampler of `o`, and their device."""
-    device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
-    net, counts, *_ = sample.trained(sample.Options(run=str(folder), precision=o.precision), device)
+    device = data.pick_device(o.device, o.threads)
+    D, _, net, counts, _ = compare.model_of(folder, o, device)
     x, _ = sample.generate(net, range(count), sample.weigh_labels(counts, o.sample_labels), sampling=o,
                            device=device)
     return D, net, x.to(device), device

@@ -21,7 +21,6 @@ import run
 import search
 import unet
 from bench import plan
-from images import shape_of, there
 from measure.denoisers import QUANTILES, SIGMAS
 from paper import compare, figures
 from paper.beyond import MEASURES
@@ -73,7 +72,7 @@ def differences(options, usual):
 
 def native(o):
     """The same options without what they have anyway, so that experiments share runs."""
-    _, side, classes = shape_of(o.data if there(o.data) else "cifar10")
+    _, side, classes = plan.source_shape(o.data)
     return dataclasses.replace(
         o, resolution=0 if o.resolution == side else o.resolution, classes=o.classes % classes,
         embedding=None if o.embedding == unet.FORMS.get(o.arch, {}).get("embedding") else o.embedding)

@@ -60,6 +60,9 @@ def test_images_in_both_training_sets(halves, tmp_path):
     path = agree.agree(options(halves, other=str(tmp_path / "run"), out=str(tmp_path / "a.json")))
     assert run.read_json(path)["shared_training_images"] == 14
     assert agree.in_words(path).startswith("14 images are in both training sets, of 20 and 20: ")
+    older = {key: value for key, value in run.read_json(path).items() if "training_images" not in key}
+    run.write_json(tmp_path / "older.json", older)  # of versions that did not count them
+    assert "in both" not in agree.in_words(tmp_path / "older.json")
 
 
 def test_what_cannot_be_compared(halves, tmp_path):

@@ -344,17 +344,19 @@ class Bounds:
     share: float = run.option(0.5, "", least=0, below=1)
     rate: float = run.option(0.1, "", least=0)
     free: float = run.option(0.0, "")
+    seeds: tuple[int, ...] = run.option((), "", least=0, below=2**32)
 
 
 @pytest.mark.parametrize("given, said", [
     (dict(count=5), "--count 5 must be from 1 to 4"), (dict(more=1), "--more 1 must be 2 or more"),
     (dict(share=1.0), "--share 1.0 must be at least 0 and below 1"),
     (dict(rate=math.inf), "--rate inf must be a finite number of at least 0"),
-    (dict(rate=math.nan), "--rate nan must be a finite number of at least 0")])
+    (dict(rate=math.nan), "--rate nan must be a finite number of at least 0"),
+    (dict(seeds=(0, -1)), "--seeds -1 must be from 0 to 4,294,967,295")])
 def test_bounds_are_those_of_the_option(given, said):
     with pytest.raises(ValueError, match=said):
         run.check(Bounds(**given))
-    run.check(Bounds(count=4, more=2, share=0.0, free=math.inf))
+    run.check(Bounds(count=4, more=2, share=0.0, free=math.inf, seeds=(0, 2**32 - 1)))
 
 
 def test_an_earlier_result_is_the_same_or_refused(tmp_path):
