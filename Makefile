@@ -65,7 +65,7 @@ READY := .venv/ready
 endif
 
 EXPERIMENTS = optimum size epochs epochs-emm resolution classes mixture width depth embedding skips skips-ncsn batch batch-emm weight-decay ema labels random-labels unique \
-              capacity membership copied attracted repeats halves labels-apart images-a-label labels-given data augmentation augmentation-price objectives optimizer same-distance network samplers \
+              capacity membership copied attracted repeats halves labels-apart images-a-label labels-given data augmentation augmentation-price objectives optimizer same-distance network network-emm samplers \
               noise-levels price
 
 # with quotes and all, for paper.experiments

@@ -46,6 +46,11 @@ SOURCES = dict(
          "cifar10:2": (40.8, 5.6), "cifar10:4": (39.0, 7.7), "cifar10:9": (53.4, 14.6)},
     paper={"fashion-mnist": (42.4, 7.4), "cifar10": (50.0, 9.1), "cifar10:1": (56.8, 10.7),
            "cifar10:2": (43.0, 6.0), "cifar10:4": (41.4, 8.5), "cifar10:9": (57.2, 16.6)})
+# of as many parameters, or FLOPs, as the U-Net of a scale; channel_mult as by default, for a DiT has none
+DITS = {scale: {name: dict(arch="dit", width=width, blocks=blocks, channel_mult=(2, 2, 2))
+                for name, (width, blocks) in zip(("DiT", "DiT, equal FLOPs"), sides)}
+        for scale, sides in dict(cpu=((32, 3), (48, 4)), gpu=((256, 5), (384, 5)),
+                                 paper=((384, 13), (384, 25))).items()}
 PARAMETERS = {8: 66_961, 12: 149_209, 16: 263_969, 24: 591_025}  # of the base on a CPU, by its width
 
 
@@ -81,9 +86,9 @@ def optimizers(scale, n):
     return over("optimizer", "adam", "muon", n=n) + [Point("", "sgd", SGD[scale], n)]
 
 
-def networks(n, equal_parameters, equal_flops, **also):
-    return named(n, {"U-Net": {}, "DiT": dict(arch="dit", **equal_parameters),
-                     "DiT, equal FLOPs": dict(arch="dit", **equal_flops)}, dict(precond="flow", **also))
+def networks(scale, n, **also):
+    """A U-Net, and a transformer of as many parameters and one of as many FLOPs; `n` None asks for EMM."""
+    return named(n, {"U-Net": {}} | DITS[scale], dict(precond="flow", **also))
 
 
 BEYOND = {
@@ -215,11 +220,16 @@ BEYOND = {
                ("", "U-Net"), ("", "DiT")),
          Claim("the U-Net memorizes more than the transformer of as many FLOPs",
                ("", "U-Net"), ("", "DiT, equal FLOPs"))],
-        paper=networks(2000, dict(width=384, blocks=13), dict(width=384, blocks=25)),
-        gpu=networks(500, dict(width=256, blocks=5), dict(width=384, blocks=5)),
-        # channel_mult as by default, for a transformer has none
-        cpu=networks(10, dict(width=32, blocks=3, channel_mult=(2, 2, 2)),
-                     dict(width=48, blocks=4, channel_mult=(2, 2, 2)), steps=3000), known="beyond"),
+        paper=networks("paper", 2000), gpu=networks("gpu", 500), cpu=networks("cpu", 10, steps=3000),
+        known="beyond"),
+    "network-emm": Experiment(
+        "a transformer instead of the U-Net, flow matching", "network", "The same networks by their EMM.",
+        [Claim("the U-Net has a larger EMM than the transformer of as many parameters",
+               ("", "U-Net"), ("", "DiT")),
+         Claim("the U-Net has a larger EMM than the transformer of as many FLOPs",
+               ("", "U-Net"), ("", "DiT, equal FLOPs"))],
+        paper=networks("paper", None), gpu=networks("gpu", None),
+        cpu=networks("cpu", None, steps=3000, n_min=4), known="beyond"),
     "samplers": Experiment(
         "sampler", "sampler", "The ratio is one of a model and a sampler.",
         [Claim("fresh noise (churn 40) memorizes more than the published sampler",
