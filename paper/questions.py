@@ -104,17 +104,17 @@ BEYOND = {
         [Claim("membership is told better on the fewest images than on the most", ("", FIRST), ("", LAST)),
          Claim("the loss tells members of the most images better than chance",
                ("", LAST), range=(0.5, math.inf))],
-        cpu=sizes(40, 80), measure="AUC", known="beyond"),
+        cpu=sizes(40, 80), measure="AUC", known="beyond", seeds=dict(cpu=5)),
     "copied": Experiment(
         "which images are copied", "training images |D|",
         "Isolated images are copied more (one of two papers of 2026; the other has typical ones).",
         [Claim("isolated images are copied more, on the most images", ("", LAST))],
-        cpu=sizes(40, 80), measure="rank correlation of copies", known="beyond"),
+        cpu=sizes(40, 80), measure="rank correlation of copies", known="beyond", seeds=dict(cpu=5)),
     "attracted": Experiment(
         "which images attract samples, whether copies or not", "training images |D|",
         "The verdict asks for a distant second nearest, and so prefers isolated images; this does not.",
         [Claim("isolated images attract more samples, on the most images", ("", LAST))],
-        cpu=sizes(40, 80), measure="rank correlation of samples", known="beyond"),
+        cpu=sizes(40, 80), measure="rank correlation of samples", known="beyond", seeds=dict(cpu=5)),
     "repeats": Experiment(
         "duplicates on purpose: a tenth of D is shown K times as often", "K",
         "Repeated images are copied more, the strongest factor known (Carlini et al.).",
@@ -181,7 +181,7 @@ BEYOND = {
                ("", "none"), ("", "flip, mirrored too"), range=(-0.1, 0.1)),
          Claim("EDM's augmentation lowers the ratio", ("", "none"), ("", "augment 0.12"))],
         paper=named(2000, AUGMENTATIONS), gpu=named(500, AUGMENTATIONS),
-        cpu=named(20, AUGMENTATIONS, FASHION), known="beyond"),
+        cpu=named(20, AUGMENTATIONS, FASHION), known="beyond", seeds=dict(cpu=5)),
     "augmentation-price": Experiment(
         "quality beside `augmentation`", "augmentation",
         "What augmentation takes from the copies it may take from the samples too: precision.",
@@ -190,7 +190,8 @@ BEYOND = {
          Claim("EDM's augmentation costs at most 5 points of precision",
                ("", "none"), ("", "augment 0.12"), range=(-math.inf, 0.05))],
         paper=named(2000, AUGMENTATIONS), gpu=named(500, AUGMENTATIONS),
-        cpu=named(20, AUGMENTATIONS, FASHION), measure="precision of samples", known="beyond"),
+        cpu=named(20, AUGMENTATIONS, FASHION), measure="precision of samples", known="beyond",
+        seeds=dict(cpu=5)),
     "objectives": Experiment(
         "objective", "objective",
         "Objectives with one optimum differ in how soon a network comes near it.",
@@ -212,7 +213,7 @@ BEYOND = {
                range=(-SAME, SAME)) for what in ("Muon", TWICE, "flow, Adam")],
         paper=trained_by("paper", 2000, 40_000), gpu=trained_by("gpu", 1000, 2000, snapshots="log:24"),
         cpu=trained_by("cpu", 40, 3000, snapshots="log:24"), measure="distance to the optimum",
-        known="beyond"),
+        known="beyond", seeds=dict(cpu=5)),
     "network": Experiment(
         "a transformer instead of the U-Net, flow matching", "network",
         "A DiT of as many parameters, or of as many FLOPs, in the same number of steps.",
