@@ -27,16 +27,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass(frozen=True)
-class Subset:
-    n: int = option(0, "size of the training set |D|; 0 takes all there is", least=0)
+class Subset(run.Checked):
+    n: int = option(0, "training images, |D|; 0 takes all there are", least=0)
     classes: int = option(0, "keep the first this many classes; 0 keeps all", least=0)
     resolution: int = option(0, "crop to the middle square and resize to this many pixels a side (Lanczos); "
                                 "0 keeps the size", least=0, below=4097)
     subset_seed: int | None = option(None, "draw the subset by this seed; none takes the first of each class",
                                      least=0, below=2**32)
-
-    def __post_init__(self):
-        run.check(self)
 
 
 @dataclass(frozen=True)

@@ -42,22 +42,22 @@ class Options(Sampling, train.Options):
     n: int = option(0, None)  # chosen by the search
     out: str = option("runs/emm", "directory of the search; each size has one in it", recorded=False)
     n_min: int = option(500, "smallest size; others are balanced over the classes", recorded=False, least=2)
-    n_max: int = option(0, "largest size; 0 means all images of the data", recorded=False, least=0)
+    n_max: int = option(0, "largest size of a search; 0 means all of the data", recorded=False, least=0)
     eps: float = option(0.1, "EMM is the largest |D| with a ratio of at least 1 - eps", recorded=False)
     tolerance: float = option(0.1, "by what share the bracket's ends may differ at the end", recorded=False)
     sample_count: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False, least=1)
     alpha: float = option(0.01, "chance of a wrong verdict on a size, at most", recorded=False)
     full: bool = option(False, "train to the end and draw all samples, as published", recorded=False)
     sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
-    train_seeds: tuple[int, ...] = option((), "search once for each, of data and training", recorded=False,
-                                           least=0, below=2**32)
+    train_seeds: tuple[int, ...] = option(
+        (), "search once for each, as --seed and as --subset-seed: other weights and other images",
+        recorded=False, least=0, below=2**32)
     devices: tuple[str, ...] = option((), "a size on each at once, such as cuda:0,cuda:1", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
     mirror: bool = option(False, "also compare with mirrored training images")
 
     def __post_init__(self):
-        Sampling.__post_init__(self)
-        train.Options.__post_init__(self)
+        super().__post_init__()
         if self.guidance != 1 and self.labels == "none":
             raise ValueError(f"--guidance {self.guidance:g} weighs a label against none; give --labels too")
         if self.train_seeds and (self.seed != Options.seed or self.subset_seed != Options.subset_seed):
@@ -164,7 +164,7 @@ class Probe:
         if D:
             low, high = search.interval(score["hits"], score["count"], 1 - CONFIDENCE)
             print(f"|D| = {self.n}, epoch {score['epoch']:.0f}: {ratio_of(score):.2%} of {score['count']} "
-                  f"samples memorized (95% interval {low:.2%} to {high:.2%}), "
+                  f"samples memorized (95% interval at any look {low:.2%} to {high:.2%}), "
                   f"{'above' if verdict else 'below'} {100 * (1 - o.eps):g}%", flush=True)
         if not o.full:  # weights are large
             best = max(self.scores.values(), key=ratio_of)["file"]

@@ -95,6 +95,8 @@ class Options(data.Subset):
                  "--distance is for vectors; give --sample-features and --train-features"),
                 (self.quality and self.distance != "l2",
                  "--quality is of L2 distances; leave out --distance"),
+                (vectors and self.held_out == "rest",
+                 "--held-out rest is of images; give the npz of their vectors"),
                 (vectors and self.mirror, "--mirror is for images; give the vectors of mirrored ones too"),
                 (vectors and (self.pairs or self.which) and not (self.samples and self.train),
                  "--pairs and --which draw images; give these too, in the vectors' order"),
@@ -183,6 +185,8 @@ def memorize(options):
     result = there | summary | about | run.provenance(device)
     if out:
         run.write_json(out, result)
+    else:
+        run.say("the result is only printed; --out FILE.json keeps it")
     verdict, squares, index = found
     if options.csv:
         write_csv(options.csv, verdict, squares, index, samples.names, train.names, options.neighbours)
@@ -271,14 +275,14 @@ def scorer(options, train, held_out, device):
 
 
 def write_csv(path, verdict, distances, index, sample_names, train_names, neighbours=0):
-    """A line for each sample: whether it is memorized, the ratio, both distances (L2, 0..255), both images.
+    """A line for each sample: whether it is memorized, its distances (L2, 0..255), and both images.
 
     In UTF-8; bytes of a name that are not UTF-8 are written as \\udc and their hexadecimal digits.
     """
     with run.whole_file(path) as temporary, \
             open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
-        table.writerow(["sample", "memorized", "ratio",
+        table.writerow(["sample", "memorized", "distance_ratio",
                         "distance", "second_distance", "nearest", "second_nearest"])
         ratios = distance_ratio(distances, neighbours).tolist()
         for i, name in enumerate(sample_names):

@@ -51,6 +51,8 @@ def read(paths):
     """The searches in emm.json files, those of several seeds one by one."""
     found = []
     for path in map(Path, paths):
+        if not path.is_file():
+            raise ValueError(f"{path} is no file; give the emm.json that emm.py (make emm) writes at the end")
         result = run.read_json(path)
         if "searches" in result:
             found += read([path.parent / part for part in result["searches"]])

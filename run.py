@@ -41,27 +41,32 @@ def option(default, help, choices=None, recorded=True, least=-math.inf, below=ma
 
     Without a text it is not on the command line. `recorded=False` marks options of the machine (device,
     where to write) that do not change what is computed: a run may be resumed with other values of these.
-    `check` refuses a number, or one in a tuple, that is less than `least`, or not below `below`.
+    `Checked` refuses a number, or one in a tuple, that is less than `least`, or not below `below`.
     """
     return dataclasses.field(default=default, metadata=dict(
         help=help, choices=choices, recorded=recorded, bounds=(least, below)))
 
 
-def check(options):
-    """Raise ValueError, naming it, for a number of a dataclass outside the bounds of its `option`."""
-    for field in dataclasses.fields(options):
-        given, (least, below) = getattr(options, field.name), field.metadata["bounds"]
-        if (least, below) == (-math.inf, math.inf):
-            continue
-        for value in given if isinstance(given, tuple) else (given,):
-            if not isinstance(value, (int, float)) or least <= value < below:
+class Checked:
+    """A dataclass of options; raises ValueError, naming it, for a number outside the bounds of its `option`.
+
+    A subclass with rules of its own calls super first.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            given, (least, below) = getattr(self, field.name), field.metadata["bounds"]
+            if (least, below) == (-math.inf, math.inf):
                 continue
-            whole = isinstance(value, int)
-            rule = (f"from {least:,} to {below - 1:,}" if whole and below < math.inf else
-                    f"{least:,} or more" if whole else
-                    f"at least {least:,} and below {below:,}" if below < math.inf else
-                    f"a finite number of at least {least:,}")
-            raise ValueError(f"--{field.name.replace('_', '-')} {value} must be {rule}")
+            for value in given if isinstance(given, tuple) else (given,):
+                if not isinstance(value, (int, float)) or least <= value < below:
+                    continue
+                whole = isinstance(value, int)
+                rule = (f"from {least:,} to {below - 1:,}" if whole and below < math.inf else
+                        f"{least:,} or more" if whole else
+                        f"at least {least:,} and below {below:,}" if below < math.inf else
+                        f"a finite number of at least {least:,}")
+                raise ValueError(f"--{field.name.replace('_', '-')} {value} must be {rule}")
 
 
 def parse(cls, argv=None, description=None):
@@ -95,9 +100,17 @@ def parse(cls, argv=None, description=None):
 
 
 def _converter(kind):
-    """What makes a value of a word: int, float, str, int | str, or a tuple of one of them; or None."""
+    """What makes a value of a word: int, float, str, int | str, or a tuple of one of them.
+
+    A kind that may be None takes "none" for it; of a tuple that is the empty one.
+    """
     if type(None) in typing.get_args(kind):
-        kind = typing.get_args(kind)[0]
+        given = _converter(kind := typing.get_args(kind)[0])
+        if typing.get_origin(kind) is not tuple:
+            def unless_none(word):
+                return None if word == "none" else given(word)
+            unless_none.__name__ = kind.__name__  # for the errors of argparse
+            return unless_none
     if kind == int | str:
         return lambda word: int(word) if word.isdecimal() else word
     if typing.get_origin(kind) is not tuple:
@@ -397,6 +410,7 @@ def interruptible():
     def note(number, frame):
         _signals.append(number)
         signal.signal(number, previous[number])
+        os.write(2, b"stopping once the state is saved; the same signal again ends it at once\n")
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -44,7 +44,7 @@ class Options(Sampling, data.Options):
         "last", "of a run directory: the last, or that of the least loss on the images held out by "
         "train.py --validate", ("last", "best-validation"), recorded=False)
     optimum: bool = option(False, "sample the closed-form optimum of --data or of the training set of --run")
-    seeds: str = option("0-9999", "one sample a seed: a range, or a number")
+    seeds: str = option("0-9999", "one sample a seed: 0-9999 are 10,000 samples, 7 is one")
     label: int | None = option(None, "give every sample this label; none draws them, see --sample-labels")
     precision: str = option(
         "auto", "of the network's products, whatever it was trained in; auto is tf32 on CUDA, else fp32. "
@@ -55,8 +55,7 @@ class Options(Sampling, data.Options):
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False, least=0)
 
     def __post_init__(self):
-        Sampling.__post_init__(self)
-        data.Options.__post_init__(self)
+        super().__post_init__()
         parse_seeds(self.seeds)
         if not self.run and not self.optimum:
             raise ValueError("nothing to sample from; give --run RUN, or --optimum and --data")
@@ -214,6 +213,9 @@ def trained(options, device):
     path, files = Path(options.run), run.Directory(options.run)
     if path.is_dir():
         path = best(files) if options.snapshot == "best-validation" else files.model
+    elif options.snapshot != "last":
+        raise ValueError(f"--snapshot {options.snapshot} chooses within a run directory, and --run "
+                         f"{options.run} is none; leave one of them out")
     if not path.is_file():
         raise ValueError(f"no trained model at {path}; "
                          "give the run directory of a finished train.py, or a snapshot file")

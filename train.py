@@ -211,6 +211,8 @@ def training(options, alone=False):
         if parallel.total(files.model.exists(), device):
             checkpoint.load_model(files.model)  # which must be whole
             run.earlier(files.model, about, run.defaults(Options))
+            if alone:
+                run.say(f"{files.model} is there already, of these options; nothing is trained")
             return
         yield from take_steps(options, D, held_out, net, files, about)
 

@@ -44,9 +44,7 @@ SEARCH = 4.5          # whole trainings of as many images that a search costs (d
 
 @dataclass(frozen=True)
 class Options(Sampling, train.Options):
-    def __post_init__(self):
-        Sampling.__post_init__(self)
-        train.Options.__post_init__(self)
+    pass
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from run import check, option
+from run import Checked, option
 
 MOST_CHURN = math.sqrt(2) - 1  # by what share a noise level is raised, at most (EDM, algorithm 2)
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Checked):
     """How samples are drawn, whatever is sampled: options of sample.py and of emm.py."""
     sampler: str = option(
         "heun", "of second order, as published; euler is of first order, and is DDIM; dpm-solver is "
@@ -39,10 +39,13 @@ class Sampling:
         ("uniform", "training", "none"))
 
     def __post_init__(self):
-        check(self)
+        super().__post_init__()
         if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0.1 <= self.rho < math.inf:
             raise ValueError(f"--sigma-min {self.sigma_min}, --sigma-max {self.sigma_max}, --rho {self.rho}: "
                              "need 0 < sigma_min < sigma_max and rho of 0.1 or more, all finite")
+        if self.guidance != 1 and self.sample_labels == "none":
+            raise ValueError(f"--guidance {self.guidance:g} weighs a label against none, and --sample-labels "
+                             "none gives none; leave one of them out")
         if self.churn and self.sampler == "dpm-solver":
             raise ValueError(f"--churn {self.churn} is for heun and euler: --sampler dpm-solver goes on with "
                              "the evaluation before, which fresh noise outdates; leave one of them out")
@@ -54,9 +57,15 @@ class Sampling:
         return steps if self.guidance == 1 else 2 * steps
 
     def levels(self, D, device=None):
-        """The noise levels of sampling D, float64 [sample_steps + 1], within those D knows."""
-        return noise_levels(max(self.sigma_min, D.sigma_min), min(self.sigma_max, D.sigma_max),
-                            self.sample_steps, self.rho, device)
+        """The noise levels of sampling D, float64 [sample_steps + 1], within those D knows.
+
+        Raises ValueError if there are none.
+        """
+        low, high = max(self.sigma_min, D.sigma_min), min(self.sigma_max, D.sigma_max)
+        if low >= high:
+            raise ValueError(f"--sigma-min {self.sigma_min:g} and --sigma-max {self.sigma_max:g} leave no "
+                             f"noise level of those of the model, {D.sigma_min:g} to {D.sigma_max:g}")
+        return noise_levels(low, high, self.sample_steps, self.rho, device)
 
     def solve(self, D, latents, sigmas, labels, seeds):
         """Samples of D, float64 [B, C, H, W] in about [-1, 1], from unit normal latents and their seeds."""

@@ -12,12 +12,11 @@ import torch
 from kernels import References, nearest_two
 from kernels.nearest_cpu import centred, float64_products, int8_products_are_exact, squared_norms
 
-BLOCK = 2**24             # distances at once: 64 MB of float32
+BLOCK = 2**23             # distances at once: 64 MB of float64
 PAIRS = 2**22             # values of the pairs that are measured again at once: 32 MB of float64
-UNIT = 2.0**-24           # the unit roundoff of float32
+UNIT = 2.0**-53           # the unit roundoff of float64
 MAX_INT32_PIXELS = 2**31 // 255**2
-SMALLEST = 2.0**-126      # a float32 result below it may become 0
-# Float64 errs by 2^-53 in a square root and in each of K sums: far below this, for K up to thousands
+# Float64 errs by UNIT in a square root and in each of K sums: far below this, for K up to thousands
 UNDECIDED = 1e-11
 DIGITS = 60               # sums of roots that agree to so many are called equal
 
@@ -25,9 +24,9 @@ DIGITS = 60               # sums of roots that agree to so many are called equal
 def nearest(x, y, k):
     """Squared distances [Q, k], ascending, and indices int64 [Q, k] of the k nearest y of each x.
 
-    x [Q, ...] and y [N, ...] are both uint8 or both floats, on one device. What `approximate` puts above the
-    k-th smallest by more than twice its error is further; the rest is measured again. Raises ValueError if
-    N < k, or if shapes differ.
+    x [Q, ...] and y [N, ...] are both uint8 or both floats, on one device. What `squares` puts above the k-th
+    smallest by more than twice its error is further; the rest is measured again. Raises ValueError if N < k,
+    or if shapes differ.
     """
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"images of shape {list(x.shape[1:])} cannot be compared with images of shape "
@@ -35,7 +34,7 @@ def nearest(x, y, k):
     if len(y) < k:
         raise ValueError(f"{k} nearest of {len(y)} images; give more images, or a smaller K")
     x, y = x.flatten(1), y.flatten(1)
-    distances, error, _ = approximate(x, y)
+    distances, error = squares(x, y)
     found = [], []
     for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(y))):
         d = distances(rows)
@@ -50,36 +49,24 @@ def nearest(x, y, k):
     return tuple(torch.cat(part).to(x.device) for part in found)
 
 
-def approximate(x, y):
-    """(distances, error, unit) of x [Q, D] and y [N, D], both uint8 or both floats.
+def squares(x, y):
+    """(distances, error) of x [Q, D] and y [N, D]: distances(rows) [rows, N] is |x - y|^2 within error [Q].
 
-    distances(rows) [rows, N] is |x - y|^2 / unit within error [Q]. Of small uint8 images on a CPU it is
-    exact, int32, and the error 0. In float32, with |x| and |y| the norms about the mean of y, R the largest
-    |y|, u the unit roundoff and g = D / (1 - D u), |x|^2 + |y|^2 - 2 x.y errs by less than
-    u (2 (g + 8) |x| R + 4 |x|^2 + 4 R^2): by the roundings of x, y and their norms, g of the product in any
-    order of its sum (Higham 2002, section 3.1), two of the sums, and one of a limit that it is compared with.
-    Products must be float32 and not TF32, as torch's are unless a Denoiser was told to `use` that.
+    Of uint8 that is exact, int32 of small images on a CPU, and float64 else. Of floats it is
+    |x|^2 + |y|^2 - 2 x.y about the mean of y in float64, which errs by less than (D + 8) u (|x| + R)^2, R the
+    largest |y| and u the unit roundoff, in any order of its sums (Higham 2002, section 3.1).
     """
-    D = x.shape[1]
-    if x.dtype == torch.uint8 and x.device.type == "cpu" and D <= MAX_INT32_PIXELS:
+    whole, D = x.dtype == torch.uint8, x.shape[1]
+    if whole and x.device.type == "cpu" and D <= MAX_INT32_PIXELS:
         x, y = centred(x), centred(y)
         product = torch._int_mm if int8_products_are_exact(D) else float64_products
         a, b = squared_norms(x), squared_norms(y)
-        exact = torch.zeros(len(x), dtype=torch.int32)
-        return lambda rows: torch.sub(b + a[rows, None], product(x[rows], y.T), alpha=2), exact, 1
-    x, y = x.double(), y.double()
-    mean = y.mean(0)
-    x, y = x - mean, y - mean
-    scale = max(float(z.abs().max()) for z in (x, y) if len(z)) or 1.0  # so that no square overflows
-    x, y = x / scale, y / scale
-    a, b = x.square().sum(1), y.square().sum(1)
-    size, R = a.sqrt(), float(b.max().sqrt())
-    error = (UNIT * (2 * (D / (1 - D * UNIT) + 8) * size * R + 4 * a + 4 * R * R)
-             + 8 * D * SMALLEST + D * UNIT**2 * (size + R) ** 2)  # of what float32 flushes; of float64 itself
-    x, y, a, b = x.float(), y.float(), a.float(), b.float()
-    # the product first: addmm would add up its terms beside b, and lose the small ones
-    return (lambda rows: (x[rows] @ y.T).mul_(-2).add_(b).add_(a[rows, None]),
-            error.float() * (1 + 4 * UNIT), scale**2)
+    else:
+        mean = 128 if whole else y.double().mean(0)
+        x, y, product = x.double() - mean, y.double() - mean, torch.matmul
+        a, b = x.square().sum(1), y.square().sum(1)
+    error = 2 * (D + 8) * UNIT * (a.sqrt() + b.max().sqrt()) ** 2 * (not whole)
+    return lambda rows: torch.sub(b + a[rows, None], product(x[rows], y.T), alpha=2), error.to(a.dtype)
 
 
 def squares_of_pairs(x, y, row, column):

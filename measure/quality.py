@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import torch
 
-from measure.neighbours import BLOCK, approximate, nearest, squares_of_pairs
+from measure.neighbours import BLOCK, nearest, squares
 from search import NORMAL, wilson
 
 NEAREST = 5        # k, as Naeem et al. take
@@ -43,17 +43,10 @@ def prdc(real, fake, k=NEAREST):
     x, y, r, s = real.x.flatten(1), fake.x.flatten(1), real.radius, fake.radius
     around = torch.zeros(len(y), dtype=torch.int64, device=y.device)
     recalled, covered = [], []
-    distances, error, unit = approximate(x, y)
-    r_unit, s_unit = r.double() / unit, s.double() / unit  # float32 would round squares above 2^24
+    distances, error = squares(x, y)
     for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(y))):
-        d = distances(rows)
-        inside, near = d < r_unit[rows, None], d < s_unit
-        if error.is_floating_point():  # what float32 cannot decide
-            margin = error[rows, None]
-            i, j = (((d - r_unit[rows, None]).abs() <= margin)
-                    | ((d - s_unit).abs() <= margin)).nonzero(as_tuple=True)
-            d = squares_of_pairs(x, y, rows[i], j)
-            inside[i, j], near[i, j] = d < r[rows[i]], d < s[j]
+        d = distances(rows) + error[rows, None]  # what may lie on the border of a ball is outside
+        inside, near = d < r[rows, None], d < s
         around += inside.sum(0)
         covered.append(inside.any(1)), recalled.append(near.any(1))
     shares = dict(precision=around > 0, recall=torch.cat(recalled), coverage=torch.cat(covered))
@@ -74,8 +67,8 @@ def frechet(one, other):
     images are fewer than pixels. In squared units of x; too large of few images, by more the fewer.
     """
     root = torch.linalg.svdvals(one.R @ other.R.T).sum()
-    return float((one.mean - other.mean).square().sum() + one.R.square().sum() + other.R.square().sum()
-                 - 2 * root)
+    return max(0.0, float((one.mean - other.mean).square().sum() + one.R.square().sum()
+                          + other.R.square().sum() - 2 * root))  # rounding would make it less
 
 
 def against(train, held_out=None, own=None):

@@ -32,7 +32,7 @@ from run import option
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(run.Checked):
     run: str = option("", "run directory of a finished train.py", recorded=False)
     data: str = option("", "where the data of the run lie now, if they have moved", recorded=False)
     sample_count: int = option(10000, "samples of each, seeds 0, 1, ...", least=1)
@@ -47,9 +47,9 @@ class Options:
     threads: int = option(0, "CPU threads; 0 takes all cores", recorded=False, least=0)
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.run:
             raise ValueError("give --run, the directory of a finished train.py")
-        run.check(self)
         if self.out and not self.out.endswith(".json"):
             raise ValueError(f"--out {self.out} must end in .json")
         memorize.parse_threshold(self.threshold)

@@ -97,7 +97,8 @@ BEYOND = {
         "Theory and experiments elsewhere have the number of images that fit grow as the parameters to the "
         "power of 1/2 (of random features) or 1.",
         [Slope("EMM grows as the parameters to a power between 1/2 and 1", (0.5, 1))],
-        cpu=[Point("", PARAMETERS[w], dict(width=w, n_min=5)) for w in PARAMETERS], known="beyond"),
+        cpu=[Point("", PARAMETERS[w], dict(width=w, n_min=5)) for w in PARAMETERS], known="beyond",
+        seeds=dict(cpu=5)),
     "membership": Experiment(
         "membership from the loss at sigma 1.7", "training images |D|",
         "The loss tells training images from others, the better the fewer they are.",

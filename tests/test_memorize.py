@@ -307,7 +307,7 @@ def test_carlinis_ratio_and_mirrored_images(tmp_path, write_images, noise):
     x, y = (read(str(f))[0].flatten(1).double() for f in (samples, train))
     d = torch.cdist(x, y).topk(20, largest=False).values
     with open(tmp_path / "a.csv") as file:
-        ratios = [float(row["ratio"]) for row in csv.DictReader(file)]
+        ratios = [float(row["distance_ratio"]) for row in csv.DictReader(file)]
     assert ratios == pytest.approx((d[:, 0] / d.mean(1)).tolist(), abs=1e-6)
     flipped = read(str(samples))[0].flip(-1).permute(0, 2, 3, 1).numpy()
     flipped = write_images(tmp_path / "flipped", flipped)
