@@ -32,9 +32,12 @@ import search
 import train
 from diffusion import denoiser
 from diffusion.solvers import Sampling
+from images.labels import are_drawn
 from kernels import References
 from run import option
 from search import CONFIDENCE
+
+SEEDS = "seed", "subset_seed", "label_seed"  # that --train-seeds sets
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Options(Sampling, train.Options):
     full: bool = option(False, "train to the end and draw all samples, as published", recorded=False)
     sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
     train_seeds: tuple[int, ...] = option(
-        (), "search once for each, as --seed and as --subset-seed: other weights and other images",
+        (), "search once for each, as --seed, --subset-seed and --label-seed: other weights, images, labels",
         recorded=False, least=0, below=2**32)
     devices: tuple[str, ...] = option((), "a size on each at once, such as cuda:0,cuda:1", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
@@ -60,9 +63,9 @@ class Options(Sampling, train.Options):
         super().__post_init__()
         if self.guidance != 1 and self.labels == "none":
             raise ValueError(f"--guidance {self.guidance:g} weighs a label against none; give --labels too")
-        if self.train_seeds and (self.seed != Options.seed or self.subset_seed != Options.subset_seed):
-            raise ValueError(f"--train-seeds {','.join(map(str, self.train_seeds))} sets --seed and "
-                             "--subset-seed of each search; leave those two out, or --train-seeds")
+        if self.train_seeds and any(getattr(self, name) != getattr(Options, name) for name in SEEDS):
+            raise ValueError(f"--train-seeds {','.join(map(str, self.train_seeds))} sets --seed, "
+                             "--subset-seed and --label-seed of each; leave those out, or --train-seeds")
         if parallel.size() > 1:
             raise ValueError("emm.py is one process, which starts its own: "
                              "give it --devices cuda:0,cuda:1 instead of torchrun")
@@ -319,17 +322,18 @@ def measure_all(options, how, free):
 
 
 def find_each(options):
-    """`find` for each of --train-seeds, which also draw the training sets.
+    """`find` for each of --train-seeds, which also draw the training sets and their labels.
 
     OUT/emm.json has their mean and its interval.
     """
     out = Path(options.out)
-    varied = dict(seed="each of --train-seeds", subset_seed="each of --train-seeds")
+    names = SEEDS if are_drawn(options.labels) else SEEDS[:2]
+    varied = dict.fromkeys(names, "each of --train-seeds")
     about = dict(stage="emm", options=data.recorded(options) | varied, data=source(options).fingerprint(),
                  **run.provenance())
     with run.claim(out, about, run.defaults(Options)):
-        paths = [find(dataclasses.replace(options, train_seeds=(), seed=seed, subset_seed=seed,
-                                          out=str(out / f"seed{seed}")))
+        paths = [find(dataclasses.replace(options, train_seeds=(), out=str(out / f"seed{seed}"),
+                                          **dict.fromkeys(names, seed)))
                  for seed in options.train_seeds]
         values = [run.read_json(path)["emm"] for path in paths]
         result = dict(seeds=options.train_seeds, emms=values,

@@ -86,8 +86,9 @@ class Options(data.Options):
         None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights",
         least=0, below=1)
     flip: bool = option(False, "mirror half of the images shown, drawn anew at each step")
-    augment: float = option(0.0, "probability of each of EDM's six augmentations, which the network is told, "
-                                 "so that samples show none; EDM: 0.12", least=0, below=1)
+    augment: float = option(0.0, "probability of EDM's augmentations, which the network is told, so that "
+                                 "samples show none; half of the images are mirrored; EDM: 0.12",
+                            least=0, below=1)
     label_dropout: float = option(
         0.0, "probability that an image is shown without its label", least=0, below=1)
     precision: str = option(

@@ -1,11 +1,10 @@
-"""Augmentations that do not leak into samples: the network is told what was done to an image it is shown.
+"""Augmentations that are not to show in samples: the network is told what was done to an image it is shown.
 
-After Karras et al. (2022, appendix F.2), with the same six changes of an image, each with the same
-probability, and the same spreads of what they draw. It differs from their code in this:
+After Karras et al. (2022, appendix F.2), with the same six changes of an image, as often, and the same
+spreads of what they draw. It differs from their code in this:
 
 - all is one warp, by bicubic interpolation at the pixels themselves, where theirs interpolates linearly
   between two wavelet filters at twice the resolution;
-- their horizontal flip hits half of all images, whatever the probability, and the vertical one half as many;
 - their stretching is along an axis of the image half of the time. The two numbers that name it are the same
   there for a stretching and its inverse; here the angle is doubled, and they name one stretching alone;
 - beyond its border an image goes on mirrored, here with its outermost pixels twice.
@@ -26,15 +25,16 @@ def draw(count, probability, device=None):
 
     Horizontal and vertical flip (0 or 1), scale (unit normal), cosine - 1 and sine of the rotation,
     stretching (unit normal times the cosine and the sine of twice its direction), shift right and down (unit
-    normals). Each of these six is done with this probability, and else zero.
+    normals). Each is done with this probability, and else zero, but for the flips: half of all images are
+    mirrored, and of those to be turned upside down half are.
     """
-    happens = (torch.rand(6, count, device=device) < probability).float()
-    flip_x, flip_y, scales, rotates, stretches, shifts = happens
+    flip_y, scales, rotates, stretches, shifts = (torch.rand(5, count, device=device) < probability).float()
+    flip_x, half = (torch.rand(2, count, device=device) < 0.5).float()
     scale, stretch, right, down = torch.randn(4, count, device=device)
     rotation, direction = math.pi * (2 * torch.rand(2, count, device=device) - 1)
     rotation, stretch = rotation * rotates, stretch * stretches
     return torch.stack([
-        flip_x, flip_y, scale * scales, rotation.cos() - 1, rotation.sin(),
+        flip_x, flip_y * half, scale * scales, rotation.cos() - 1, rotation.sin(),
         stretch * (2 * direction).cos(), stretch * (2 * direction).sin(), right * shifts, down * shifts], 1)
 
 

@@ -32,6 +32,12 @@ def parse_labels(labels):
                      "random:10), coarse:C, clusters:K, unique or unique:SHARE (such as unique:0.5)")
 
 
+def are_drawn(labels):
+    """Whether --label-seed changes the labels."""
+    kind, number = parse_labels(labels)
+    return kind in ("permuted", "clusters") or kind in ("random", "coarse", "unique") and number not in (None, 1)
+
+
 def label_count(labels, n, classes):
     """How many labels --labels gives a model of n images in so many classes; 0 for none."""
     kind, number = parse_labels(labels)

@@ -12,7 +12,8 @@ DYNAMICS = {
 
 # What varies, by its name in the figures
 LABELS = "none", "true", "random:10", "unique:0.5"
-KINDS = "none", "permuted", "random:10", "true", "clusters:10", "random:20", "coarse:2", "unique"
+KINDS = {kind: kind for kind in ("none", "permuted", "random:10", "true", "clusters:10", "random:20",
+                                 "coarse:2", "unique")}
 APART = (
     ("random images under a label (permuted) memorize more than alike ones (true)", "permuted", "true"),
     ("permuted labels memorize more than none", "permuted", "none"),
@@ -54,18 +55,28 @@ DITS = {scale: {name: dict(arch="dit", width=width, blocks=blocks, channel_mult=
 PARAMETERS = {8: 66_961, 12: 149_209, 16: 263_969, 24: 591_025}  # of the base on a CPU, by its width
 
 
+def of_labels(kind):
+    """Options of a kind of labels. Those of unequal numbers of images, some of none, are sampled as trained."""
+    equal = kind in ("none", "true", "permuted", "unique", "random:1")
+    return dict(labels=kind) | ({} if equal else dict(sample_labels="training"))
+
+
+def labelled(n, kinds, series, also=None):
+    """A point for each kind of labels of n images; `kinds` is {x: kind}."""
+    return [Point(series, x, dict(also or {}) | of_labels(kind), n) for x, kind in kinds.items()]
+
+
 def given_or_not(n, kind):
     """A model that is trained with labels, a tenth of the time without, and sampled with them and without."""
     if kind == "none":
         return [Point(kind, "not given", {}, n)]
-    how = dict(labels=kind, label_dropout=0.1)
+    how = of_labels(kind) | dict(label_dropout=0.1)
     return [Point(kind, "given", how, n), Point(kind, "not given", how | dict(sample_labels="none"), n)]
 
 
-def images_a_label(n, counts, series, also=None):
-    """A point for each number of images that share a label of n images."""
-    labels = {count: "unique" if count == 1 else f"random:{n // count}" for count in counts}
-    return [Point(series, count, dict(also or {}, labels=label), n) for count, label in labels.items()]
+def sharing(n, *counts):
+    """{count: kind of labels} where so many of n images share a label."""
+    return {count: "unique" if count == 1 else f"random:{n // count}" for count in counts}
 
 
 def of_sources(scale, n, resolution):
@@ -135,10 +146,8 @@ BEYOND = {
         "The paper leaves open whether it is how many images share a label, or how alike these are.",
         [Claim(f"{place}: {text}", (place, more), (place, less))
          for place in ("digits", "Fashion-MNIST", "CIFAR-10") for text, more, less in APART],
-        paper=over("labels", *KINDS, n=2000, series="CIFAR-10"),
-        gpu=over("labels", *KINDS, n=1000, series="CIFAR-10"),
-        cpu=over("labels", *KINDS, n=40, series="digits")
-        + over("labels", *KINDS, n=40, series="Fashion-MNIST", also=FASHION),
+        paper=labelled(2000, KINDS, "CIFAR-10"), gpu=labelled(1000, KINDS, "CIFAR-10"),
+        cpu=labelled(40, KINDS, "digits") + labelled(40, KINDS, "Fashion-MNIST", FASHION),
         known="beyond", seeds=dict(cpu=5)),
     "images-a-label": Experiment(
         "how many images share a label, random labels", "images a label",
@@ -148,10 +157,11 @@ BEYOND = {
              ("a label for each image memorizes more than one for all", 1, LAST),
              ("a label for each image memorizes more than one for four", 1, 4),
              ("a label for four images memorizes more than one for all", 4, LAST))],
-        paper=images_a_label(2000, (1, 4, 40, 400, 2000), "CIFAR-10"),
-        gpu=images_a_label(1000, (1, 4, 40, 200, 1000), "CIFAR-10"),
-        cpu=images_a_label(40, (1, 2, 4, 8, 40), "digits")
-        + images_a_label(40, (1, 2, 4, 8, 40), "Fashion-MNIST", FASHION), known="beyond", seeds=dict(cpu=5)),
+        paper=labelled(2000, sharing(2000, 1, 4, 40, 400, 2000), "CIFAR-10"),
+        gpu=labelled(1000, sharing(1000, 1, 4, 40, 200, 1000), "CIFAR-10"),
+        cpu=labelled(40, sharing(40, 1, 2, 4, 8, 40), "digits")
+        + labelled(40, sharing(40, 1, 2, 4, 8, 40), "Fashion-MNIST", FASHION),
+        known="beyond", seeds=dict(cpu=5)),
     "labels-given": Experiment(
         "labels of training given at sampling or not", "labels",
         "Whether it matters that the sampler knows the label: a tenth of training is without.",
