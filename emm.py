@@ -257,6 +257,7 @@ def find(options):
         return find_each(options)
     out, images = Path(options.out), source(options)
     data.say_duplicates(images)
+    sample.say_untrained(options, run.recorded(options))
     how = ways(options, images)
     about = dict(stage="emm", options=data.recorded(options), data=images.fingerprint(),
                  **run.provenance(device))

@@ -223,9 +223,18 @@ def trained(options, device):
     if files.path.is_dir() and (different := run.differences(metadata, run.read_json(files.config))):
         raise ValueError(f"{path} is not of the run in {path.parent} ({different}); "
                          "restore it, or train again")
+    say_untrained(options, metadata["options"])
     source = dict(weights_sha256=run.file_sha256(path))
     out = path.with_stem(path.stem.replace("model", "samples").replace("snapshot", "samples"))
     return D.use(options.precision), metadata["label_counts"], source, out.with_suffix(".npz")
+
+
+def say_untrained(sampling, training):
+    """Say it where samples need a model without labels and training, a dict of options, always gave them."""
+    always = training.get("labels", "none") != "none" and not training.get("label_dropout")
+    if always and (sampling.guidance != 1 or sampling.sample_labels == "none"):
+        run.say("the model has always seen labels and is asked for images without: that was not trained; "
+                "--label-dropout 0.1 would")
 
 
 def best(files):

@@ -86,8 +86,8 @@ class Options(data.Options):
         None, "EMA rate a step after the ramp, instead of the half-life's; 0 takes the last weights",
         least=0, below=1)
     flip: bool = option(False, "mirror half of the images shown, drawn anew at each step")
-    augment: float = option(0.0, "probability of EDM's augmentations, which the network is told, so that "
-                                 "samples show none; half of the images are mirrored; EDM: 0.12",
+    augment: float = option(0.0, "probability of EDM's augmentations, of which the network is told, so "
+                                 "that samples may be without; half of the images are mirrored; EDM: 0.12",
                             least=0, below=1)
     label_dropout: float = option(
         0.0, "probability that an image is shown without its label", least=0, below=1)
@@ -194,9 +194,11 @@ def training(options, alone=False):
     generator = torch.Generator().manual_seed(seed_of(options.seed, "weights"))
     net = denoiser.build(options, D, generator).to(device).use(options.precision)
     skip = options.sigma_skip
-    if skip and skip[0] <= net.sigma_min < net.sigma_max <= skip[1]:
-        raise ValueError(f"--sigma-skip {skip[0]:g},{skip[1]:g} skips every noise level that "
-                         f"--precond {options.precond} trains on; leave some")
+    if skip and (skip[0] <= net.sigma_min < net.sigma_max <= skip[1]
+                 or skip[1] <= net.sigma_min or net.sigma_max <= skip[0]):
+        raise ValueError(f"--sigma-skip {skip[0]:g},{skip[1]:g} skips all or none of the noise levels that "
+                         f"--precond {options.precond} trains on; those are from {net.sigma_min:g} to "
+                         f"{net.sigma_max:g}")
     if alone:
         data.say_duplicates(D)
     if options.batch < parallel.size():

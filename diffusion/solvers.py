@@ -46,6 +46,9 @@ class Sampling(Checked):
         if self.guidance != 1 and self.sample_labels == "none":
             raise ValueError(f"--guidance {self.guidance:g} weighs a label against none, and --sample-labels "
                              "none gives none; leave one of them out")
+        if self.churn_max is not None and self.churn_max < self.churn_min:
+            raise ValueError(f"--churn-min {self.churn_min:g} is above --churn-max {self.churn_max:g}, which "
+                             "leaves no noise level for fresh noise; lower it")
         if self.churn and self.sampler == "dpm-solver":
             raise ValueError(f"--churn {self.churn} is for heun and euler: --sampler dpm-solver goes on with "
                              "the evaluation before, which fresh noise outdates; leave one of them out")

@@ -35,7 +35,7 @@ def parse_labels(labels):
 def are_drawn(labels):
     """Whether --label-seed changes the labels."""
     kind, number = parse_labels(labels)
-    return kind in ("permuted", "clusters") or kind in ("random", "coarse", "unique") and number not in (None, 1)
+    return kind in ("permuted", "clusters") or kind not in ("none", "true") and number not in (None, 1)
 
 
 def label_count(labels, n, classes):

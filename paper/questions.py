@@ -56,7 +56,7 @@ PARAMETERS = {8: 66_961, 12: 149_209, 16: 263_969, 24: 591_025}  # of the base o
 
 
 def of_labels(kind):
-    """Options of a kind of labels. Those of unequal numbers of images, some of none, are sampled as trained."""
+    """Options of labels. Those of unequal numbers of images, some of none, are sampled as trained."""
     equal = kind in ("none", "true", "permuted", "unique", "random:1")
     return dict(labels=kind) | ({} if equal else dict(sample_labels="training"))
 
@@ -186,7 +186,7 @@ BEYOND = {
     "augmentation": Experiment(
         "augmentation", "augmentation",
         "Flips double the data, and the copies of mirrored images count only if these are compared with too; "
-        "EDM's augmentation does not leak.",
+        "EDM's augmentation is told to the network, which is to leave it out of samples.",
         [Claim("flips lower the ratio", ("", "none"), ("", "flip")),
          Claim("where mirrored images are compared with too, flips change it by at most 10 points",
                ("", "none"), ("", "flip, mirrored too"), range=(-0.1, 0.1)),

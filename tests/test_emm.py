@@ -344,9 +344,12 @@ def test_seeds(tmp_path, ratios, capsys):
     assert emm.mean_interval([None])["statement"] == "EMM was not found"
     alone = emm.mean_interval([7.0])
     assert alone["emm"] == 7.0 and alone["interval"] is None and "of one seed" in alone["statement"]
-    for given in (dict(seed=1), dict(subset_seed=0)):
-        with pytest.raises(ValueError, match="--train-seeds 3,4 sets --seed and --subset-seed of each"):
+    for given in (dict(seed=1), dict(subset_seed=0), dict(label_seed=1)):
+        with pytest.raises(ValueError, match="--train-seeds 3,4 sets --seed, --subset-seed and --label-seed"):
             options(tmp_path / "emm", train_seeds=(3, 4), **given)
+    for labels, drawn in {"random:2": 3, "true": 0}.items():  # labels that are drawn are drawn by the seed
+        there = emm.find(options(tmp_path / labels, labels=labels, sizes=(20,), train_seeds=(3,))).parent
+        assert run.read_json(there / "seed3" / "emm.json")["options"]["label_seed"] == drawn
 
 
 def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):

@@ -217,7 +217,7 @@ def test_weights_that_are_not_finite_are_never_published(tmp_path):
     (dict(device="meta"), "--device meta"), (dict(device="cuda:99"), "--device cuda:99"),
     (dict(device="cpu", precision="tf32"), "--precision tf32"),
     (dict(sigma_skip=(2.0, 1.0)), "--sigma-skip 2.0,1.0 is no range"),
-    (dict(sigma_skip=(0.0, 1e6)), "skips every noise level"),
+    (dict(sigma_skip=(0.0, 1e6)), "skips all or none of the noise levels"),
     (dict(skip_connections=(1, 1)), "must be 4"), (dict(n=2000), "more than the 1797")])
 def test_bad_options_are_named(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):
