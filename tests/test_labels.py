@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import data
-from images.labels import label_count, nearest_cluster
+from images.labels import are_drawn, label_count, nearest_cluster
 
 
 def load(labels, n=60, **given):
@@ -22,7 +22,8 @@ def test_how_many_labels_there_are(labels, count):
     assert D.label_dim == count == label_count(labels, 60, 10) and len(D.labels) == 60
     assert D.labels.dtype == torch.int64 and D.labels.min() >= 0
     assert torch.equal(D.labels, load(labels).labels) and torch.equal(D.images, load("none").images)
-    if labels not in ("none", "true", "unique"):
+    assert are_drawn(labels) == (labels not in ("none", "true", "unique"))
+    if are_drawn(labels):
         assert not torch.equal(D.labels, load(labels, label_seed=1).labels)
     assert count == 0 or D.labels.max() < count
 
