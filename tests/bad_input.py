@@ -97,6 +97,7 @@ train    1 TRAIN --dropout nan | dropout
 train    1 TRAIN --device tpu | tpu
 train    1 TRAIN --device cuda:99 | cuda:99
 train    1 TRAIN --precision tf32 | tf32
+train    1 TRAIN --sigma-skip 500,600 | skips all or none
 train    1 TRAIN --data nowhere | nowhere
 train    1 TRAIN --labels random:99999999999 | 99999999999
 sample   2 --run RUN --device cpu --seeds 5-1 | 5-1
@@ -109,6 +110,10 @@ sample   2 --run RUN --device cpu --sigma-max 0 | sigma
 sample   2 --run RUN --device cpu --churn -1 | --churn -1
 sample   2 --run RUN --device cpu --churn 5 --sampler dpm-solver | is for heun and euler
 sample   2 --run RUN --device cpu --guidance nan | --guidance nan
+sample   2 --run RUN --device cpu --guidance 2 --sample-labels none | gives none
+sample   2 --run RUN --device cpu --churn 1 --churn-min 5 --churn-max 1 | --churn-min 5
+sample   1 --run RUN --device cpu --sigma-min 200 --sigma-max 300 --out OUT/x.npz | no noise level
+sample   1 --run RUN/model.safetensors --device cpu --snapshot best-validation | within a run directory
 sample   1 --run RUN --device cpu --guidance 2 --out OUT/x.npz | not given labels
 sample   1 --run RUN --device cpu --snapshot best-validation | --validate
 sample   2 --run RUN --device cpu --rho 0 | rho
@@ -129,6 +134,7 @@ memorize 2 --samples digits --train digits --neighbours 1 | --neighbours 1
 memorize 2 --samples digits --train digits --mirror --quality | leave out --mirror
 memorize 2 --samples digits --train digits --curve x.pdf | x.pdf
 memorize 2 --sample-features FILES/other.npz | both
+memorize 2 --sample-features FILES/other.npz --train-features FILES/other.npz --held-out rest | is of images
 memorize 1 --samples digits --train digits --neighbours 5000 --device cpu | 5000 nearest of 1797
 memorize 1 --samples digits --train digits --held-out rest --device cpu | the 1797 of the training set
 memorize 1 --samples digits --train digits --n 9 --held-out FILES/colour32 --device cpu | [3, 32, 32]
@@ -156,8 +162,11 @@ compare  2 --sample-count 3 | --run
 compare  1 --run FILES | not a run directory
 report   1 --results FILES --out OUT.md | has no results
 plot     2 --out a.png | give --emm
+plot     1 --emm nowhere/emm.json | is no file
 experiments 2 --seeds 0,x | 0,x
 experiments 2 --name breadth | breadth
+experiments 2 --seeds 0,0 | stands there twice
+experiments 2 --seeds -1 | --seeds
 """
 
 

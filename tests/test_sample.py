@@ -100,13 +100,17 @@ def test_labels_of_a_conditional_run(trained, tmp_path):
     assert np.allclose(drawn["training"], np.array(counts) / sum(counts), atol=0.08)
 
 
-def test_samples_without_a_label_of_a_conditional_run(trained, tmp_path):
+def test_samples_without_a_label_of_a_conditional_run(trained, tmp_path, capsys):
     given = dict(run=str(trained), sample_labels="none")
     with np.load(sample.sample(options(**given, out=str(tmp_path / "a.npz")))) as file:
         assert "labels" not in file
         D, _ = checkpoint.load_model(trained / "model.safetensors")
         expected, _ = sample.generate(D, list(range(10)))
         assert np.array_equal(file["arr_0"], expected.permute(0, 2, 3, 1))
+    assert "always seen labels" in capsys.readouterr().err
+    run.say.cache_clear()
+    sample.say_untrained(options(**given), dict(labels="true", label_dropout=0.1))
+    assert "always seen labels" not in capsys.readouterr().err
     with pytest.raises(ValueError, match="--label 1 is a label.*leave one of them out"):
         options(**given, label=1)
 
