@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import run
+import disk
 from diffusion import denoiser
 
 
@@ -49,7 +49,7 @@ def load_state(path, work, about, defaults):
     `about` has this run's options and data, `defaults` the values of options that a file does not know.
     Raises ValueError for a state that is damaged or of another run.
     """
-    if not run.earlier(path, about, defaults):
+    if not disk.earlier(path, about, defaults):
         return 0, 0.0
     saved, there = read(path)
     tensors = state(work)
@@ -63,7 +63,7 @@ def write(path, tensors, about):
     """Write named tensors and a dict about them as safetensors, with a checksum of both."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = about | dict(sha256=digest(tensors, about))
-    with run.whole_file(path) as temporary:
+    with disk.whole_file(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         # one entry: safetensors orders several at random, and equal snapshots would differ in their bytes
@@ -76,7 +76,7 @@ def write(path, tensors, about):
 
 def read(path):
     """The tensors that `write` stored, and the dict about them. Raises ValueError if they are damaged."""
-    about = run.metadata(path)
+    about = disk.metadata(path)
     try:
         tensors = load_file(path)
     except SafetensorError as error:

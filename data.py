@@ -14,11 +14,13 @@ from types import EllipsisType
 
 import torch
 
+import disk
 import run
+from disk import read_json
 from images import place, read, there
 from images.labels import give_labels, label_count, parse_labels
 from images.subsets import balanced_order, in_part, repetition, shown
-from run import option, read_json
+from run import option
 
 CPU_FLOPS = 40e9  # a second and core, assumed: convolutions reach 57 to 90 (docs/performance.md)
 # FLOP/s as UNet.flops counts, at width 128, 32x32 and batch 512 on an H100 (docs/gpu.md)
@@ -188,7 +190,7 @@ def say_duplicates(D):
 
 def recorded(options):
     """What a file stores of options with data: those that decide the result, with absolute paths."""
-    return run.recorded(options) | {name: place(getattr(options, name)) for name in run.PLACES}
+    return run.recorded(options) | {name: place(getattr(options, name)) for name in disk.PLACES}
 
 
 def of_run(directory, moved=""):
@@ -202,7 +204,7 @@ def of_run(directory, moved=""):
             raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, "
                              "say where it is now by --data")
     D = load(options)
-    if D.fingerprint() != read_json(run.Directory(directory).config)["data"]:
+    if D.fingerprint() != read_json(disk.Directory(directory).config)["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; "
                          "restore it, or train again")
     return D
@@ -210,7 +212,7 @@ def of_run(directory, moved=""):
 
 def options_of_run(directory, moved=""):
     """The `Options` of a run directory's training set, whose data lie at `moved` if that is given."""
-    path = run.Directory(directory).config
+    path = disk.Directory(directory).config
     config = read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
         raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
@@ -276,7 +278,7 @@ def announce(name, device, flops=0, precision="fp32", at_once=0):
             said += (f", precision {precision}{part}: about {hours[precision]:,.1f} hours at the rates of an "
                      f"H100 (with --precision {others})")
     else:
-        said = f"device: cpu ({run.processor()}), as no GPU was found"
+        said = f"device: cpu ({disk.processor()}), as no GPU was found"
         days = flops / (CPU_FLOPS * torch.get_num_threads() * 24 * 3600)
         if days > 1:
             said += f"; this takes about {days:,.0f} days at an assumed {CPU_FLOPS / 1e9:g} GFLOP/s a core"

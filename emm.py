@@ -24,6 +24,7 @@ from pathlib import Path
 
 import checkpoint
 import data
+import disk
 import memorize
 import parallel
 import run
@@ -86,13 +87,13 @@ class Probe:
 
     def __init__(self, options, n):
         self.options, self.n = options, n
-        self.files = run.Directory(Path(options.out) / f"n{n:06d}")
+        self.files = disk.Directory(Path(options.out) / f"n{n:06d}")
         self.training = run.narrowed(options, train.Options, n=n, out=str(self.files.path))
         self.snapshot_steps = train.snapshot_steps(self.training, n)
         sampling = run.recorded(run.narrowed(options, Sampling))
         self.about = dict(options=data.recorded(self.training) | sampling)
         there = dict(snapshots={}, sampling_seconds=0.0, started=time.time())
-        there |= run.earlier(self.files.scores, self.about, run.defaults(Options))
+        there |= disk.earlier(self.files.scores, self.about, run.defaults(Options))
         self.scores = {int(step): score for step, score in there["snapshots"].items()}
         self.sampling_seconds, self.started = there["sampling_seconds"], there["started"]
 
@@ -141,7 +142,7 @@ class Probe:
     def score(self, snapshot, references):
         """Sample a snapshot file until its verdict, and return that; a search keeps the best and the last."""
         o, device, D = self.options, data.pick_device(self.options.device), None
-        about = run.metadata(snapshot)
+        about = disk.metadata(snapshot)
         fresh = dict(epoch=about["epoch"], file=snapshot.name, hits=0, count=0)
         if "validation_loss" in about:
             fresh["validation_loss"] = about["validation_loss"]
@@ -158,7 +159,7 @@ class Probe:
             score["hits"] += int(copied.sum())
             score["count"] += len(x)
             self.sampling_seconds += time.perf_counter() - start
-            run.write_json(self.files.scores, dict(
+            disk.write_json(self.files.scores, dict(
                 snapshots=self.scores, sampling_seconds=round(self.sampling_seconds, 3),
                 started=self.started, **self.about))
             if run.interrupted():
@@ -196,7 +197,7 @@ class Probe:
             images_trained=trajectory[-1]["step"] * self.options.batch,
             samples_drawn=sum(t["count"] for t in trajectory),
             training_seconds=max(
-                (line.get("seconds", 0) for line in run.read_log(self.files.log)), default=0),
+                (line.get("seconds", 0) for line in disk.read_log(self.files.log)), default=0),
             sampling_seconds=round(self.sampling_seconds, 3),
             trajectory=trajectory, onset={f"{r:g}": search.onset(trajectory, r) for r in search.ONSETS})
 
@@ -260,9 +261,9 @@ def find(options):
     sample.say_untrained(options, run.recorded(options))
     how = ways(options, images)
     about = dict(stage="emm", options=data.recorded(options), data=images.fingerprint(),
-                 **run.provenance(device))
+                 **disk.provenance(device))
     del images  # each probe loads its own images
-    with run.claim(out, about, run.defaults(Options)), workers(devices) as free:
+    with disk.claim(out, about, run.defaults(Options)), workers(devices) as free:
         records = measure_all(options, how, free)
         found = search.estimate(records, options.eps, None if options.sizes else options.tolerance,
                                 how["multiple"])
@@ -272,7 +273,7 @@ def find(options):
             found["statement"] += (f"; at |D| = {at} the samples ran out before a "
                                    "verdict, and the measured ratio decides")
         print(found["statement"])
-        run.write_json(out / "emm.json", found | dict(
+        disk.write_json(out / "emm.json", found | dict(
             {name: getattr(options, name) for name in ("eps", "tolerance", "alpha", "sample_count", "full")},
             confidence=CONFIDENCE, undecided=undecided,
             probes=sorted(records.values(), key=lambda r: r["started"]), **about,
@@ -331,17 +332,17 @@ def find_each(options):
     names = SEEDS if are_drawn(options.labels) else SEEDS[:2]
     varied = dict.fromkeys(names, "each of --train-seeds")
     about = dict(stage="emm", options=data.recorded(options) | varied, data=source(options).fingerprint(),
-                 **run.provenance())
-    with run.claim(out, about, run.defaults(Options)):
+                 **disk.provenance())
+    with disk.claim(out, about, run.defaults(Options)):
         paths = [find(dataclasses.replace(options, train_seeds=(), out=str(out / f"seed{seed}"),
                                           **dict.fromkeys(names, seed)))
                  for seed in options.train_seeds]
-        values = [run.read_json(path)["emm"] for path in paths]
+        values = [disk.read_json(path)["emm"] for path in paths]
         result = dict(seeds=options.train_seeds, emms=values,
                       searches=[str(path.relative_to(out)) for path in paths],
                       confidence=CONFIDENCE, **mean_interval(values), **about)
         print(result["statement"])
-        run.write_json(out / "emm.json", result)
+        disk.write_json(out / "emm.json", result)
     return out / "emm.json"
 
 

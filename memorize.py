@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 import data
+import disk
 import parallel
 import run
 import search
@@ -172,7 +173,7 @@ def memorize(options):
     out = Path(options.out) if options.out else None
     if not out and is_run(options.samples):
         out = Path(options.samples) / "memorize.json"
-    there = run.earlier(out, about, run.defaults(Options)) if out else {}
+    there = disk.earlier(out, about, run.defaults(Options)) if out else {}
     if held_out and "held_out" in there and there["held_out"]["sha256"] != data.sha256(held_out.values):
         raise ValueError(f"{out} is of other held-out images; choose another --out, or remove it")
     if there and not any(getattr(options, name) for name in MORE):
@@ -182,9 +183,9 @@ def memorize(options):
         summary, found = scorer(options, train, held_out, device)(samples)
     if parallel.rank():
         return summary
-    result = there | summary | about | run.provenance(device)
+    result = there | summary | about | disk.provenance(device)
     if out:
-        run.write_json(out, result)
+        disk.write_json(out, result)
     else:
         run.say("the result is only printed; --out FILE.json keeps it")
     verdict, squares, index = found
@@ -208,25 +209,25 @@ def memorize_snapshots(options, device):
     _, train, held_out = sides(options)
     out = Path(options.out) if options.out else Path(options.samples) / "snapshots.json"
     about = dict(options=run.recorded(options), source=dict(
-        samples_sha256=[run.file_sha256(file) for _, file in pairs], train_sha256=data.sha256(train.values),
+        samples_sha256=[disk.file_sha256(file) for _, file in pairs], train_sha256=data.sha256(train.values),
         held_out_sha256=held_out and data.sha256(held_out.values)))
-    if there := run.earlier(out, about, run.defaults(Options)):
+    if there := disk.earlier(out, about, run.defaults(Options)):
         return there
     data.announce(options.device, device)
-    if missing := len(run.Directory(options.samples).snapshots()) - len(pairs):
+    if missing := len(disk.Directory(options.samples).snapshots()) - len(pairs):
         run.say(f"{missing} snapshots have no samples yet, and no row: "
                 f"draw them with sample.py --run {options.samples}/SNAPSHOT.safetensors")
     rows = []
     with parallel.group(device):
         score_of = scorer(replace(options, quality=True), train, held_out, device)
         for weights, file in pairs:
-            step = run.metadata(weights).get("step") if weights.is_file() else None
+            step = disk.metadata(weights).get("step") if weights.is_file() else None
             summary, _ = score_of(of_source(file, options.resolution))
             rows.append(dict(step=step, file=file.name) | summary)
     if parallel.rank():
         return dict(snapshots=[])
-    result = dict(snapshots=rows) | about | run.provenance(device)
-    run.write_json(out, result)
+    result = dict(snapshots=rows) | about | disk.provenance(device)
+    disk.write_json(out, result)
     figures.draw(figures.Options(quality=(str(out),), out=str(out.with_suffix(".png"))))
     return result
 
@@ -279,7 +280,7 @@ def write_csv(path, verdict, distances, index, sample_names, train_names, neighb
 
     In UTF-8; bytes of a name that are not UTF-8 are written as \\udc and their hexadecimal digits.
     """
-    with run.whole_file(path) as temporary, \
+    with disk.whole_file(path) as temporary, \
             open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["sample", "memorized", "distance_ratio",

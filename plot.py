@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import disk
 import run
 from run import option
 
@@ -53,7 +54,7 @@ def read(paths):
     for path in map(Path, paths):
         if not path.is_file():
             raise ValueError(f"{path} is no file; give the emm.json that emm.py (make emm) writes at the end")
-        result = run.read_json(path)
+        result = disk.read_json(path)
         if "searches" in result:
             found += read([path.parent / part for part in result["searches"]])
         elif "probes" in result and all("whole" in probe for probe in result["probes"]):
@@ -100,7 +101,7 @@ def subplots(columns=1, width=6.6):
 
 @plain_matplotlib()
 def save(figure, path):
-    with run.whole_file(path) as temporary:
+    with disk.whole_file(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
 
 

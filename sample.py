@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import disk
 import parallel
 import run
 from diffusion import denoiser
@@ -174,7 +175,7 @@ def sample(options):
     options = dataclasses.replace(options, precision=precision)
     D, counts, source, out = (optimum if options.optimum else trained)(options, device)
     out, about = Path(options.out or out), dict(options=data.recorded(options), source=source)
-    if run.earlier(out, about, run.defaults(Options)):
+    if disk.earlier(out, about, run.defaults(Options)):
         return out
     if options.label is not None and not 0 <= options.label < len(counts or ()):
         there = f"there are {len(counts)} labels, counted from 0" if counts else "there are no labels"
@@ -191,7 +192,7 @@ def sample(options):
         part = generate(D, seeds[parallel.share(len(seeds))], weights, options.label, options, device)
         images, labels = (a if a is None else parallel.gather(a) for a in part)
     if not parallel.rank():
-        write(out, images, labels, seeds, about | run.provenance(device))
+        write(out, images, labels, seeds, about | disk.provenance(device))
     return out
 
 
@@ -210,7 +211,7 @@ def optimum(options, device):
 
 def trained(options, device):
     """The same of a trained model."""
-    path, files = Path(options.run), run.Directory(options.run)
+    path, files = Path(options.run), disk.Directory(options.run)
     if path.is_dir():
         path = best(files) if options.snapshot == "best-validation" else files.model
     elif options.snapshot != "last":
@@ -220,11 +221,11 @@ def trained(options, device):
         raise ValueError(f"no trained model at {path}; "
                          "give the run directory of a finished train.py, or a snapshot file")
     D, metadata = checkpoint.load_model(path, device)
-    if files.path.is_dir() and (different := run.differences(metadata, run.read_json(files.config))):
+    if files.path.is_dir() and (different := disk.differences(metadata, disk.read_json(files.config))):
         raise ValueError(f"{path} is not of the run in {path.parent} ({different}); "
                          "restore it, or train again")
     say_untrained(options, metadata["options"])
-    source = dict(weights_sha256=run.file_sha256(path))
+    source = dict(weights_sha256=disk.file_sha256(path))
     out = path.with_stem(path.stem.replace("model", "samples").replace("snapshot", "samples"))
     return D.use(options.precision), metadata["label_counts"], source, out.with_suffix(".npz")
 
@@ -239,7 +240,7 @@ def say_untrained(sampling, training):
 
 def best(files):
     """The snapshot file in a run directory whose loss on held-out images is the least."""
-    losses = {path: run.metadata(path).get("validation_loss") for path in files.snapshots()}
+    losses = {path: disk.metadata(path).get("validation_loss") for path in files.snapshots()}
     if not losses or None in losses.values():
         raise ValueError(f"the snapshots in {files.path} have no loss on held-out images; "
                          "train with --validate, or leave --snapshot out")
@@ -251,7 +252,7 @@ def write(out, images, labels, seeds, about):
     save(sample_sheet(images, seeds), out.with_suffix(".png"))
     arrays = dict(arr_0=np.ascontiguousarray(images.permute(0, 2, 3, 1)), seeds=np.array(seeds))
     arrays |= {} if labels is None else dict(labels=labels.numpy())
-    with run.whole_file(out) as temporary:
+    with disk.whole_file(out) as temporary:
         np.savez(temporary, **arrays, about=json.dumps(about))
 
 

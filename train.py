@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import disk
 import parallel
 import run
 from diffusion import denoiser, objectives
@@ -187,7 +188,7 @@ def training(options, alone=False):
     """
     D = data.load(options)
     held_out = data.outside(options, D, options.validate) if options.validate else None
-    files = run.Directory(options.out)
+    files = disk.Directory(options.out)
     device = data.pick_device(options.device, options.threads, options.deterministic)
     data.keep_memory()
     options = dataclasses.replace(options, precision=denoiser.precision_on(device, options.precision))
@@ -205,15 +206,15 @@ def training(options, alone=False):
         raise ValueError(f"--batch {options.batch} is smaller than the number of processes, "
                          f"{parallel.size()}")
     about = dict(stage="train", options=data.recorded(options), data=D.fingerprint(),
-                 **run.provenance(device))
+                 **disk.provenance(device))
     writes = parallel.rank() == 0
     with parallel.group(device), \
-            run.claim(files.path, about, run.defaults(Options)) if writes else contextlib.nullcontext():
+            disk.claim(files.path, about, run.defaults(Options)) if writes else contextlib.nullcontext():
         parallel.barrier()  # until rank 0 has claimed and swept the directory
         yield from (path for path in files.snapshots() if path.exists())  # the caller may remove others
         if parallel.total(files.model.exists(), device):
             checkpoint.load_model(files.model)  # which must be whole
-            run.earlier(files.model, about, run.defaults(Options))
+            disk.earlier(files.model, about, run.defaults(Options))
             if alone:
                 run.say(f"{files.model} is there already, of these options; nothing is trained")
             return
@@ -273,7 +274,7 @@ class Output:
         counts = torch.bincount(D.labels[D.shown], minlength=D.label_dim) if D.label_dim else None
         self.label_counts = counts if counts is None else counts.tolist()
         self.writes = parallel.rank() == 0
-        self.log = run.Log(files.log, step) if self.writes else None
+        self.log = disk.Log(files.log, step) if self.writes else None
         if work.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(work.device)  # memory_mb is this run's
 

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import emm
 from bench import machine
 from bench.simulate_search import steps
-from run import option, provenance, read_json, stage
+from disk import provenance, read_json
+from run import option, stage
 
 RECIPE = dict(data="digits", channel_mult=(2, 2), blocks=1, batch=32, learning_rate=4e-3,
               steps=1200, warmup_steps=50, dropout=0.0, ema_halflife=50.0, ema_rampup_steps=1200,

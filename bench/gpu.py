@@ -22,6 +22,7 @@ import torch
 import bench.nearest
 import bench.optimum
 import data
+import disk
 import run
 from bench import machine, step
 from kernels import Optimum, References
@@ -126,7 +127,7 @@ def search(o, kind):
     out, start = Path(o.out) / o.section, time.perf_counter()
     command = [sys.executable, "emm.py", *RECIPE.split(), *words, *SHORT[kind].split(), "--device", o.device]
     subprocess.run([*command, "--out", out.absolute()], cwd=ROOT, stdout=sys.stderr, check=True)
-    found = run.read_json(out / "emm.json")
+    found = disk.read_json(out / "emm.json")
     keys = "emm", "bracket", "statement", "images_trained", "samples_drawn"
     yield dict(what="search", name=o.section, seconds=round(time.perf_counter() - start, 1),
                **{key: found[key] for key in keys})
@@ -138,8 +139,8 @@ def search(o, kind):
 def record(o, kind):
     """Write what all sections have found, and tell it."""
     lines = [json.loads(line) for line in (Path(o.out) / "gpu.jsonl").read_text().splitlines()]
-    card = torch.cuda.get_device_name(o.device) if kind == "cuda" else run.processor()
-    whole = dict(name=card, date=time.strftime("%Y-%m-%d"), **run.provenance(o.device), lines=lines)
+    card = torch.cuda.get_device_name(o.device) if kind == "cuda" else disk.processor()
+    whole = dict(name=card, date=time.strftime("%Y-%m-%d"), **disk.provenance(o.device), lines=lines)
     if {"check", "nearest", "optimum", "step", "search"} <= {line["what"] for line in lines}:
         for folder in [Path(o.out), *[machine.RESULTS] * (kind == "cuda")]:
             machine.save("gpu", whole, card, folder)
@@ -181,7 +182,7 @@ def hours(lines):
 
 def work(options):
     if options.table:
-        print(table(run.read_json(options.table)["lines"]))
+        print(table(disk.read_json(options.table)["lines"]))
         return
     kind, functions = data.pick_device(options.device).type, dict(
         checks=checks, nearest=nearest, optimum=optimum, training=training, digits=search,

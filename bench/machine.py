@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from run import processor, write_json
+from disk import processor, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

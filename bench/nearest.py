@@ -27,10 +27,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 from bench import machine
+from disk import provenance
 from kernels import References, nearest_two
 from kernels.nearest import is_memorized
 from kernels.nearest_cpu import centred, squared_norms
-from run import option, provenance, stage
+from run import option, stage
 
 ROWS = 512  # queries at a time for the scorers that hold a row of distances a query
 

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import sample
 from bench import machine
+from disk import provenance
 from kernels.optimum import Optimum, optimum_reference
-from run import option, provenance, stage
+from run import option, stage
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import emm
 from bench import machine
-from run import option, provenance, read_json, recorded, stage
+from disk import provenance, read_json
+from run import option, recorded, stage
 
 RECIPE = dict(blocks=1, learning_rate=4e-3, warmup_steps=50, dropout=0.0, ema_halflife=50.0,
               snapshots=1, full=True)

@@ -34,7 +34,8 @@ import train
 from bench import machine
 from diffusion import denoiser, steps
 from diffusion.solvers import Sampling, heun
-from run import option, provenance, stage
+from disk import provenance
+from run import option, stage
 
 # data ("" for the real images of --data), resolution, width, batch, blocks; a GPU's first is of digits
 CASES = dict(cpu=[("digits", 8, width, 128, 2) for width in (8, 16, 32)]

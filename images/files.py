@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from disk import ZIP_ERRORS
 from images.pixels import MAX_BYTES, bounded, check_labels, decode, picture, read_array, resize, to_array
 from images.standard import ARCHIVES, STANDARD, find_idx, read_cifar, read_idx_pair, read_standard
-from run import ZIP_ERRORS, say
+from run import say
 
 SUFFIXES = ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 # What file managers, NAS boxes and archivers leave in folders, beside hidden files

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from run import say, whole_file
+from disk import whole_file
+from run import say
 
 # Looked for in these folders, and downloaded into the last
 FOLDERS = Path("data"), Path(__file__).resolve().parent.parent / "data"

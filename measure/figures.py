@@ -5,6 +5,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import disk
 import plot
 import run
 from run import option
@@ -25,7 +26,7 @@ class Options:
 def draw(options):
     """Draw the quality in result files against their memorization; returns the path of the PNG."""
     out = Path(options.out) if options.out else Path(options.quality[0]).with_name("quality.png")
-    found = ((path, run.read_json(path)) for path in options.quality)
+    found = ((path, disk.read_json(path)) for path in options.quality)
     points = [(path, row) for path, result in found for row in result.get("snapshots", [result])]
     plot.save(tradeoff([row for _, row in points], [path for path, _ in points]), out)
     return out

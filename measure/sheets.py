@@ -1,7 +1,7 @@
 """Sheets of images, as PNG: samples; samples beside their nearest; training images by their copies."""
 from PIL import Image, ImageDraw, ImageFont
 
-import run
+import disk
 from images import picture
 from measure.neighbours import distance_ratio
 
@@ -38,7 +38,7 @@ def fitted(image):
 
 
 def save(sheet, path):
-    with run.whole_file(path) as temporary:
+    with disk.whole_file(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 

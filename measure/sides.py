@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import data
+import disk
 import run
 from images import load_arrays, read
 
@@ -91,7 +92,7 @@ def of_vectors(path, side=None, cosine=False):
 
 
 def is_run(place):
-    return bool(place) and run.Directory(place).config.is_file()
+    return bool(place) and disk.Directory(place).config.is_file()
 
 
 def samples_of_run(folder, every=False):
@@ -101,7 +102,7 @@ def samples_of_run(folder, every=False):
     Makefile names it) of the last weights; of several of the same, the largest is taken. Raises ValueError if
     there is none, or if other weights than those beside it made it.
     """
-    files, found = run.Directory(folder), {}
+    files, found = disk.Directory(folder), {}
     for file in sorted(files.path.glob("samples*.npz"), key=lambda file: file.stat().st_size):
         step = re.fullmatch(r"samples-(\d+)", file.stem)
         found[files.snapshot(int(step[1])) if step else files.model] = file
@@ -109,8 +110,8 @@ def samples_of_run(folder, every=False):
         raise ValueError(f"{folder} has no samples yet; make them with: python sample.py --run {folder}")
     pairs = sorted(found.items(), key=lambda pair: (pair[0] == files.model, pair[0]))[0 if every else -1:]
     for weights, file in pairs:
-        made_of = run.metadata(file).get("source", {}).get("weights_sha256")
-        if made_of and weights.is_file() and run.file_sha256(weights) != made_of:
+        made_of = disk.metadata(file).get("source", {}).get("weights_sha256")
+        if made_of and weights.is_file() and disk.file_sha256(weights) != made_of:
             raise ValueError(f"{file} was not drawn from {weights}; remove it and sample again")
     return pairs
 

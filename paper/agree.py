@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import data
+import disk
 import plot
 import run
 import sample
@@ -54,7 +55,7 @@ def agree(options):
     about = dict(options=run.recorded(options), source={
         f"weights_sha256_of_{which}": source["weights_sha256"]
         for which, source in zip(("first", "second"), sources)})
-    if run.earlier(out, about, run.defaults(Options)):
+    if disk.earlier(out, about, run.defaults(Options)):
         return out
     compare.announce(nets, options, device)
     samples, summaries, _, distances, _ = zip(*(
@@ -72,7 +73,7 @@ def agree(options):
             result["denoisers"][where] = dict(
                 images=len(images), apart=apart, loss=dict(first=first, second=second))
     plot.save(figure(result), out.with_suffix(".png"))
-    run.write_json(out, result | about | run.provenance(device))
+    disk.write_json(out, result | about | disk.provenance(device))
     return out
 
 
@@ -105,7 +106,7 @@ def figure(result):
 
 def in_words(path):
     """A comparison for people."""
-    result = run.read_json(path)
+    result = disk.read_json(path)
     s, (low, high), (first, second) = result["samples"], result["samples"]["interval"], result["ratios"]
     lines = []
     if shared := result.get("shared_training_images"):  # files of older versions do not say

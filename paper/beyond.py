@@ -10,9 +10,9 @@ import numpy as np
 
 import checkpoint
 import data
+import disk
 import emm
 import memorize
-import run
 import sample
 from kernels import Optimum
 from measure import quality, which
@@ -55,8 +55,8 @@ def of_last_weights(o, folder):
             found["membership"] = membership(*of_both)
         if D.shown is not ...:
             found["repeated"] = compare.of_repeated(D, index[verdict, 0])
-        run.write_json(path, found)
-    return run.read_json(path)
+        disk.write_json(path, found)
+    return disk.read_json(path)
 
 
 def sample_precision(o, folder):
@@ -66,8 +66,8 @@ def sample_precision(o, folder):
         D, _, x, _ = drawn(o, folder, o.sample_count)
         others = data.outside(data.options_of_run(folder), D, OUTSIDE).images
         # on the CPU, where distances of images are whole numbers, and no TF32 rounds them
-        run.write_json(path, quality.prdc(quality.kind(others), quality.kind(x.cpu())))
-    return run.read_json(path)["precision"]
+        disk.write_json(path, quality.prdc(quality.kind(others), quality.kind(x.cpu())))
+    return disk.read_json(path)["precision"]
 
 
 def excess(o, folder):
@@ -81,12 +81,12 @@ def excess(o, folder):
         device, D = data.pick_device(o.device, o.threads), data.of_run(folder)
         optimum, rows = Optimum(D.images.to(device)), []
         middle = [level for level, sigma in enumerate(SIGMAS) if 0.2 <= sigma <= 2]
-        for step, found in run.read_json(run.Directory(folder).scores)["snapshots"].items():
+        for step, found in disk.read_json(disk.Directory(folder).scores)["snapshots"].items():
             net = checkpoint.load_model(folder / found["file"], device)[0].use(o.precision)
             _, _, apart = losses([net, optimum], D, NOISY, device=device, levels=middle)
             rows.append((int(step), found["hits"] / found["count"], float(apart.mean())))
-        run.write_json(path, dict(zip(("steps", "ratios", "apart"), zip(*rows))))
-    found = run.read_json(path)
+        disk.write_json(path, dict(zip(("steps", "ratios", "apart"), zip(*rows))))
+    found = disk.read_json(path)
     ratios, apart = found["ratios"], found["apart"]
     i = next((i for i, ratio in enumerate(ratios) if ratio >= 0.5), None)
     if i is None:
@@ -103,7 +103,7 @@ def likeness(o, folder):
     """
     other = dataclasses.replace(o, part="2/2", out=f"{o.out}-other-half")
     emm.find(other)
-    found = run.read_json(agree.agree(agree.Options(
+    found = disk.read_json(agree.agree(agree.Options(
         run=str(folder), other=str(Path(other.out, *folder.parts[-2:])), sample_count=o.sample_count,
         draws=DRAWS, device=o.device, precision=o.precision, threads=o.threads)))["samples"]
     return found["rms_a_seed"] / found["rms_two_seeds"]

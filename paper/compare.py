@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 import data
+import disk
 import memorize
 import run
 import sample
@@ -66,7 +67,7 @@ def compare(options):
     out = Path(options.out) if options.out else Path(options.run) / "compare.json"
     about = dict(options=run.recorded(options),
                  source=source | dict(train_sha256=D.fingerprint()["sha256"]))
-    if run.earlier(out, about, run.defaults(Options)):
+    if disk.earlier(out, about, run.defaults(Options)):
         return out
     outside = data.outside(chosen, D)
     shown = data.Images(D.images[D.shown], D.labels[D.shown], D.label_dim, [])
@@ -92,7 +93,7 @@ def compare(options):
             result[name]["loss_outside"] = other.mean(1).tolist()
             result[name]["membership"] = [membership(*both) for both in zip(loss, other)]
     result |= dict(sigmas=SIGMAS, quantiles=list(QUANTILES), images_outside=len(outside))
-    run.write_json(out, result | about | run.provenance(device))
+    disk.write_json(out, result | about | disk.provenance(device))
     return out
 
 

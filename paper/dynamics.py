@@ -24,6 +24,7 @@ import numpy as np
 
 import checkpoint
 import data
+import disk
 import emm
 import plot
 import run
@@ -93,7 +94,7 @@ def measured(options, n, seed):
     D = data.load(o)
     held_out = kind(data.outside(o, D, options.held_out).images, radius=0)  # which frechet does not need
     references = References(D.images.to(device))
-    files, found = run.Directory(o.out), []
+    files, found = disk.Directory(o.out), []
     for snapshot in train.training(o):
         path = files.path / f"dynamics-{snapshot.stem}-{options.sample_count}.json"
         if not path.exists():
@@ -101,11 +102,11 @@ def measured(options, n, seed):
             weights = sample.weigh_labels(about["label_counts"])
             x, _ = sample.generate(net.use(o.precision), range(options.sample_count), weights, device=device)
             hits = int(memorized(x.to(device), references)[0].sum())
-            run.write_json(path, dict(
+            disk.write_json(path, dict(
                 step=about["step"], epoch=about["epoch"], hits=hits, count=len(x), ratio=hits / len(x),
                 interval=search.wilson(hits, len(x)), frechet=frechet(held_out, kind(x, radius=0)),
                 validation_loss=about["validation_loss"]))
-        found.append(run.read_json(path))
+        found.append(disk.read_json(path))
     return found
 
 
@@ -186,9 +187,9 @@ def dynamics(options):
         emm_power_of_steps=with_interval(of_steps),
         # epochs are steps * batch / EMM there: if EMM ~ steps^c, it is ~ epochs^(c / (1 - c))
         emm_power_of_epochs=with_interval([c and c / (1 - c) for c in of_steps]),
-        options=run.recorded(options), **run.provenance())
+        options=run.recorded(options), **disk.provenance())
     path = Path(options.out) / options.scale / "dynamics.json"
-    run.write_json(path, result)
+    disk.write_json(path, result)
     plot.save(figure(result), path.with_suffix(".png"))
     return path
 

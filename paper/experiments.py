@@ -15,6 +15,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import disk
 import emm
 import plot
 import run
@@ -147,13 +148,13 @@ def one(options, name):
     """Run an experiment, and write its result file and figures; returns the path of the result file."""
     e, path = EXPERIMENTS[name], Path(options.out) / options.scale / f"{name}.json"
     table, rows, machines = getattr(e, options.scale), {}, set()
-    if path.exists() and (also := run.read_json(path)["options"].get("also")) != options.also:
+    if path.exists() and (also := disk.read_json(path)["options"].get("also")) != options.also:
         raise ValueError(f"{path} was measured with --also {also!r}, and not {options.also!r}; "
                          "give another --out (RESULTS= of make), or remove it")
     for o, points in commands(options, name).items():
         print(command(o), flush=True)
         folder = emm.find(o).parent
-        machines |= {run.read_json(file)["processor"] for seed in o.train_seeds
+        machines |= {disk.read_json(file)["processor"] for seed in o.train_seeds
                      for file in folder.glob(f"seed{seed}/n*/config.json")}
         for point in points:
             values, extra = measured(name, o, point, folder, path.parent)
@@ -162,11 +163,11 @@ def one(options, name):
                 values=values, mean=mean["emm"], interval=mean["interval"],
                 command=command(o), runs=str(folder), **extra)
     axes = dict(sigmas=SIGMAS, quantiles=[*QUANTILES]) if name == "optimum" else {}
-    run.write_json(path, axes | dict(
+    disk.write_json(path, axes | dict(
         name=name, scale=options.scale, about=e.about, x=e.x,
         measure=e.measure or ("ratio" if table[0].n else "emm"),
         seeds=o.train_seeds, published=published(name) if options.scale == "paper" else [],
-        options=run.recorded(options), **run.provenance(), trained_on=sorted(machines),
+        options=run.recorded(options), **disk.provenance(), trained_on=sorted(machines),
         points=[rows[i] for i in sorted(rows)]))
     figures.draw(path)
     return path
@@ -181,12 +182,12 @@ def measured(name, o, point, folder, results):
         how = ("sample_count", "threshold", "precision", "device", "threads")
         paths = [compare.compare(compare.Options(run=str(place), **{key: getattr(o, key) for key in how}))
                  for place in places]
-        both = [run.read_json(path)[point.x] for path in paths]
+        both = [disk.read_json(path)[point.x] for path in paths]
         for sheet in places[0].glob("compare-*.png"):
-            with run.whole_file(results / sheet.name.replace("compare-", "optimum.")) as temporary:
+            with disk.whole_file(results / sheet.name.replace("compare-", "optimum.")) as temporary:
                 temporary.write_bytes(sheet.read_bytes())
         return [each["ratio"] for each in both], dict(denoising=both)
-    searches = [run.read_json(folder / path) for path in run.read_json(folder / "emm.json")["searches"]]
+    searches = [disk.read_json(folder / path) for path in disk.read_json(folder / "emm.json")["searches"]]
     if not point.n:
         return [s["emm"] for s in searches], dict(brackets=[s["bracket"] for s in searches])
     probes = [next(p for p in s["probes"] if p["n"] == point.n) for s in searches]

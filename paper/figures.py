@@ -1,7 +1,7 @@
 """Figures of the paper's experiments: one each, and all of them small on one page."""
 from pathlib import Path
 
-import run
+import disk
 from plot import COLOURS, MARKERS, plain_matplotlib, save, subplots
 
 APART = 0.85  # at most the quotient of two neighbouring ticks
@@ -11,7 +11,7 @@ VERDICTS = dict(agrees="#009e73", disagrees="#d55e00")  # colours of titles
 @plain_matplotlib()
 def draw(path):
     """Draw a result file of paper.experiments, as PNGs beside it; returns the path of its points."""
-    out, result = Path(path).with_suffix(".png"), run.read_json(path)
+    out, result = Path(path).with_suffix(".png"), disk.read_json(path)
     figure, axes = subplots()
     draw_points(axes, result, "small")
     labels = dict(emm="EMM", ratio="memorization ratio")

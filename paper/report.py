@@ -12,6 +12,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+import disk
 import run
 import search
 from paper import dynamics, figures
@@ -150,7 +151,7 @@ def read(options):
     folder, found = Path(options.results) / options.scale, []
     for name, e in EXPERIMENTS.items():
         if (path := folder / f"{name}.json").exists():
-            result = run.read_json(path)
+            result = disk.read_json(path)
             places = [[p.get("series"), p.get("x"), p.get("n")] for p in result.get("points", ())]
             table = [[p.series, p.x, p.n] for p in getattr(e, options.scale)]
             if places != table:
@@ -235,7 +236,7 @@ def ending(options, name, result, note):
 
 def of_dynamics(options, path, note):
     """The report on what paper.dynamics measured, piece by piece."""
-    found, rows = run.read_json(path), []
+    found, rows = disk.read_json(path), []
     for name, (what, over, others) in DYNAMICS.items():
         power = found["powers"].get(name) or found[name]
         rows.append([f"{what}, over {over}", *(amount(v, "power") for v in power["values"]),
@@ -265,7 +266,7 @@ def report(options):
     for _, picture, part in parts(options, results):
         verdicts = [", ".join(dict.fromkeys(row[-1] for row in claim_rows(result))) for result in part]
         figures.grid(part, verdicts, picture)
-    with run.whole_file(options.out) as temporary:
+    with disk.whole_file(options.out) as temporary:
         temporary.write_text("\n".join(markdown(options, results, said)), encoding="utf-8")
     return options.out
 

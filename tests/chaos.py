@@ -27,6 +27,7 @@ import torch
 
 import bad_input
 import checkpoint
+import disk
 import emm
 import images
 import inputs
@@ -124,9 +125,9 @@ def content(path):
     Raises ValueError, or a library's error, if it is not whole.
     """
     if path.suffix == ".json":
-        return without_times(run.read_json(path))
+        return without_times(disk.read_json(path))
     if path.suffix == ".jsonl":
-        return without_times(run.read_log(path))
+        return without_times(disk.read_log(path))
     if path.suffix == ".safetensors":
         found, about = checkpoint.read(path)
         return checkpoint.digest(found, without_times(about))
@@ -312,8 +313,9 @@ def fuzz(count, folder, rng):
         "opaque/2.png", "fortran.npy", "keras.npz", "labels-one-hot/dataset.json",
         "mnist/train-images-idx3-ubyte.gz", "mnist/t10k-images-idx3-ubyte")]
     readers += [(checkpoint.read, folder / "run" / "model.safetensors"),
-                (run.metadata, folder / "run" / "model.safetensors"),
-                (run.read_log, folder / "run" / "log.jsonl"), (run.read_json, folder / "run" / "config.json")]
+                (disk.metadata, folder / "run" / "model.safetensors"),
+                (disk.read_log, folder / "run" / "log.jsonl"),
+                (disk.read_json, folder / "run" / "config.json")]
     values = ["", "0", "-1", "nan", "1e999", "none", "1,2", ",", "x", "\0", "9" * 30, "%s", "é", "--", "-",
               "1/3", "random:", "0-9", "9-", "../..", "auto"]
     odd = []

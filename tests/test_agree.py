@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 import data
-import run
+import disk
 import train
 from paper import agree
 
@@ -27,7 +27,7 @@ def options(folder, **given):
 
 def test_two_runs_on_halves(halves, tmp_path):
     path = agree.agree(options(halves))
-    result = run.read_json(path)
+    result = disk.read_json(path)
     with Image.open(halves / "1" / "agree.png") as image:
         assert image.width > 500
     denoisers = result["denoisers"]
@@ -44,7 +44,7 @@ def test_two_runs_on_halves(halves, tmp_path):
     with pytest.raises(ValueError, match="other options or data .*draws"):
         agree.agree(options(halves, draws=41))
     o = options(halves, other=str(halves / "1"), out=str(tmp_path / "a.json"))
-    itself = run.read_json(agree.agree(o))
+    itself = disk.read_json(agree.agree(o))
     assert itself["shared_training_images"] == 20
     assert "20 images are in both training sets, of 20 and 20: " in agree.in_words(o.out)
     assert itself["samples"]["rms_a_seed"] == 0 and itself["samples"]["share"] == 1
@@ -58,10 +58,10 @@ def test_images_in_both_training_sets(halves, tmp_path):
     np.savez(tmp_path / "some.npz", images=images)
     train.train(train.Options(**TRAINING | dict(data=str(tmp_path / "some.npz")), out=str(tmp_path / "run")))
     path = agree.agree(options(halves, other=str(tmp_path / "run"), out=str(tmp_path / "a.json")))
-    assert run.read_json(path)["shared_training_images"] == 14
+    assert disk.read_json(path)["shared_training_images"] == 14
     assert agree.in_words(path).startswith("14 images are in both training sets, of 20 and 20: ")
-    older = {key: value for key, value in run.read_json(path).items() if "training_images" not in key}
-    run.write_json(tmp_path / "older.json", older)  # of versions that did not count them
+    older = {key: value for key, value in disk.read_json(path).items() if "training_images" not in key}
+    disk.write_json(tmp_path / "older.json", older)  # of versions that did not count them
     assert "in both" not in agree.in_words(tmp_path / "older.json")
 
 

@@ -10,7 +10,7 @@ import torch
 import data
 from bench import gpu, step
 from conftest import ROOT
-from run import read_json
+from disk import read_json
 
 RECORD = ROOT / "bench" / "results" / "gpu-nvidia-h100-80gb-hbm3.json"
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import disk
 import emm
-import run
 from diffusion import denoiser
 from images import files
 from measure.denoisers import SIGMAS
@@ -33,36 +33,37 @@ def few(monkeypatch):
 def test_membership_and_who_is_copied(tmp_path):
     o, folder = measured(tmp_path)
     path = compare.compare(compare.Options(run=str(folder), sample_count=1, draws=20, device="cpu"))
-    at = run.read_json(path)["trained"]["membership"][beyond.LEVEL]
+    at = disk.read_json(path)["trained"]["membership"][beyond.LEVEL]
     assert MEASURES["AUC"](o, folder) == at["auc"] and round(SIGMAS[beyond.LEVEL], 1) == 1.7
     found = [MEASURES[f"rank correlation of {what}"](o, folder) for what in ("copies", "samples")]
-    told = run.read_json(folder / "beyond-30.json")
+    told = disk.read_json(folder / "beyond-30.json")
     assert found == [told["copies_nearest_correlation"], told["samples_nearest_correlation"]]
     assert told["copied"] + told["never"] == 20 and "repeated" not in told
 
 
 def test_repeated_images(tmp_path):
     o, folder = measured(tmp_path, repeat="20:0.2")
-    times, found = MEASURES["times as often"](o, folder), run.read_json(folder / "beyond-30.json")["repeated"]
+    times = MEASURES["times as often"](o, folder)
+    found = disk.read_json(folder / "beyond-30.json")["repeated"]
     assert found["times"] == times and found["images"] == [4, 16]
 
 
 def test_two_halves(tmp_path):
     o, folder = measured(tmp_path / "half", part="1/2")
     likeness = beyond.likeness(o, folder)
-    found = run.read_json(folder / "agree.json")
+    found = disk.read_json(folder / "agree.json")
     other = tmp_path / "half-other-half" / "seed0" / "n000020"
     assert found["other"] == str(other.resolve()) and found["shared_training_images"] == 0
     assert 0 <= likeness < 2
     again = agree.agree(agree.Options(run=str(folder), other=str(other), sample_count=8, draws=20,
                                       device="cpu", threads=1))
-    assert run.read_json(again) == found
+    assert disk.read_json(again) == found
 
 
 def test_precision_is_of_the_samples_among_images_outside(tmp_path):
     o, folder = measured(tmp_path)
     found = beyond.sample_precision(o, folder)
-    shares = run.read_json(folder / "precision-8.json")
+    shares = disk.read_json(folder / "precision-8.json")
     assert found == shares["precision"] and 0 <= found <= 1
     low, high = shares["precision_interval_95"]
     assert low <= found <= high
@@ -72,9 +73,9 @@ def test_the_distance_to_the_optimum_is_told_where_half_are_copies(tmp_path, mon
     monkeypatch.setattr(beyond, "NOISY", 20)
     o, folder = measured(tmp_path, snapshots=2)
     assert beyond.excess(o, folder) is None  # two steps copy nothing
-    found = run.read_json(folder / "excess.json")
+    found = disk.read_json(folder / "excess.json")
     assert found["steps"] == [1, 2] and found["ratios"] == [0, 0] and min(found["apart"]) > 0
-    run.write_json(folder / "excess.json", dict(ratios=[0.25, 0.75, 1], apart=[0.3, 0.1, 0.05]))
+    disk.write_json(folder / "excess.json", dict(ratios=[0.25, 0.75, 1], apart=[0.3, 0.1, 0.05]))
     assert beyond.excess(o, folder) == pytest.approx(0.2)
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import data
-import run
+import disk
 import train
 from kernels import Optimum
 from kernels.optimum import optimum_reference
@@ -38,7 +38,7 @@ def mean_losses(nets, images, draws, seed=0):
 
 def test_against_the_optimum(trained, tmp_path):
     path = compare.compare(options(trained, out=str(tmp_path / "compare.json")))
-    result = run.read_json(path)
+    result = disk.read_json(path)
     optimum, model = result["closed form"], result["trained"]
     assert optimum["ratio"] == 1 and model["ratio"] < 0.2 and optimum["samples"] == model["samples"] == 70
     assert result["images_outside"] == 1797 - 20
@@ -82,7 +82,7 @@ def test_losses_are_those_of_the_definition(trained):
 def test_given_labels(tmp_path, labels, outside):
     """The optimum given an image's label knows it better; with a label for each image, at any noise."""
     train.train(train.Options(**TRAINING, labels=labels, out=str(tmp_path)))
-    result = run.read_json(compare.compare(options(tmp_path)))
+    result = disk.read_json(compare.compare(options(tmp_path)))
     optimum, images = result["closed form"], data.of_run(tmp_path).images
     assert optimum["ratio"] == 1
     assert result["images_outside"] == outside and ("loss_outside" in optimum) == bool(outside)
@@ -105,6 +105,6 @@ def test_repeated_images_weigh_more(tmp_path):
     """Of the optimum, whose samples are as often of an image as that is shown."""
     train.train(train.Options(**TRAINING, repeat="20:0.2", out=str(tmp_path)))
     path = compare.compare(options(tmp_path, sample_count=300))
-    found = run.read_json(path)["closed form"]["repeated"]
+    found = disk.read_json(path)["closed form"]["repeated"]
     assert sum(found["copies"]) == 300 and found["images"] == [4, 16]
     assert found["interval"][0] < 20 < found["interval"][1] and found["interval"][0] > 10

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import data
+import disk
 import memorize
 import run
 import sample
@@ -178,7 +179,7 @@ def test_device_auto_says_once_what_it_took(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
     for _ in range(2):
         data.announce("auto", cpu)
-    assert capsys.readouterr().err == f"device: cpu ({run.processor()}), as no GPU was found\n"
+    assert capsys.readouterr().err == f"device: cpu ({disk.processor()}), as no GPU was found\n"
     monkeypatch.setattr(data, "_announced", [])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
     data.announce("auto", torch.device("cuda"))
@@ -210,7 +211,7 @@ def test_a_run_is_tied_to_its_data_and_not_to_where_they_lie(tmp_path, write_ima
         return train.train(train.Options(data=path, out=str(out), **TINY | more))
 
     def recorded():
-        return run.read_json(out / "config.json")["options"]["data"]
+        return disk.read_json(out / "config.json")["options"]["data"]
     monkeypatch.chdir(tmp_path / "a")
     model = trained("imgs")
     assert recorded() == str(tmp_path / "a" / "imgs")
@@ -238,13 +239,13 @@ def test_runs_made_before_paths_were_absolute(tmp_path, write_images, noise, mon
     write_images(tmp_path / "imgs", noise(6, 8, 8, 1))
     monkeypatch.chdir(tmp_path)
     train.train(train.Options(data="imgs", out="run", **TINY))
-    config = run.read_json("run/config.json")
+    config = disk.read_json("run/config.json")
     config["options"]["data"] = "imgs/"
     del config["options"]["mix"]  # older than that option
-    run.write_json("run/config.json", config)
+    disk.write_json("run/config.json", config)
     assert len(data.of_run("run")) == 6
     train.train(train.Options(data="./imgs", out="run", **TINY))
-    assert run.read_json("run/config.json")["options"]["data"] == str(tmp_path / "imgs")
+    assert disk.read_json("run/config.json")["options"]["data"] == str(tmp_path / "imgs")
 
 
 def test_duplicates_of_a_training_set_are_named(tmp_path, write_images, noise, capsys):
@@ -273,7 +274,7 @@ def test_a_run_is_scored_from_any_folder_and_after_its_data_moved(tmp_path, writ
         sample.sample(sample.Options(**where, **few, **dict(data=moved) if moved else {}))
         memorize.memorize(memorize.Options(samples="optimum.npz", train="../run", data=moved, device="cpu"))
         compare.compare(compare.Options(**where, data=moved, sample_count=4, draws=6))
-        return run.read_json("../run/compare.json")["source"]
+        return disk.read_json("../run/compare.json")["source"]
     found = score("")
     (tmp_path / "imgs").rename(tmp_path / "moved")
     for stage, options in ((sample.sample, sample.Options(**where, **few)),
@@ -304,13 +305,13 @@ def test_a_new_option_is_one_line_and_every_stage_has_it(tmp_path):
         return subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
 
     assert stage("train.py", "--n", "4", *training, "3", "--out", "run").returncode == 0
-    assert run.read_json(tmp_path / "run" / "config.json")["options"]["flavour"] == 3
+    assert disk.read_json(tmp_path / "run" / "config.json")["options"]["flavour"] == 3
     other = stage("train.py", "--n", "4", *training, "4", "--out", "run")
     assert other.returncode == 1 and "flavour: 3 there, 4 asked" in other.stderr
     assert stage("sample.py", "--optimum", "--data", "digits", "--n", "4", "--flavour", "5", "--seeds", "0-1",
                  "--device", "cpu", "--out", "o.npz").returncode == 0
-    assert run.metadata(tmp_path / "o.npz")["options"]["flavour"] == 5
+    assert disk.metadata(tmp_path / "o.npz")["options"]["flavour"] == 5
     search = stage("emm.py", *training, "6", "--sizes", "4", "--sample-count", "4", "--out", "e")
     assert search.returncode == 0
     for path in ("emm.json", "n000004/config.json"):
-        assert run.read_json(tmp_path / "e" / path)["options"]["flavour"] == 6
+        assert disk.read_json(tmp_path / "e" / path)["options"]["flavour"] == 6

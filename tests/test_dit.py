@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import checkpoint
-import run
+import disk
 import sample
 import train
 from diffusion import denoiser
@@ -166,7 +166,7 @@ def test_it_learns_digits_and_its_run_goes_on_where_it_stopped(tmp_path):
     def options(name):
         return train.Options(**TINY, steps=100, snapshots=4, out=str(tmp_path / name))
     whole = train.train(options("whole"))
-    losses = [line["loss"] for line in run.read_log(tmp_path / "whole" / "log.jsonl")]
+    losses = [line["loss"] for line in disk.read_log(tmp_path / "whole" / "log.jsonl")]
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
     snapshots = train.training(options("broken"))
     next(snapshots), next(snapshots), snapshots.close()

@@ -1,6 +1,6 @@
 import pytest
 
-import run
+import disk
 from paper import dynamics
 from paper.dynamics import Options, emm_over_steps, power, quality_step
 
@@ -44,7 +44,7 @@ def test_a_grid_is_measured_once_and_one_seed_goes_into_the_whole(tmp_path, monk
     draws, generate = [], dynamics.sample.generate
     monkeypatch.setattr(dynamics.sample, "generate", lambda *a, **k: draws.append(1) or generate(*a, **k))
     path = dynamics.dynamics(tiny(tmp_path))
-    found = run.read_json(path)
+    found = disk.read_json(path)
     assert len(draws) == 3 * 3  # of seed 0 alone
     assert path.with_suffix(".png").exists()
     assert [t["step"] for t in found["grid"][0][0]] == [2, 4, 8]

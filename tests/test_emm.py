@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import data
+import disk
 import emm
 import images
 import run
@@ -53,14 +54,14 @@ def options(out, **more):
 
 
 def test_always_memorizes(tmp_path, capsys, ratios):
-    result = run.read_json(emm.find(options(tmp_path / "emm")))
+    result = disk.read_json(emm.find(options(tmp_path / "emm")))
     assert result["bracket"] == [40, None] and result["emm"] is None and result["interval"][1] is None
     assert [p["n"] for p in result["probes"]][-1] == 40 and all(p["above"] for p in result["probes"])
     for probe in result["probes"]:  # decided by the first snapshot, and trained and sampled no further
         assert not probe["whole"] and probe["decided"] and [t["step"] for t in probe["trajectory"]] == [2]
         assert probe["images_trained"] == 32 and probe["samples_drawn"] < 150 and probe["ratio"] == 1.0
     folder = tmp_path / "emm" / "n000040"
-    assert [p.name for p in run.Directory(folder).snapshots()] == ["snapshot-00000002.safetensors"]
+    assert [p.name for p in disk.Directory(folder).snapshots()] == ["snapshot-00000002.safetensors"]
     assert not list(folder.glob("state*")), "a size that is decided keeps no state"
     assert json.loads((folder / "config.json").read_text())["options"]["n"] == 40
     assert "EMM is at least 40" in capsys.readouterr().out
@@ -68,7 +69,7 @@ def test_always_memorizes(tmp_path, capsys, ratios):
 
 def test_never_memorizes(tmp_path, ratios):
     ratios |= {n: 0.1 for n in range(10, 41)}
-    result = run.read_json(emm.find(options(tmp_path / "emm")))
+    result = disk.read_json(emm.find(options(tmp_path / "emm")))
     assert result["emm"] is None and result["bracket"] == [None, 10]
     assert "EMM is below 10" in result["statement"]
     probe = result["probes"][-1]
@@ -80,22 +81,22 @@ def test_never_memorizes(tmp_path, ratios):
 def test_bracket_and_what_is_kept_and_reused(tmp_path, ratios, monkeypatch):
     ratios |= {n: 0.03 for n in range(21, 41)}
     out = tmp_path / "emm"
-    result = run.read_json(emm.find(options(out, tolerance=1.0)))
+    result = disk.read_json(emm.find(options(out, tolerance=1.0)))
     low, high = result["bracket"]
     assert (low, high) == (20, 40) and low <= result["emm"] <= high and result["eps"] == 0.1
     assert result["images_trained"] == sum(p["images_trained"] for p in result["probes"])
     whole = out / f"n{high:06d}"
-    assert len(run.Directory(whole).snapshots()) == 2 and not (whole / "state.safetensors").exists()
+    assert len(disk.Directory(whole).snapshots()) == 2 and not (whole / "state.safetensors").exists()
 
     with monkeypatch.context() as patch:
         patch.setattr(train.Work, "take", lambda *a: pytest.fail("trained again"))
         patch.setattr(emm.sample, "generate", lambda *a, **k: pytest.fail("sampled again"))
-        again = run.read_json(emm.find(options(out, tolerance=1.0)))
+        again = disk.read_json(emm.find(options(out, tolerance=1.0)))
         assert {p["n"]: p for p in again["probes"]} == {p["n"]: p for p in result["probes"]}
         # decided by the samples that are there
-        other = run.read_json(emm.find(options(out, tolerance=1.0, eps=0.6)))
+        other = disk.read_json(emm.find(options(out, tolerance=1.0, eps=0.6)))
         assert other["eps"] == 0.6 and other["bracket"] == result["bracket"]
-    finer = run.read_json(emm.find(options(out, tolerance=0.4)))
+    finer = disk.read_json(emm.find(options(out, tolerance=0.4)))
     assert finer["bracket"] == [20, 30] and len(finer["probes"]) == len(result["probes"]) + 1
     assert "is a multiple of 10, so the tolerance of 40% is not reached" in finer["statement"]
     with pytest.raises(ValueError, match="width: 4 there, 8 asked"):
@@ -104,17 +105,17 @@ def test_bracket_and_what_is_kept_and_reused(tmp_path, ratios, monkeypatch):
 
 def test_more_samples_go_on_with_those_there(tmp_path, ratios, capsys):
     ratios |= {n: 0.9 for n in range(10, 41)}  # at the very target: samples run out
-    few = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,))))
+    few = disk.read_json(emm.find(options(tmp_path / "emm", sizes=(20,))))
     assert few["undecided"] == [20] and "at |D| = 20 the samples ran out before a verdict" in few["statement"]
     before = few["probes"][0]
     assert not before["decided"] and before["samples_drawn"] in (150, 300)
-    more = run.read_json(emm.find(options(tmp_path / "emm", sizes=(20,), sample_count=300)))["probes"][0]
+    more = disk.read_json(emm.find(options(tmp_path / "emm", sizes=(20,), sample_count=300)))["probes"][0]
     assert more["samples_drawn"] > before["samples_drawn"] and more["best"]["step"] in (2, 4)
 
 
 def test_full_trains_to_the_end_and_draws_all(tmp_path, ratios):
     wide = options(tmp_path / "emm", n_min=5000, sizes=(20,), full=True)  # sizes are not searched
-    probe, = run.read_json(emm.find(wide))["probes"]
+    probe, = disk.read_json(emm.find(wide))["probes"]
     assert probe["whole"] and probe["above"] and probe["samples_drawn"] == 300
     assert [(t["step"], t["count"]) for t in probe["trajectory"]] == [(2, 150), (4, 150)]
 
@@ -122,7 +123,7 @@ def test_full_trains_to_the_end_and_draws_all(tmp_path, ratios):
 def test_when_a_size_memorizes_and_when_it_generalizes_best(tmp_path, ratios):
     ratios |= {10: 0.8}
     o = options(tmp_path / "emm", sizes=(10,), full=True, validate=20, snapshots="log:3", steps=8)
-    probe, = run.read_json(emm.find(o))["probes"]
+    probe, = disk.read_json(emm.find(o))["probes"]
     assert [t["step"] for t in probe["trajectory"]] == [2, 4, 8]
     assert probe["onset"].keys() == {"0.01", "0.1", "0.5", "0.9"}
     first = probe["onset"]["0.5"]
@@ -138,7 +139,7 @@ def test_when_a_size_memorizes_and_when_it_generalizes_best(tmp_path, ratios):
 
 def test_not_monotone_is_reported(tmp_path, ratios):
     ratios |= {20: 0.1, 40: 0.1}
-    result = run.read_json(emm.find(options(tmp_path / "emm", sizes=(10, 20, 30, 40))))
+    result = disk.read_json(emm.find(options(tmp_path / "emm", sizes=(10, 20, 30, 40))))
     assert result["bracket"] == [30, 40] and result["rises"] == [[20, 30]]
 
 
@@ -146,7 +147,7 @@ def test_not_monotone_is_reported(tmp_path, ratios):
 def test_a_killed_search_goes_on_to_the_same_end(tmp_path, monkeypatch, at):
     """Real verdicts depend on seeds alone: a search killed while sampling goes on to the same history."""
     how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, sample_count=100)
-    whole = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "whole"))))
+    whole = disk.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "whole"))))
     generate, calls = emm.sample.generate, []
 
     def killed(*arguments, **keywords):
@@ -159,7 +160,7 @@ def test_a_killed_search_goes_on_to_the_same_end(tmp_path, monkeypatch, at):
     if sum(math.ceil(t["count"] / 64) for p in whole["probes"] for t in p["trajectory"]) >= at:
         with pytest.raises(KeyboardInterrupt):
             emm.find(broken)
-    again = run.read_json(emm.find(broken))
+    again = disk.read_json(emm.find(broken))
     assert lasting(again) == lasting(whole) and again["statement"] == whole["statement"]
     assert [p["n"] for p in again["probes"]] == [p["n"] for p in whole["probes"]]
     drawn = [seed for arguments in calls[:at - 1] + calls[at:] for seed in arguments[1]]
@@ -174,7 +175,7 @@ def test_a_signal_ends_sampling_after_the_chunk(tmp_path, ratios, monkeypatch):
         references = emm.References(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
         last = train.train(dataclasses.replace(probe.training, steps=1, snapshots=1))
         probe.score(last, references)
-    assert [s["count"] for s in run.read_json(probe.files.scores)["snapshots"].values()] == [64]
+    assert [s["count"] for s in disk.read_json(probe.files.scores)["snapshots"].values()] == [64]
 
 
 def test_snapshots_that_tie_and_runs_of_others(tmp_path, ratios, monkeypatch):
@@ -195,13 +196,13 @@ def test_snapshots_that_tie_and_runs_of_others(tmp_path, ratios, monkeypatch):
     assert [p.name[9:17] for p in probe.files.snapshots()] == ["00000001", "00000002", "00000003"]
     for there in (probe.files.path, tmp_path / "other"):
         again = emm.Probe(options(tmp_path / "a", snapshots=4), 20)
-        again.files = run.Directory(there)
+        again.files = disk.Directory(there)
         again.training = dataclasses.replace(again.training, out=str(there))
         if there != probe.files.path:
             again.scores = {}
         again.measure()
         assert sorted(again.scores) == [1, 2, 3, 4] and again.above() is False
-        names = [p.name for p in run.Directory(there).snapshots()]
+        names = [p.name for p in disk.Directory(there).snapshots()]
         assert names == ["snapshot-00000001.safetensors", "model.safetensors"]
 
 
@@ -213,9 +214,9 @@ def test_a_removed_snapshot_proves_nothing(tmp_path, ratios):
     ratios[20] = 0.1
     train.train(probe.training)
     assert emm.Probe(options(tmp_path, eps=0.3), 20).verdict(gone) is None
-    run.Directory(probe.files.path).snapshot(2).unlink()
+    disk.Directory(probe.files.path).snapshot(2).unlink()
     assert emm.Probe(options(tmp_path, eps=0.3), 20).verdict(gone) is False
-    run.write_json(probe.files.scores, dict(
+    disk.write_json(probe.files.scores, dict(
         probe.about, snapshots={2: gone}, sampling_seconds=0.0, started=1.0))
     with pytest.raises(ValueError, match="has lost snapshots whose verdict is open; remove it to measure"):
         emm.Probe(options(tmp_path, full=True), 20).measure()
@@ -234,7 +235,7 @@ def test_samplers(tmp_path, ratios, monkeypatch):
     emm.find(o)
     assert drawn and all(getattr(one, key) == value for one in drawn for key, value in given.items())
     scores = tmp_path / "emm" / "n000020" / "scores.json"
-    assert run.read_json(scores)["options"].items() >= given.items()
+    assert disk.read_json(scores)["options"].items() >= given.items()
     with pytest.raises(ValueError, match="scores.json was made with .*churn: 1.0 there, 0.0 asked"):
         emm.Probe(options(tmp_path / "emm", labels="true"), 20)
     scores.unlink()  # and the snapshots are drawn from again
@@ -246,7 +247,7 @@ def test_samplers(tmp_path, ratios, monkeypatch):
 
 
 def test_two_searches_in_one_place(tmp_path):
-    with run.claim(tmp_path, dict(options={})):
+    with disk.claim(tmp_path, dict(options={})):
         command = [sys.executable, "emm.py", "--data", "digits", "--n-min", "10", "--out", str(tmp_path),
                    "--device", "cpu"]
         other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -258,7 +259,7 @@ def test_two_searches_in_one_place(tmp_path):
 def test_every_kind_of_labels(tmp_path, labels):
     """Drawn and dropped in training, and at sampling uniform or left out, which are other searches."""
     how = dict(labels=labels, label_dropout=0.5, sizes=(10,), sample_count=10)
-    result = run.read_json(emm.find(options(tmp_path / "a", **how, sample_labels="none")))
+    result = disk.read_json(emm.find(options(tmp_path / "a", **how, sample_labels="none")))
     assert [p["n"] for p in result["probes"]] == [10]
     with pytest.raises(ValueError, match="sample_labels: 'none' there, 'uniform' asked"):
         emm.find(options(tmp_path / "a", **how))
@@ -272,14 +273,14 @@ def test_mirrored_copies_count_if_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(emm.sample, "generate", mirrored)
     for mirror, ratio in ((False, 0.0), (True, 1.0)):
         path = emm.find(options(tmp_path / str(mirror), mirror=mirror, flip=mirror, sizes=(10,)))
-        result = run.read_json(path)
+        result = disk.read_json(path)
         assert result["probes"][0]["ratio"] == ratio
         assert result["options"]["mirror"] is mirror
 
 
 def test_several_devices_find_the_same(tmp_path):
     how = dict(TINY, n_max=20, eps=0.99, tolerance=0.5, sample_count=64)
-    one = run.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "one"), sizes=(10, 20))))
+    one = disk.read_json(emm.find(emm.Options(**how, out=str(tmp_path / "one"), sizes=(10, 20))))
     words = []
     for name, value in how.items():
         words += [f"--{name.replace('_', '-')}", str(value).strip("()").replace(" ", "")]
@@ -288,7 +289,7 @@ def test_several_devices_find_the_same(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    two = run.read_json(tmp_path / "two" / "emm.json")
+    two = disk.read_json(tmp_path / "two" / "emm.json")
     assert lasting(one) == lasting(two) and one["statement"] == two["statement"]
 
 
@@ -320,15 +321,15 @@ def test_the_target_is_met_in_whole_numbers(tmp_path):
 
 def test_the_smallest_size_is_the_one_asked_for(tmp_path, ratios):
     ratios |= {n: 0.1 for n in range(10, 51)}
-    result = run.read_json(emm.find(options(tmp_path / "emm", n_min=25, n_max=50)))
+    result = disk.read_json(emm.find(options(tmp_path / "emm", n_min=25, n_max=50)))
     assert min(p["n"] for p in result["probes"]) == 25 and "EMM is below 25" in result["statement"]
 
 
 def test_seeds(tmp_path, ratios, capsys):
     ratios |= {n: 0.2 for n in range(21, 41)}
-    result = run.read_json(emm.find(options(tmp_path / "emm", tolerance=0.5, train_seeds=(3, 4))))
+    result = disk.read_json(emm.find(options(tmp_path / "emm", tolerance=0.5, train_seeds=(3, 4))))
     assert result["searches"] == ["seed3/emm.json", "seed4/emm.json"] and len(result["emms"]) == 2
-    one, other = (run.read_json(tmp_path / "emm" / path) for path in result["searches"])
+    one, other = (disk.read_json(tmp_path / "emm" / path) for path in result["searches"])
     assert one["options"]["seed"] == one["options"]["subset_seed"] == 3 and one["data"] == other["data"]
     assert result["interval"][0] <= result["emm"] <= result["interval"][1]
     assert "on average over 2 seeds" in result["statement"]
@@ -349,7 +350,7 @@ def test_seeds(tmp_path, ratios, capsys):
             options(tmp_path / "emm", train_seeds=(3, 4), **given)
     for labels, drawn in {"random:2": 3, "true": 0}.items():  # labels that are drawn are drawn by the seed
         there = emm.find(options(tmp_path / labels, labels=labels, sizes=(20,), train_seeds=(3,))).parent
-        assert run.read_json(there / "seed3" / "emm.json")["options"]["label_seed"] == drawn
+        assert disk.read_json(there / "seed3" / "emm.json")["options"]["label_seed"] == drawn
 
 
 def test_data_are_decoded_once_and_may_move(tmp_path, ratios, monkeypatch, write_images, noise, capsys):

@@ -8,6 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
+import disk
 import emm
 import plot
 import run
@@ -140,7 +141,7 @@ def test_its_commands_side_by_side(tmp_path, monkeypatch):
     subprocess.run(f"{line} | sed 's:^python:{sys.executable}:' | xargs -P 2 -I{{}} sh -c '{{}}'", shell=True,
                    cwd=ROOT, check=True, capture_output=True)
     monkeypatch.setattr(train, "training", None)  # nothing is left to train
-    assert len(run.read_json(experiments.one(o, "epochs"))["points"]) == 2
+    assert len(disk.read_json(experiments.one(o, "epochs"))["points"]) == 2
 
 
 def test_claims_name_points():
@@ -194,7 +195,7 @@ def test_an_experiment_to_its_figure(tmp_path, capsys):
     o = Options(name="epochs", seeds=(0, 1), runs=str(tmp_path / "runs"), out=str(tmp_path / "results"),
                 also=f"{TINY} --width 4")
     path, = experiments.experiment(o)
-    result = run.read_json(path)
+    result = disk.read_json(path)
     assert [p["x"] for p in result["points"]] == [3000, 6000] and result["measure"] == "ratio"
     for p in result["points"]:
         assert len(p["values"]) == len(p["trajectories"]) == 2 and p["interval"][0] <= p["mean"]
@@ -203,7 +204,7 @@ def test_an_experiment_to_its_figure(tmp_path, capsys):
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python emm.py ")]
     assert printed == [p["command"] for p in result["points"]]
     path = experiments.one(o, "optimum")
-    result, folder = run.read_json(path), path.parent
+    result, folder = disk.read_json(path), path.parent
     assert [p["values"] for p in result["points"]] == [[1, 1], [0, 0]]
     assert len(result["points"][0]["denoising"][0]["loss"]) == len(result["sigmas"])
     figures = {f"optimum{end}.png" for end in ("", ".loss", ".trained", ".closed-form")}
@@ -217,7 +218,7 @@ def test_searches_of_an_experiment(tmp_path, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "width", dataclasses.replace(EXPERIMENTS["width"], cpu=points))
     o = Options(name="width", seeds=(0, 1), runs=str(tmp_path / "runs"), out=str(tmp_path / "results"),
                 also=TINY)
-    result = run.read_json(experiments.one(o, "width"))
+    result = disk.read_json(experiments.one(o, "width"))
     assert result["measure"] == "emm"  # and nothing is memorized in 4 steps
     assert all(p["values"] == [None, None] and p["mean"] is None for p in result["points"])
 

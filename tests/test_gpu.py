@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import data
-import run
+import disk
 import sample
 import train
 from bench import step
@@ -192,7 +192,7 @@ def test_a_killed_run_ends_with_the_same_weights(precision, tmp_path):
              "--warmup-steps 3 --snapshots 1 --save-seconds 0 --deterministic").split()
     command = [sys.executable, "train.py", *words, "--precision", precision, "--device", DEVICE, "--out"]
     subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, check=True)
-    killed = run.Directory(tmp_path / "killed")
+    killed = disk.Directory(tmp_path / "killed")
     with subprocess.Popen([*command, killed.path], cwd=ROOT) as process:
         while process.poll() is None and not killed.state.exists():
             time.sleep(0.01)

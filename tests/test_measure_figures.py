@@ -2,7 +2,7 @@
 import pytest
 from PIL import Image
 
-import run
+import disk
 from measure import curve, figures
 
 
@@ -37,9 +37,9 @@ def test_quality_against_memorization(tmp_path):
     assert right.lines[0].get_xdata() == pytest.approx([0.1, 0.3, 0.5])
     assert (left.get_xlabel(), left.get_ylabel()) == ("memorization ratio", "share, against training images")
     for name, found in (("a", both[0]), ("b", dict(ratio=1.0))):
-        run.write_json(tmp_path / f"{name}.json", found)
+        disk.write_json(tmp_path / f"{name}.json", found)
     assert Image.open(figures.draw(figures.Options(quality=(str(tmp_path / "a.json"),)))).width > 800
-    run.write_json(tmp_path / "snapshots.json", dict(snapshots=both))
+    disk.write_json(tmp_path / "snapshots.json", dict(snapshots=both))
     several = tmp_path / "snapshots.json", tmp_path / "a.json"
     assert Image.open(figures.draw(figures.Options(quality=tuple(map(str, several))))).width > 800
     with pytest.raises(ValueError, match="b.json has no quality; score its samples with memorize.py"):

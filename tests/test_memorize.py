@@ -12,9 +12,9 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import data
+import disk
 import kernels.nearest
 import memorize
-import run
 import sample
 import search
 from conftest import ROOT
@@ -152,7 +152,7 @@ def test_run_directories(tmp_path):
     sample.sample(sample.Options(run=str(out), seeds="0-4", device="cpu"))
     found = memorize.memorize(options(out, out))
     assert found["training_images"] == 20 and found["samples"] == 5
-    assert run.read_json(out / "memorize.json") == json.loads(json.dumps(found))
+    assert disk.read_json(out / "memorize.json") == json.loads(json.dumps(found))
     with pytest.raises(ValueError, match="has its own n"):
         memorize.memorize(options(out, out, n=10))
 
@@ -240,7 +240,7 @@ def test_numbers_of_other_held_out_images_are_refused(tmp_path, write_images, no
     for more in (dict(quality=True), dict(curve=str(tmp_path / "c.png")), {}):
         with pytest.raises(ValueError, match="X.json is of other held-out images; choose"):
             memorize.memorize(options(samples, train, **given, **more, held_out=held_out[1]))
-    assert run.read_json(tmp_path / "X.json") == json.loads(json.dumps(found))
+    assert disk.read_json(tmp_path / "X.json") == json.loads(json.dumps(found))
 
 
 def test_what_else_is_asked_follows_mirror(tmp_path, write_images, noise):
@@ -284,7 +284,7 @@ def test_every_snapshot_of_a_run(tmp_path):
         sample.sample(sample.Options(run=str(weights), seeds="0-7", device="cpu"))
     found = memorize.memorize(options(out, out, held_out="rest", snapshots=True))
     again = memorize.memorize(options(out, out, held_out="rest", snapshots=True))
-    assert run.read_json(out / "snapshots.json") == again == json.loads(json.dumps(found))
+    assert disk.read_json(out / "snapshots.json") == again == json.loads(json.dumps(found))
     early, last = found["snapshots"]
     assert memorize.report(found).splitlines()[1].startswith("samples.npz: 0.00% memorized, ")
     assert [(row["step"], row["file"]) for row in found["snapshots"]] == [

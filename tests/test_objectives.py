@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import checkpoint
-import run
+import disk
 import sample
 import train
 from diffusion import objectives
@@ -169,7 +169,7 @@ def test_a_run_keeps_its_objective(tmp_path, given):
              learning_rate=4e-3, dropout=0.0, snapshots=1, log_steps=10, device="cpu", out=str(tmp_path))
     D, _ = checkpoint.load_model(train.train(train.Options(**o, **given)))
     assert D.objective == Objective(**dict(precond="vp") | given)
-    losses = [line["loss"] for line in run.read_log(tmp_path / "log.jsonl")]
+    losses = [line["loss"] for line in disk.read_log(tmp_path / "log.jsonl")]
     assert losses[-1] < 0.9 * losses[0]
     x = heun(D, *_latents(D))
     assert x.isfinite().all() and x.abs().max() < 10

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import disk
 import parallel
-import run
 from conftest import ROOT
 
 SAME_WEIGHTS = 2e-5  # float32 sums of gradients in another order, after 20 Adam steps of 1e-3
@@ -42,7 +42,7 @@ def runs(tmp_path_factory):
 def test_training_agrees(runs):
     one, two = (load_file(runs / p / "model.safetensors") for p in "12")
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < SAME_WEIGHTS
-    logs = [run.read_log(runs / p / "log.jsonl") for p in "12"]
+    logs = [disk.read_log(runs / p / "log.jsonl") for p in "12"]
     assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]] == [5, 10, 15, 20]
     assert all(a["loss"] == pytest.approx(b["loss"], rel=1e-4) for a, b in zip(*logs))
     assert sorted(p.name for p in (runs / "1").iterdir()) == sorted(p.name for p in (runs / "2").iterdir())

@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-import run
+import disk
 from conftest import ROOT
 from paper import report
 from paper.claims import ALL, FIRST, KNOWN, LAST, SCALES, Claim, Slope
@@ -35,7 +35,7 @@ def result(name, points, measure="ratio"):
                          command=f"python emm.py --x '{x}'"))
     return dict(name=name, scale="cpu", x="x | y", about="a <b>", measure=measure, seeds=[0, 1, 2],
                 points=rows, options=dict(also="--steps 9" if name == "width" else ""),
-                **run.provenance())
+                **disk.provenance())
 
 
 def test_verdicts():
@@ -97,7 +97,7 @@ def results(tmp_path):
     depth["points"][0].update(values=[None, 2., 3.], mean=None, interval=None,
                               brackets=[[9, None], [1, 3], [2, 4]])
     for made_up in (made("width", "emm"), made("batch", "ratio"), depth):
-        run.write_json(folder / f"{made_up['name']}.json", made_up)
+        disk.write_json(folder / f"{made_up['name']}.json", made_up)
     for name in ("width.more", "batch-emm"):
         Image.new("RGB", (20, 10), "white").save(folder / f"{name}.png")
     (folder / "notes.md").write_text("\n## width \n\nWhy `this` is <so>.\n\nAnd more.\n\n"
@@ -144,7 +144,7 @@ def test_errors(results, tmp_path):
     with pytest.raises(ValueError, match="notes on 'breadth'"):
         report.report(o)
     for other in ({}, result("width", [("", 4, [1., 2., 3.])], "emm")):
-        run.write_json(results / "cpu" / "width.json", other)
+        disk.write_json(results / "cpu" / "width.json", other)
         with pytest.raises(ValueError, match="width.json is of another protocol.py"):
             report.report(o)
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 import checkpoint
 import data
+import disk
 import run
 import sample
 import train
@@ -173,7 +174,7 @@ def test_the_snapshot_of_least_loss_on_held_out_images(tmp_path, trained):
         sample.sample(options(run=str(trained), snapshot="best-validation"))
     out = tmp_path / "run"
     train.train(train.Options(**TRAINING | dict(steps=6, snapshots=3), validate=10, out=str(out)))
-    files = run.Directory(out)
+    files = disk.Directory(out)
     for path, loss in zip(files.snapshots(), (2.0, 1.0, 3.0), strict=True):
         weights, metadata = checkpoint.read(path)
         assert metadata["validation_loss"] > 0

@@ -14,6 +14,7 @@ import torch
 
 import checkpoint
 import data
+import disk
 import run
 import train
 from conftest import ROOT
@@ -65,8 +66,8 @@ def test_a_run_and_its_files(tmp_path):
     assert about["options"]["precision"] == "fp32", "what auto means on a CPU"
     assert about["step"] == 12 and about["options"]["n"] == 20 and about["label_counts"] == [2] * 10
     assert D.config["label_dim"] == 10 and D.config["img_resolution"] == 8 and about["device"] == "cpu"
-    assert [run.metadata(p)["step"] for p in run.Directory(o.out).snapshots()] == [4, 8, 12]
-    log = run.read_log(tmp_path / "run" / "log.jsonl")
+    assert [disk.metadata(p)["step"] for p in disk.Directory(o.out).snapshots()] == [4, 8, 12]
+    log = disk.read_log(tmp_path / "run" / "log.jsonl")
     assert [line["step"] for line in log] == [4, 5, 8, 10, 12] and log[-1]["images"] == 192
     assert {"epoch", "loss", "images_per_second", "memory_mb", "batch_device", "seconds"} <= set(log[0])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -94,10 +95,10 @@ def test_validation_changes_no_weight_and_goes_on_where_it_stopped(tmp_path):
     model, plain = train.train(o), train.train(options(tmp_path / "plain", **given))
     weights = [checkpoint.load_model(path)[0].model.state_dict() for path in (model, plain)]
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
-    log = run.read_log(tmp_path / "run" / "log.jsonl")
+    log = disk.read_log(tmp_path / "run" / "log.jsonl")
     logged = {line["step"]: line.get("validation_loss") for line in log}
     assert set(logged) == {2, 5, 10, 12} and logged[10] is None
-    for path in run.Directory(o.out).snapshots():
+    for path in disk.Directory(o.out).snapshots():
         D, about = checkpoint.load_model(path)
         assert about["validation_loss"] == logged[about["step"]]
         # of its own weights, on the 30 images that follow the training set
@@ -107,7 +108,7 @@ def test_validation_changes_no_weight_and_goes_on_where_it_stopped(tmp_path):
         sigma, noise = D.objective.training_sigma(30, generator), torch.randn(y.shape, generator=generator)
         loss = D.loss(y, sigma, noise, held_out.labels[20:]).mean()
         assert float(loss) == pytest.approx(about["validation_loss"], rel=SAME_LOSS)
-    assert "validation_loss" not in run.metadata(plain)
+    assert "validation_loss" not in disk.metadata(plain)
     with pytest.raises(ValueError, match="made with other options .validate: 30 there, 0 asked"):
         train.train(options(tmp_path / "run", **given))
 
@@ -116,11 +117,11 @@ def test_an_older_run_is_the_same_run(tmp_path):
     """Its config.json and snapshots know none of the options that came later."""
     model = train.train(options(tmp_path / "run"))
     about, path = checkpoint.load_model(model)[1], tmp_path / "run" / "config.json"
-    config = run.read_json(path)
+    config = disk.read_json(path)
     for options_there in (config["options"], about["options"]):
         for name in ("part", "repeat", "validate"):
             del options_there[name]
-    run.write_json(path, config)
+    disk.write_json(path, config)
     weights = checkpoint.read(model)[0]
     checkpoint.write(model, weights, {key: value for key, value in about.items() if key != "sha256"})
     before = digest(model)
@@ -145,7 +146,7 @@ def test_interrupted_anywhere_and_gone_on_is_the_same_run(tmp_path, monkeypatch,
             train.train(o)
     broken = train.train(o)
     assert calls == list(range(12))  # nothing done twice
-    whole_run, broken_run = (run.Directory(tmp_path / name).snapshots() for name in ("whole", "broken"))
+    whole_run, broken_run = (disk.Directory(tmp_path / name).snapshots() for name in ("whole", "broken"))
     for a, b in zip(whole_run, broken_run):
         wa, wb = (checkpoint.load_model(path)[0].model.state_dict() for path in (a, b))
         assert all(torch.equal(wa[name], wb[name]) for name in wa)
@@ -171,7 +172,7 @@ def test_killed_half_way_resumes_to_the_same_weights(tmp_path):
     subprocess.run([*COMMAND, *flags, "--out", tmp_path / "killed"], check=True, capture_output=True)
     for name in ("snapshot-00000020.safetensors", "model.safetensors"):
         assert digest(tmp_path / "whole" / name) == digest(tmp_path / "killed" / name)
-    steps = [line["step"] for line in run.read_log(tmp_path / "killed" / "log.jsonl")]
+    steps = [line["step"] for line in disk.read_log(tmp_path / "killed" / "log.jsonl")]
     assert steps == sorted(set(steps)) and steps[-1] == 40
 
 
@@ -194,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was(tmp_path):
     words = r"the (loss of step \d+ is|weights are not finite after step).*--learning-rate"
     with pytest.raises(ValueError, match=words):
         train.train(o)
-    kept = run.Directory(o.out).snapshots()
+    kept = disk.Directory(o.out).snapshots()
     assert kept and not (tmp_path / "run" / "model.safetensors").exists()
     for path in kept:
         assert all(t.isfinite().all() for t in checkpoint.load_model(path)[0].model.state_dict().values())
@@ -204,7 +205,7 @@ def test_weights_that_are_not_finite_are_never_published(tmp_path):
     o = options(tmp_path / "run", optimizer="sgd", learning_rate=1e38, warmup_steps=0, steps=2)
     with pytest.raises(ValueError, match="weights are not finite after step 2"):
         train.train(o)
-    kept = [checkpoint.load_model(path)[0] for path in run.Directory(o.out).snapshots()]
+    kept = [checkpoint.load_model(path)[0] for path in disk.Directory(o.out).snapshots()]
     assert len(kept) == 1  # after step 1 they were
     assert all(p.isfinite().all() for p in kept[0].parameters())
 
@@ -236,7 +237,7 @@ def test_a_damaged_state_is_named(tmp_path):
     out = tmp_path / "run"
     o, state = options(out, save_seconds=0.0), out / "state.safetensors"
     stop_at(o, "snapshot-00000008.safetensors")
-    assert run.metadata(state)["step"] == 8
+    assert disk.metadata(state)["step"] == 8
     whole_state = state.read_bytes()
     content = bytearray(whole_state)
     content[len(content) // 2] ^= 1
@@ -267,8 +268,8 @@ def test_a_gradient_that_is_not_finite_stops_at_its_step(tmp_path, monkeypatch):
              "Lower --learning-rate")
     with pytest.raises(ValueError, match=words):
         train.train(o)
-    assert [path.name for path in run.Directory(o.out).snapshots()] == ["snapshot-00000004.safetensors"]
-    assert "of step 6 is nan" in run.read_log(tmp_path / "run" / "log.jsonl")[-1]["stopped"]
+    assert [path.name for path in disk.Directory(o.out).snapshots()] == ["snapshot-00000004.safetensors"]
+    assert "of step 6 is nan" in disk.read_log(tmp_path / "run" / "log.jsonl")[-1]["stopped"]
 
 
 HEAVY = ("matplotlib", "torchvision", "triton", "torch._dynamo")
