@@ -24,9 +24,9 @@ DIGITS = 60               # sums of roots that agree to so many are called equal
 def nearest(x, y, k):
     """Squared distances [Q, k], ascending, and indices int64 [Q, k] of the k nearest y of each x.
 
-    x [Q, ...] and y [N, ...] are both uint8 or both floats, on one device. What `squares` puts above the k-th
-    smallest by more than twice its error is further; the rest is measured again. Raises ValueError if N < k,
-    or if shapes differ.
+    x [Q, ...] and y [N, ...] are both uint8 or both floats, on one device. What `squares_by_row` puts above
+    the k-th smallest by more than twice its error is further; the rest is measured again. Raises ValueError
+    if N < k, or if shapes differ.
     """
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"images of shape {list(x.shape[1:])} cannot be compared with images of shape "
@@ -34,7 +34,7 @@ def nearest(x, y, k):
     if len(y) < k:
         raise ValueError(f"{k} nearest of {len(y)} images; give more images, or a smaller K")
     x, y = x.flatten(1), y.flatten(1)
-    distances, error = squares(x, y)
+    distances, error = squares_by_row(x, y)
     found = [], []
     for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(y))):
         d = distances(rows)
@@ -49,7 +49,7 @@ def nearest(x, y, k):
     return tuple(torch.cat(part).to(x.device) for part in found)
 
 
-def squares(x, y):
+def squares_by_row(x, y):
     """(distances, error) of x [Q, D] and y [N, D]: distances(rows) [rows, N] is |x - y|^2 within error [Q].
 
     Of uint8 that is exact, int32 of small images on a CPU, and float64 else. Of floats it is

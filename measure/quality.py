@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import torch
 
-from measure.neighbours import BLOCK, nearest, squares
+from measure.neighbours import BLOCK, nearest, squares_by_row
 from search import NORMAL, wilson
 
 NEAREST = 5        # k, as Naeem et al. take
@@ -43,7 +43,7 @@ def prdc(real, fake, k=NEAREST):
     x, y, r, s = real.x.flatten(1), fake.x.flatten(1), real.radius, fake.radius
     around = torch.zeros(len(y), dtype=torch.int64, device=y.device)
     recalled, covered = [], []
-    distances, error = squares(x, y)
+    distances, error = squares_by_row(x, y)
     for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(y))):
         d = distances(rows) + error[rows, None]  # what may lie on the border of a ball is outside
         inside, near = d < r[rows, None], d < s

@@ -54,7 +54,7 @@ def pair_sheet(samples, train, squares, index, neighbours=0, rows=2):
     order, count = ratio.argsort(stable=True).tolist(), rows * COLUMNS // 3
 
     def triples(chosen):
-        return [cell for i in chosen for cell in ((samples[i], f"distances {ratio[i]:.3f}"),
+        return [cell for i in chosen for cell in ((samples[i], f"quotient {ratio[i]:.3f}"),
                                                   (train[index[i, 0]], f"nearest {d[i, 0]:.4g}"),
                                                   (train[index[i, 1]], f"second {d[i, 1]:.4g}"))]
     return sheet({"most memorized": triples(order[:count]), "least memorized": triples(order[::-1][:count])})

@@ -56,7 +56,7 @@ def test_vectors_that_float32_cannot_tell(dtype, scale, offset):
 def test_the_error_bound_holds():
     x, y = vectors(40, 300), vectors(80, 300, seed=1)
     for factor in (1e-6, 1.0, 1e6):
-        distances, error = neighbours.squares(x * factor, y + factor)
+        distances, error = neighbours.squares_by_row(x * factor, y + factor)
         true = all_nearest(x * factor, y + factor, 80)
         exact = torch.empty(40, 80, dtype=torch.float64).scatter_(1, true[1], true[0])
         off = (distances(torch.arange(40)) - exact).abs().amax(1)
@@ -69,7 +69,7 @@ def test_queries_near_the_mean_keep_their_small_products():
     v = torch.full((D,), 0.9, dtype=torch.float64)
     w = v * (1 - 2 * (torch.arange(D) % 2)) * (1 - f * eps)
     y, x = torch.stack([v, -v, w, -w] * 16), (eps * v).repeat(4, 1)
-    distances, error = neighbours.squares(x, y)
+    distances, error = neighbours.squares_by_row(x, y)
     true = (x[:, None] - y).square().sum(2)
     assert bool(((distances(torch.arange(4)) - true).abs().amax(1) <= error).all())
     assert neighbours.nearest(x, y, 1)[1].flatten().tolist() == [0] * 4
