@@ -10,6 +10,7 @@ and digits.
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import random
 import shutil
@@ -180,9 +181,10 @@ def kill(stage, count, folder, rng):
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(there, work)
         before = set()
-        while True:
+        for attempt in itertools.count():
             pid = fork(stage, words(stage, work), work / ".output")
-            deadline = time.perf_counter() + rng.uniform(0, 1.2 * usual)
+            # longer and longer: a stage without a state, once slower than usual, would never end
+            deadline = time.perf_counter() + rng.uniform(0, (1.2 + 0.1 * attempt) * usual)
             while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.perf_counter() < deadline:
                 time.sleep(0.001)
             if ended != (0, 0):
