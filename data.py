@@ -16,7 +16,6 @@ import torch
 
 import disk
 import run
-from disk import read_json
 from images import place, read, there
 from images.labels import give_labels, label_count, parse_labels
 from images.subsets import balanced_order, in_part, repetition, shown
@@ -204,7 +203,7 @@ def of_run(directory, moved=""):
             raise ValueError(f"{source}, which {directory} was trained on, is not there; if it has moved, "
                              "say where it is now by --data")
     D = load(options)
-    if D.fingerprint() != read_json(disk.Directory(directory).config)["data"]:
+    if D.fingerprint() != disk.read_json(disk.Directory(directory).config)["data"]:
         raise ValueError(f"{options.data} is no longer what {directory} was trained on; "
                          "restore it, or train again")
     return D
@@ -213,7 +212,7 @@ def of_run(directory, moved=""):
 def options_of_run(directory, moved=""):
     """The `Options` of a run directory's training set, whose data lie at `moved` if that is given."""
     path = disk.Directory(directory).config
-    config = read_json(path) if path.is_file() else {}
+    config = disk.read_json(path) if path.is_file() else {}
     if config.get("stage") != "train":
         raise ValueError(f"{directory} is not a run directory of train.py: it has no config.json of one")
     options = {field.name: config["options"].get(field.name, field.default) for field in fields(Options)}

@@ -52,10 +52,11 @@ class Options(Sampling, train.Options):
     sample_count: int = option(10000, "samples a snapshot at most, seeds 0, 1, ...", recorded=False, least=1)
     alpha: float = option(0.01, "chance of a wrong verdict on a size, at most", recorded=False)
     full: bool = option(False, "train to the end and draw all samples, as published", recorded=False)
-    sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False)
+    sizes: tuple[int, ...] = option((), "measure these sizes instead of searching", recorded=False,
+                                     distinct=True)
     train_seeds: tuple[int, ...] = option(
         (), "search once for each, as --seed, --subset-seed and --label-seed: other weights, images, labels",
-        recorded=False, least=0, below=2**32)
+        recorded=False, least=0, below=2**32, distinct=True)
     devices: tuple[str, ...] = option((), "a size on each at once, such as cuda:0,cuda:1", recorded=False)
     threshold: str = option("1/3", "memorized below this ratio of nearest distances")
     mirror: bool = option(False, "also compare with mirrored training images")
@@ -74,9 +75,6 @@ class Options(Sampling, train.Options):
         if not 0 < self.eps < 1 or not self.tolerance > 0 or not 0 < self.alpha < 1:
             raise ValueError(f"--eps {self.eps}, --tolerance {self.tolerance}, --alpha {self.alpha}: "
                              "need 0 < eps < 1, tolerance > 0 and 0 < alpha < 1")
-        for name, given in (("sizes", self.sizes), ("train-seeds", self.train_seeds)):
-            if len(set(given)) < len(given):
-                raise ValueError(f"--{name} {given}: one of them stands there twice")
 
 
 class Probe:

@@ -25,19 +25,20 @@ INTERRUPTED = 130  # the shell's exit status for a command ended by Ctrl-C
 _signals = []  # that have come within `interruptible`
 
 
-def option(default, help, choices=None, recorded=True, least=-math.inf, below=math.inf):
+def option(default, help, choices=None, recorded=True, least=-math.inf, below=math.inf, distinct=False):
     """A dataclass field for `parse`: its default, its text in --help, and the values allowed.
 
     Without a text it is not on the command line. `recorded=False` marks options of the machine (device,
     where to write) that do not change what is computed: a run may be resumed with other values of these.
-    `Checked` refuses a number, or one in a tuple, that is less than `least`, or not below `below`.
+    `Checked` refuses a number, or one in a tuple, that is less than `least`, or not below `below`, and a
+    tuple that has an item twice and is to be `distinct`.
     """
     return dataclasses.field(default=default, metadata=dict(
-        help=help, choices=choices, recorded=recorded, bounds=(least, below)))
+        help=help, choices=choices, recorded=recorded, bounds=(least, below), distinct=distinct))
 
 
 class Checked:
-    """A dataclass of options; raises ValueError, naming it, for a number outside the bounds of its `option`.
+    """A dataclass of options; raises ValueError, naming it, for a value that its `option` does not allow.
 
     A subclass with rules of its own calls super first.
     """
@@ -45,6 +46,9 @@ class Checked:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             given, (least, below) = getattr(self, field.name), field.metadata["bounds"]
+            if field.metadata["distinct"] and len(set(given)) < len(given):
+                raise ValueError(f"--{field.name.replace('_', '-')} {','.join(map(str, given))}: one of them "
+                                 "stands there twice")
             if (least, below) == (-math.inf, math.inf):
                 continue
             for value in given if isinstance(given, tuple) else (given,):

@@ -53,8 +53,8 @@ def squares_by_row(x, y):
     """(distances, error) of x [Q, D] and y [N, D]: distances(rows) [rows, N] is |x - y|^2 within error [Q].
 
     Of uint8 that is exact, int32 of small images on a CPU, and float64 else. Of floats it is
-    |x|^2 + |y|^2 - 2 x.y about the mean of y in float64, which errs by less than (D + 8) u (|x| + R)^2, R the
-    largest |y| and u the unit roundoff, in any order of its sums (Higham 2002, section 3.1).
+    |x|^2 + |y|^2 - 2 x.y about the mean of y in float64, which errs by less than 2 (D + 8) u (|x| + R)^2, R
+    the largest |y| and u the unit roundoff, in any order of its sums (Higham 2002, section 3.1).
     """
     whole, D = x.dtype == torch.uint8, x.shape[1]
     if whole and x.device.type == "cpu" and D <= MAX_INT32_PIXELS:
@@ -65,8 +65,8 @@ def squares_by_row(x, y):
         mean = 128 if whole else y.double().mean(0)
         x, y, product = x.double() - mean, y.double() - mean, torch.matmul
         a, b = x.square().sum(1), y.square().sum(1)
-    error = 2 * (D + 8) * UNIT * (a.sqrt() + b.max().sqrt()) ** 2 * (not whole)
-    return lambda rows: torch.sub(b + a[rows, None], product(x[rows], y.T), alpha=2), error.to(a.dtype)
+    error = torch.zeros_like(a) if whole else 2 * (D + 8) * UNIT * (a.sqrt() + b.max().sqrt()) ** 2
+    return lambda rows: torch.sub(b + a[rows, None], product(x[rows], y.T), alpha=2), error
 
 
 def squares_of_pairs(x, y, row, column):

@@ -49,8 +49,8 @@ NEAR = 1.1          # times the least Frechet distance, at tau_gen
 class Options(run.Checked):
     scale: str = option("cpu", "settings and sizes, as in paper/protocol.py", SCALES)
     seeds: tuple[int, ...] = option((0, 1, 2), "a grid for each, of training set and training",
-                                    least=0, below=2**32)
-    sizes: tuple[int, ...] = option((), "training set sizes; those of the scale by default")
+                                    least=0, below=2**32, distinct=True)
+    sizes: tuple[int, ...] = option((), "training set sizes; those of the scale by default", distinct=True)
     steps: int = option(0, "steps of every run; those of the scale by default")
     snapshots: int = option(24, "of each run, spaced logarithmically over its steps")
     held_out: int = option(500, "images outside D, for the loss and the Frechet distance")
@@ -65,11 +65,11 @@ class Options(run.Checked):
     def __post_init__(self):
         super().__post_init__()
         sizes, steps = self.sizes or GRID[self.scale]["sizes"], self.steps or GRID[self.scale]["steps"]
-        if len(sizes) < 2 or min(sizes) < 2 or len(set(sizes)) < len(sizes):
-            raise ValueError(f"--sizes {sizes}: give two sizes or more, each once and of 2 images at least")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or steps < 2 or self.snapshots < 2:
+        if len(sizes) < 2 or min(sizes) < 2:
+            raise ValueError(f"--sizes {sizes}: give two sizes or more, of 2 images at least")
+        if not self.seeds or steps < 2 or self.snapshots < 2:
             raise ValueError(f"--seeds {self.seeds}, --steps {steps}, --snapshots {self.snapshots}: "
-                             "need a seed, each once, and 2 steps and snapshots")
+                             "need one seed at least, and 2 steps and snapshots")
         if min(self.sample_count, self.held_out) <= NEAREST:
             raise ValueError(f"--sample-count {self.sample_count}, --held-out {self.held_out}: "
                              f"need more than {NEAREST}")

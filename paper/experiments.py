@@ -37,16 +37,11 @@ class Options(run.Checked):
     name: str = option("size", "experiment, or all of them in order", ("all", *EXPERIMENTS))
     scale: str = option("cpu", "the paper's settings, hours of one GPU, or a day of two CPU cores", SCALES)
     seeds: tuple[int, ...] = option((), "a run of every point for each; by default 0, 1, ..., "
-                                        "as many as the table says", least=0, below=2**32)
+                                        "as many as the table says", least=0, below=2**32, distinct=True)
     also: str = option("", "options of emm.py for all points, such as '--data my.zip --device cuda:1'")
     runs: str = option("runs", "directory of the runs")
     out: str = option("paper/results", "directory of result files and figures")
     dry_run: bool = option(False, "print the commands and what they cost, and run nothing")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"--seeds {','.join(map(str, self.seeds))}: one of them stands there twice")
 
 
 def commands(options, name):

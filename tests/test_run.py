@@ -176,7 +176,7 @@ class Bounds(run.Checked):
     share: float = run.option(0.5, "", least=0, below=1)
     rate: float = run.option(0.1, "", least=0)
     free: float = run.option(0.0, "")
-    seeds: tuple[int, ...] = run.option((), "", least=0, below=2**32)
+    seeds: tuple[int, ...] = run.option((), "", least=0, below=2**32, distinct=True)
 
 
 @pytest.mark.parametrize("given, said", [
@@ -184,7 +184,8 @@ class Bounds(run.Checked):
     (dict(share=1.0), "--share 1.0 must be at least 0 and below 1"),
     (dict(rate=math.inf), "--rate inf must be a finite number of at least 0"),
     (dict(rate=math.nan), "--rate nan must be a finite number of at least 0"),
-    (dict(seeds=(0, -1)), "--seeds -1 must be from 0 to 4,294,967,295")])
+    (dict(seeds=(0, -1)), "--seeds -1 must be from 0 to 4,294,967,295"),
+    (dict(seeds=(3, 4, 3)), "--seeds 3,4,3: one of them stands there twice")])
 def test_bounds_are_those_of_the_option(given, said):
     with pytest.raises(ValueError, match=said):
         Bounds(**given)
